@@ -1,0 +1,31 @@
+"""Errors raised by mlic_fast. All derive from :class:`MlicError`."""
+
+from __future__ import annotations
+
+
+class MlicError(Exception):
+    """Base class. The message is one sentence for the user and says what to do."""
+
+
+class CorruptStreamError(MlicError):
+    """The bytes are not a stream of this codec, or they are cut short or altered."""
+
+
+class UnsupportedStreamError(MlicError):
+    """The stream is of a version of the format or of the arithmetic that this release cannot decode."""
+
+
+class WrongModelError(MlicError):
+    """The stream was made with another model than the one loaded."""
+
+
+class UnsupportedImageError(MlicError):
+    """The image cannot be compressed: not an image, an unsupported kind of pixels, or too large."""
+
+
+class CheckpointError(MlicError):
+    """A checkpoint cannot be read, or its tensors do not fit the model."""
+
+
+class EngineError(MlicError):
+    """The requested engine or device is unknown or cannot run here."""

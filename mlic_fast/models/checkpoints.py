@@ -1,0 +1,191 @@
+"""Reading and writing checkpoints.
+
+Files read: this project's safetensors (the configuration in the metadata); files of the public
+MLIC++ code, both weight families; state dicts of CompressAI's own MLIC++ (its pull request 357).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mlic_fast.errors import CheckpointError
+from mlic_fast.models.config import MlicConfig
+from mlic_fast.models.mlic import MlicModel, create_model
+
+State = dict[str, Tensor]
+
+#: Made by ``update()`` from the weights: may be missing, and are resized to what a file has.
+_TABLES = re.compile(r"\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
+_CONFIG_KEY = "mlic_fast.config"
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> MlicModel:
+    """Read a checkpoint of any supported kind; the model is on the CPU and in evaluation mode.
+
+    Raises CheckpointError when the file cannot be read or its tensors do not fit the model; the
+    message names the tensors that are missing, unexpected or of another shape.
+    """
+    path = Path(path)
+    config, state = _read(path)
+    if config is None:
+        state = _from_compressai(_from_old_compressai(state))
+        config = _infer_config(state)
+    model = create_model(config)
+    _fit(model, state, path)
+    return model.eval()
+
+
+def save_checkpoint(model: MlicModel, path: str | os.PathLike[str]) -> None:
+    """Write a model with its configuration as safetensors, without the tables of ``update()``."""
+    path = Path(path)
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if not _TABLES.search(k)}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(state, temporary, metadata={_CONFIG_KEY: model.config.to_json()})
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> tuple[MlicConfig | None, State]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        config = MlicConfig.from_json(metadata[_CONFIG_KEY]) if _CONFIG_KEY in metadata else None
+        return config, state
+    except SafetensorError:
+        pass  # Not safetensors: a file of torch.save, or nothing that can be read.
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is neither safetensors nor a PyTorch file") from error
+    if isinstance(content, dict) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path} holds no state dict")
+    return None, {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _from_old_compressai(state: State) -> State:
+    """CompressAI before 1.2.7 called the parts of the factorised prior _matrix0, _bias0, _factor0."""
+    plural = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
+    return {
+        re.sub(
+            r"entropy_bottleneck\._(matrix|bias|factor)(\d)$",
+            lambda m: f"entropy_bottleneck.{plural[m[1]]}.{m[2]}",
+            key,
+        ): value
+        for key, value in state.items()
+    }
+
+
+def _from_compressai(state: State) -> State:
+    """Names of CompressAI's MLIC++ -> names of the public MLIC++ code."""
+    if not any(key.startswith("latent_codec.") for key in state):
+        return state
+    slice_prefix = r"^latent_codec\.y\.(?:latent_codec|channel_context)\.y(\d+)\."
+    parts = {
+        "channel_part": "channel_context",
+        "global_inter_part": "global_inter_context",
+        "spatial_context_nonanchor": "local_context",
+        "intra_channel_context_nonanchor": "global_intra_context",
+        "entropy_parameters_anchor": "entropy_parameters_anchor",
+        "entropy_parameters_nonanchor": "entropy_parameters_nonanchor",
+        "lrp_anchor": "lrp_anchor",
+        "lrp_nonanchor": "lrp_nonanchor",
+    }
+    renamed: State = {}
+    for key, value in state.items():
+        name = re.sub(r"^latent_codec\.(h_a|h_s)\.", r"\1.", key)
+        name = re.sub(r"^latent_codec\.z\.entropy_bottleneck\.", "entropy_bottleneck.", name)
+        # Every slice of CompressAI's model has its own Gaussian conditional, without weights.
+        name = re.sub(slice_prefix + r"y\.gaussian_conditional\.", "gaussian_conditional.", name)
+        match = re.match(slice_prefix + r"(\w+)\.(.*)$", name)
+        if match and match[2] in parts:
+            name = f"{parts[match[2]]}.{match[1]}.{match[3]}"
+        renamed[name] = value
+    if "local_context.0.context.0.weight" in renamed or "global_inter_context.1.mlp.0.weight" not in renamed:
+        raise CheckpointError(
+            "this is CompressAI's MLIC or MLIC+: their contexts differ from the ones here, so only "
+            "its MLIC++ can be read"
+        )
+    return renamed
+
+
+def _infer_config(state: State) -> MlicConfig:
+    """Configuration of a public MLIC++ state dict, from the shapes of its tensors."""
+
+    def shape(name: str) -> torch.Size:
+        if name not in state:
+            raise CheckpointError(f"not a checkpoint of the MLIC family: {name} is missing")
+        return state[name].shape
+
+    slices = 1 + max((int(m[1]) for k in state if (m := re.match(r"lrp_anchor\.(\d+)\.", k))), default=0)
+    old = "lrp_anchor.0.lrp_transform.6.weight" in state
+    ep = "entropy_parameters_anchor.0.fusion"
+    channel = "channel_context.1.fushion"
+    lrp = "lrp_anchor.0.lrp_transform"
+    try:
+        return MlicConfig(
+            variant="mlic_plus_plus",
+            N=shape("h_a.reduction.0.weight")[0],
+            M=shape("g_a.analysis_transform.6.weight")[0],
+            slices=slices,
+            stage_channels=(
+                shape("g_a.analysis_transform.0.conv1.weight")[0],
+                shape("g_a.analysis_transform.2.conv1.weight")[0],
+                shape("g_a.analysis_transform.4.conv1.weight")[0],
+            ),
+            channel_context_channels=(
+                (shape(f"{channel}.0.weight")[0], shape(f"{channel}.2.weight")[0])
+                if slices > 1
+                else (192, 128)
+            ),
+            entropy_parameters_channels=(
+                shape(f"{ep}.0.weight")[0],
+                shape(f"{ep}.2.weight")[0],
+                shape(f"{ep}.4.weight")[0],
+            ),
+            lrp_channels=(shape(f"{lrp}.0.weight")[0], shape(f"{lrp}.2.weight")[0]) if not old else (224, 128),
+            weight_family="2023" if old else "current",
+        )
+    except ValueError as error:
+        raise CheckpointError(f"not a checkpoint of the MLIC family: {error}") from error
+
+
+def _fit(model: MlicModel, state: State, path: Path) -> None:
+    """Load a state dict, or say in one message all that does not fit."""
+    own = model.state_dict()
+    problems = []
+    missing = sorted(k for k in own if k not in state and not _TABLES.search(k))
+    unexpected = sorted(k for k in state if k not in own)
+    shapes = sorted(
+        f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape and not _TABLES.search(k)
+    )
+    for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
+        if names:
+            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            problems.append(f"{what}: {shown}")
+    if problems:
+        raise CheckpointError(f"{path} does not fit {model.config.variant}: " + "; ".join(problems))
+    for key, value in state.items():
+        if _TABLES.search(key):
+            module, name = key.rsplit(".", 1)
+            setattr(model.get_submodule(module), name, torch.empty_like(value))
+    model.load_state_dict({k: state.get(k, own[k]).to(own[k].dtype) for k in own})

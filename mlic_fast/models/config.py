@@ -1,0 +1,109 @@
+"""Configurations of the MLIC family."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from mlic_fast.errors import CheckpointError
+
+Variant = Literal["mlic", "mlic_plus", "mlic_plus_plus"]
+WeightFamily = Literal["current", "2023"]
+
+#: Lagrange multipliers of the papers, lowest rate first (MLIC++, section 4.1).
+MSE_LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483)
+MS_SSIM_LAMBDAS = (2.4, 4.58, 8.73, 16.64, 31.73, 60.5)
+
+
+@dataclass(frozen=True)
+class MlicConfig:
+    """Hyper-parameters of one model.
+
+    The defaults are the published sizes; a reduced model differs in widths alone.
+
+    Attributes:
+        variant: which of the three entropy models.
+        N: channels of the hyper-latents z, and of the transforms unless ``stage_channels`` is given.
+        M: channels of the latents y.
+        slices: number of channel slices; M / slices channels each.
+        stage_channels: channels of the transforms at 1/2, 1/4 and 1/8 of the image.
+        channel_context_channels: hidden channels of the channel context.
+        entropy_parameters_channels: hidden channels of the entropy parameters.
+        lrp_channels: hidden channels of the latent residual prediction.
+        weight_family: ``"2023"`` selects the wide latent residual prediction and the narrow first
+            synthesis block of the first published MLIC++ weights.
+        lambdas: the Lagrange multipliers of a variable-rate model, lowest rate first; empty for a
+            model of a single rate.
+    """
+
+    variant: Variant = "mlic_plus_plus"
+    N: int = 192
+    M: int = 320
+    slices: int = 10
+    stage_channels: tuple[int, int, int] = field(default=(0, 0, 0))
+    channel_context_channels: tuple[int, int] = (192, 128)
+    entropy_parameters_channels: tuple[int, int, int] = (320, 256, 128)
+    lrp_channels: tuple[int, int] = (224, 128)
+    weight_family: WeightFamily = "current"
+    lambdas: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not any(self.stage_channels):
+            object.__setattr__(self, "stage_channels", (self.N, self.N, self.N))
+        for name in ("N", "M", "slices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive")
+        if self.variant not in ("mlic", "mlic_plus", "mlic_plus_plus"):
+            raise ValueError(f"unknown variant {self.variant!r}")
+        if self.M % self.slices:
+            raise ValueError(f"M = {self.M} is not divisible by {self.slices} slices")
+        if self.M % 2:
+            raise ValueError("M must be even")
+        if self.slice_channels % 32 and self.variant != "mlic":
+            raise ValueError("the inter-slice context needs slices of a multiple of 32 channels")
+        if list(self.lambdas) != sorted(set(self.lambdas)):
+            raise ValueError("lambdas must increase")
+
+    @property
+    def slice_channels(self) -> int:
+        """C: channels of one slice."""
+        return self.M // self.slices
+
+    @property
+    def rates(self) -> int:
+        """Number of trained rates of a variable-rate model, 0 for a model of a single rate."""
+        return len(self.lambdas)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> MlicConfig:
+        """Inverse of :meth:`to_json`. Raises CheckpointError for anything else."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            unknown = set(values) - {f.name for f in fields(cls)}
+            if unknown:
+                raise ValueError(f"unknown fields {sorted(unknown)}")
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the model configuration cannot be read: {error}") from error
+
+
+PRESETS: dict[str, MlicConfig] = {
+    "mlic": MlicConfig(variant="mlic", M=192, slices=6),
+    "mlic_plus": MlicConfig(variant="mlic_plus"),
+    "mlic_plus_plus": MlicConfig(variant="mlic_plus_plus"),
+    "demo": MlicConfig(
+        variant="mlic_plus_plus",
+        N=96,
+        M=128,
+        slices=4,
+        stage_channels=(32, 64, 96),
+        channel_context_channels=(96, 64),
+        entropy_parameters_channels=(160, 128, 96),
+        lrp_channels=(96, 64),
+        lambdas=MSE_LAMBDAS,
+    ),
+}
