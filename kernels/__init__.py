@@ -1,0 +1,1 @@
+"""Triton kernels of the GPU engine, imported as ``mlic_fast.kernels``: one file a kernel family."""

@@ -1,0 +1,72 @@
+"""Builds the extension module ``mlic_fast._C`` with CMake and Ninja; everything else is in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def find_tool(name: str) -> str | None:
+    """Path of a build tool: beside this interpreter (also when its environment is not activated), else on PATH."""
+    here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return shutil.which(name, path=here)
+
+
+def require_tool(name: str) -> str:
+    path = find_tool(name)
+    if path is None:
+        raise SystemExit(f"{name} was not found: install it with `pip install {name}` and try again.")
+    return path
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds in build/<tag>, which later builds reuse, and puts the module where setuptools wants it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11  # a build requirement, which must not be needed to ask setup.py for metadata
+
+        cmake, ninja = require_tool("cmake"), require_tool("ninja")
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        drop_stale_cache(build_dir)
+        configure = [
+            *(cmake, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DCMAKE_BUILD_TYPE={os.environ.get('MLIC_FAST_BUILD_TYPE', 'Release')}",
+            f"-DMLIC_FAST_CUDA={os.environ.get('MLIC_FAST_CUDA', 'AUTO')}",
+            f"-DMLIC_FAST_OUTPUT_DIR={target.parent}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        ]
+        build = [cmake, "--build", str(build_dir)]
+        if jobs := os.environ.get("MAX_JOBS"):
+            build += ["--parallel", jobs]
+        for command in (configure, build):
+            subprocess.run(command, check=True)
+
+
+def drop_stale_cache(build_dir: Path) -> None:
+    """Removes a CMake cache made by an interpreter or with tools that are gone, as isolated builds leave behind."""
+    cache = build_dir / "CMakeCache.txt"
+    if not cache.exists():
+        return
+    wanted = ("CMAKE_COMMAND:", "CMAKE_MAKE_PROGRAM:", "Python_EXECUTABLE:", "CMAKE_CXX_COMPILER:")
+    entries = [line for line in cache.read_text().splitlines() if line.startswith(wanted)]
+    paths = [Path(entry.partition("=")[2]) for entry in entries]
+    if any(path.is_absolute() and not path.exists() for path in paths):
+        shutil.rmtree(build_dir)
+
+
+setup(
+    ext_modules=[Extension("mlic_fast._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    setup_requires=[name for name in ("cmake", "ninja") if find_tool(name) is None],
+)
