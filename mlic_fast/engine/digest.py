@@ -1,0 +1,47 @@
+"""A 32-bit digest of decoded latents, carried in the start states of the rANS lanes.
+
+An encoder and a decoder that disagree in one bit of one latent disagree in the digest, so a wrong
+picture is never shown. The digest is a sum over latents, hence independent of order: a GPU adds it
+up in parallel.
+
+    digest = sum_i mix(bits(yhat[i]) + i * 0x9E3779B1)   (mod 2^32)
+
+with i the flat index in (channel, row, column) order, bits the IEEE 754 pattern of the float32
+(negative zero as positive zero) and mix the finaliser of MurmurHash3. ``docs/format.md``, section
+6.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_CHUNK = 1 << 16  # elements; the working set stays in the cache however large the image
+
+
+def latents_digest(latents: torch.Tensor | npt.NDArray[np.float32]) -> int:
+    """The digest of the latents of one image, float32 of any shape and layout, e.g. [M, H/16,
+    W/16].
+
+    Raises `TypeError` for another dtype: a converted value has other bits.
+    """
+    if isinstance(latents, torch.Tensor):
+        latents = latents.detach().cpu().numpy()
+    if latents.dtype != np.float32:
+        raise TypeError(f"the digest is defined on float32 latents, not {latents.dtype}")
+    bits = np.ascontiguousarray(latents).reshape(-1).view(np.uint32)
+    total = 0
+    steps = np.arange(min(_CHUNK, bits.size), dtype=np.uint32) * np.uint32(0x9E3779B1)
+    for start in range(0, bits.size, _CHUNK):
+        h = bits[start : start + _CHUNK].copy()
+        h[h == 0x80000000] = 0
+        h += steps[: h.size]
+        h += np.uint32(start * 0x9E3779B1 & 0xFFFFFFFF)
+        h ^= h >> np.uint32(16)
+        h *= np.uint32(0x85EBCA6B)
+        h ^= h >> np.uint32(13)
+        h *= np.uint32(0xC2B2AE35)
+        h ^= h >> np.uint32(16)
+        total += int(h.sum(dtype=np.uint64))
+    return total & 0xFFFFFFFF

@@ -1,0 +1,381 @@
+"""Images in and out: files, PIL images, numpy arrays and tensors <-> uint8 RGB tensors of shape [3,
+H, W].
+
+What happens to an image on its way in (files and PIL images):
+
+- EXIF orientation is applied, so the tensor stands upright.
+- An ICC profile is converted to sRGB (relative colorimetric, black point compensation). Pixels
+  whose profile is sRGB already stay as they are, and so do those with a profile that is damaged or
+  of another kind of pixels, which browsers show as sRGB too.
+- Black and white, greyscale and palette images become RGB, and so do CMYK images that carry their
+  profile.
+- An alpha channel is dropped if every pixel is opaque.
+
+Refused with `UnsupportedImageError`: transparency, more than 8 bits a channel (whatever would be
+lost silently), CMYK without a profile, Lab, animations and files of several pages (an MPO
+photograph, as phones and cameras write them, counts as its first picture), and more than
+`bitstream.MAX_PIXELS` pixels, which is found before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageCms, ImageOps
+
+from .bitstream import MAX_PIXELS, check_size
+from .errors import UnsupportedImageError
+
+ImageSource = Union[str, "os.PathLike[str]", Image.Image, npt.NDArray[Any], torch.Tensor]
+
+# Suffix -> Pillow's format and options. The lossy formats are written at a quality that adds little
+# to what is lost.
+_SAVE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ".bmp": ("BMP", {}),
+    ".ppm": ("PPM", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
+    ".avif": ("AVIF", {"quality": 90, "subsampling": "4:4:4"}),
+}
+SAVE_SUFFIXES = tuple(_SAVE_FORMATS)
+
+# Suffixes taken as images when a folder is searched.
+_READ_ONLY = (".jpe", ".jfif", ".pgm", ".pbm", ".pnm", ".gif", ".jp2", ".j2k", ".tga", ".mpo")
+IMAGE_SUFFIXES = SAVE_SUFFIXES + _READ_ONLY
+
+_GREY_MODES = ("1", "L", "LA", "La")
+_COLOUR_MODES = ("P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "YCbCr", "HSV")
+_STILL_FORMATS = ("MPO", "PSD")  # their further frames are previews or layers, not further pictures
+
+_pillow_limit_lock = threading.Lock()
+
+
+def load_image(source: ImageSource) -> torch.Tensor:
+    """Return an image as a contiguous uint8 tensor of shape [3, H, W], RGB (sRGB), upright.
+
+    ``source`` is a path, a PIL image (its current frame), a numpy array of shape [H, W, 3] or [H,
+    W] (greyscale), or a tensor of shape [3, H, W], which keeps its device; arrays and tensors are
+    uint8. Raises `UnsupportedImageError` for what the text at the top of this module refuses, and
+    for files that are missing, damaged or not images.
+    """
+    if isinstance(source, Image.Image):
+        return _from_pil(source, "the image")
+    if isinstance(source, torch.Tensor):
+        return _from_tensor(source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(Path(source))
+    raise UnsupportedImageError(
+        f"cannot take an image from a {type(source).__name__}; give a path, a PIL image, a uint8 "
+        "array [H, W, 3] or a "
+        "uint8 tensor [3, H, W]"
+    )
+
+
+def pad(x: torch.Tensor, multiple: int = 64) -> torch.Tensor:
+    """Zero-pad [..., H, W] on the right and at the bottom, so that both sides are multiples of
+    ``multiple``."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
+
+
+def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Undo `pad`: the top left [..., height, width] of ``x`` (a view)."""
+    return x[..., :height, :width]
+
+
+def to_array(image: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """uint8 tensor [3, H, W] on any device -> contiguous uint8 array [H, W, 3]."""
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise UnsupportedImageError(
+            f"expected a uint8 tensor [3, H, W], got {_dtype_name(image.dtype)} {list(image.shape)}"
+        )
+    return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def check_save_suffix(path: str | os.PathLike[str]) -> None:
+    """Raise `UnsupportedImageError` if `save_image` cannot write a file of this name."""
+    suffix = Path(path).suffix
+    if suffix.lower() not in _SAVE_FORMATS:
+        raise UnsupportedImageError(
+            f"cannot write {os.fspath(path)}: {suffix or 'a name without a suffix'} is not an "
+            "image format that can be "
+            f"written; use one of {' '.join(SAVE_SUFFIXES)}"
+        )
+
+
+def save_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
+    """Write a uint8 tensor [3, H, W] to a file whose suffix names the format, one of
+    `SAVE_SUFFIXES`.
+
+    .jpg and .avif lose a little (quality 95 and 90, 4:4:4), all others are lossless. Raises
+    `UnsupportedImageError` for other suffixes and for an image that the format cannot hold, and
+    `OSError` if the file cannot be written.
+    """
+    check_save_suffix(path)
+    picture = Image.fromarray(to_array(image))
+    name, options = _SAVE_FORMATS[Path(path).suffix.lower()]
+    buffer = io.BytesIO()
+    try:
+        picture.save(buffer, format=name, **options)
+    except (OSError, ValueError, KeyError) as error:  # KeyError: a Pillow without this format
+        raise UnsupportedImageError(
+            f"cannot write {os.fspath(path)} ({picture.width}x{picture.height}) as {name}: "
+            f"{error}; use .png"
+        ) from error
+    write_atomically(path, buffer.getvalue())
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that nobody ever sees a part of it: into a temporary file beside it, then
+    rename.
+
+    Raises `OSError`. Replaces a regular file, but never a device or a pipe, which a rename would
+    destroy.
+    """
+    path = Path(os.path.realpath(path))  # a link keeps pointing where it did
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} exists and is not a regular file; choose another name")
+    temporary = path.with_name(f".mlic-{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _from_file(path: Path) -> torch.Tensor:
+    if not path.is_file():
+        what = "is a folder; name an image in it" if path.is_dir() else "does not exist"
+        raise UnsupportedImageError(f"{path} {what}")
+    with _reading(str(path)):
+        with _pillow_limit_raised():
+            picture = Image.open(path)
+        with picture:
+            frames = getattr(picture, "n_frames", 1)
+            if frames > 1 and picture.format not in _STILL_FORMATS:
+                raise UnsupportedImageError(
+                    f"{path} has {frames} frames or pages; extract the one to compress first"
+                )
+            return _from_pil(picture, str(path))
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises on a file into one error; its plugins raise nearly every kind on
+    damaged data."""
+    try:
+        yield
+    except (UnsupportedImageError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnsupportedImageError(
+            f"{name} has more than {MAX_PIXELS} pixels, the limit; crop or resize it first"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise UnsupportedImageError(
+            f"{name} is not an image, or of a format that Pillow cannot read"
+        ) from error
+    except Exception as error:
+        raise UnsupportedImageError(
+            f"{name} cannot be read as an image, it may be damaged: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _pillow_limit_raised() -> Iterator[None]:
+    """Replace Pillow's global limit (a warning at 89 million pixels, an error at 179) by ours while
+    a file is opened.
+
+    Opening reads the header only; `_from_pil` checks the exact size before it decodes.
+    """
+    with _pillow_limit_lock:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _from_pil(picture: Image.Image, name: str) -> torch.Tensor:
+    check_size(picture.width, picture.height)
+    if picture.mode.startswith(("I", "F")) or _has_deep_channels(picture):
+        raise UnsupportedImageError(
+            f"{name} has more than 8 bits a channel, which would be lost; convert it to 8 bits a "
+            "channel first"
+        )
+    with _reading(name):
+        picture.load()
+    profile = picture.info.get("icc_profile")
+    if picture.mode not in (*_GREY_MODES, *_COLOUR_MODES) and not (
+        picture.mode == "CMYK" and profile
+    ):
+        without = " without a colour profile" if picture.mode == "CMYK" else ""
+        raise UnsupportedImageError(
+            f"{name} has {picture.mode} pixels{without}; convert it to RGB first"
+        )
+    upright = ImageOps.exif_transpose(picture)
+    opaque = _without_alpha(upright, name)
+    if profile:
+        opaque = _to_srgb(opaque, profile, name)
+    return torch.from_numpy(np.array(opaque.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def _has_deep_channels(picture: Image.Image) -> bool:
+    """Whether Pillow is about to drop bits of a file of more than 8 bits a channel, which it does
+    without a word."""
+    if picture.format == "JPEG2000":
+        return _jpeg2000_depth(picture) > 8
+    for tile in getattr(picture, "tile", []):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if any(isinstance(a, str) and ";16" in a for a in arguments) or tile[0] == "SGI16":
+            return True
+        if tile[0].startswith("ppm") and arguments[-1] > 255:
+            return True
+    return False
+
+
+def _jpeg2000_depth(picture: Image.Image) -> int:
+    """Bits of the deepest channel, from the SIZ marker that begins every JPEG 2000 codestream."""
+    file = picture.fp  # type: ignore[attr-defined]  # None once the pixels are loaded
+    if file is None:
+        return 8
+    place = file.tell()
+    file.seek(0)
+    head = file.read(1 << 16)
+    file.seek(place)
+    siz = head.find(b"\xff\x4f\xff\x51")
+    if siz < 0 or len(head) < siz + 42:
+        return 8
+    (channels,) = struct.unpack_from(">H", head, siz + 40)
+    depths = head[siz + 42 : siz + 42 + 3 * channels : 3]
+    return max(((depth & 127) + 1 for depth in depths), default=8)
+
+
+def _without_alpha(picture: Image.Image, name: str) -> Image.Image:
+    """The picture in mode L, RGB or CMYK; raises if a pixel is not opaque."""
+    grey = picture.mode in _GREY_MODES
+    if picture.has_transparency_data:
+        picture = (
+            picture.convert("LA").convert("RGBA")
+            if picture.mode == "La"
+            else picture.convert("RGBA")
+        )
+        lowest, _ = picture.getchannel("A").getextrema()
+        if lowest < 255:  # type: ignore[operator]
+            raise UnsupportedImageError(
+                f"{name} has transparent pixels; flatten it onto a background first"
+            )
+    if picture.mode == "CMYK":
+        return picture
+    return picture.convert("L" if grey else "RGB")
+
+
+def _to_srgb(picture: Image.Image, profile: bytes, name: str) -> Image.Image:
+    """Convert mode L, RGB or CMYK from its ICC profile to sRGB; see the top of this module for odd
+    profiles."""
+    spaces = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+    if (
+        picture.mode == "L"
+    ):  # the table that would be interpolated for speed is off by up to 10 levels in the shadows
+        flags |= ImageCms.Flags.NOOPTIMIZE
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != spaces[picture.mode]:
+            raise ValueError("the profile is for another kind of pixels")
+        transform = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            picture.mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        if picture.mode == "CMYK":
+            raise UnsupportedImageError(
+                f"{name} has CMYK pixels and a colour profile that cannot be used ({error}); "
+                "convert it to RGB first"
+            ) from error
+        return picture
+    if picture.mode != "CMYK" and _changes_nothing(transform, picture.mode):
+        return picture
+    converted = ImageCms.applyTransform(picture, transform)
+    assert converted is not None  # None only for a conversion in place
+    return converted
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether the transform maps a grid of colours to themselves up to rounding: its profile is one
+    of the many sRGB.
+
+    Such pixels are left alone, so that a decoded photograph is compared with exactly what was
+    given.
+    """
+    levels = np.arange(0, 256, 15, dtype=np.uint8)
+    channels = (
+        np.meshgrid(levels, levels, levels) if mode == "RGB" else [np.arange(256, dtype=np.uint8)]
+    )
+    grid = np.stack([c.reshape(1, -1) for c in channels], axis=-1)
+    before = Image.fromarray(grid.squeeze(-1) if mode == "L" else grid)
+    after = ImageCms.applyTransform(before, transform)
+    assert after is not None
+    return bool(np.abs(np.asarray(after, dtype=np.int16) - grid).max() <= 1)
+
+
+def _from_array(array: npt.NDArray[Any]) -> torch.Tensor:
+    _check_uint8(array.dtype == np.uint8, array.dtype)
+    if array.ndim == 2:
+        array = np.broadcast_to(array[:, :, None], (*array.shape, 3))
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise UnsupportedImageError(
+            f"an array must have the shape [H, W, 3] or [H, W], not {list(array.shape)}; "
+            "a single image with its channels first can be given as a tensor"
+        )
+    check_size(array.shape[1], array.shape[0])
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+
+
+def _from_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    _check_uint8(tensor.dtype == torch.uint8, tensor.dtype)
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        raise UnsupportedImageError(
+            f"a tensor must have the shape [3, H, W], not {list(tensor.shape)}; an image with its "
+            "channels last can be "
+            "given as a numpy array"
+        )
+    check_size(tensor.shape[2], tensor.shape[1])
+    return tensor.contiguous()
+
+
+def _check_uint8(right: bool, dtype: object) -> None:
+    if not right:
+        name = _dtype_name(dtype)
+        hint = " (multiply values in 0 .. 1 by 255 and round)" if "float" in name else ""
+        raise UnsupportedImageError(f"pixels must be uint8, not {name}; convert them first{hint}")
+
+
+def _dtype_name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
