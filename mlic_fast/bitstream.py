@@ -50,13 +50,11 @@ class Header:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise `UnsupportedImageError` unless an image of ``width`` x ``height`` pixels fits into a
-    stream."""
+    """Raise `UnsupportedImageError` unless a stream can hold an image of this size."""
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
         raise UnsupportedImageError(
             f"the image is {width}x{height} pixels, but both sides must be between 1 and "
-            f"{MAX_SIDE}; "
-            "crop or resize it first"
+            f"{MAX_SIDE}; crop or resize it first"
         )
     if width * height > MAX_PIXELS:
         raise UnsupportedImageError(

@@ -1,5 +1,4 @@
-"""Images in and out: files, PIL images, numpy arrays and tensors <-> uint8 RGB tensors of shape [3,
-H, W].
+"""Images in and out: files, PIL images, numpy arrays and tensors <-> uint8 RGB tensors [3, H, W].
 
 What happens to an image on its way in (files and PIL images):
 
@@ -14,7 +13,8 @@ What happens to an image on its way in (files and PIL images):
 Refused with `UnsupportedImageError`: transparency, more than 8 bits a channel (whatever would be
 lost silently), CMYK without a profile, Lab, animations and files of several pages (an MPO
 photograph, as phones and cameras write them, counts as its first picture), and more than
-`bitstream.MAX_PIXELS` pixels, which is found before anything is decoded.
+`bitstream.MAX_PIXELS` pixels, which is found before anything is decoded. AVIF files of 10 and 12
+bits are taken: Pillow rounds them to 8.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ _pillow_limit_lock = threading.Lock()
 def load_image(source: ImageSource) -> torch.Tensor:
     """Return an image as a contiguous uint8 tensor of shape [3, H, W], RGB (sRGB), upright.
 
-    ``source`` is a path, a PIL image (its current frame), a numpy array of shape [H, W, 3] or [H,
-    W] (greyscale), or a tensor of shape [3, H, W], which keeps its device; arrays and tensors are
-    uint8. Raises `UnsupportedImageError` for what the text at the top of this module refuses, and
-    for files that are missing, damaged or not images.
+    ``source`` is a path, a PIL image (its current frame), a uint8 array of shape [H, W, 3]
+    or [H, W] (greyscale), or a uint8 tensor of shape [3, H, W], which keeps its device. Raises
+    `UnsupportedImageError` for what the text at the top of this module refuses, and for files that
+    are missing, damaged or not images.
     """
     if isinstance(source, Image.Image):
         return _from_pil(source, "the image")
@@ -83,15 +83,13 @@ def load_image(source: ImageSource) -> torch.Tensor:
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
     raise UnsupportedImageError(
-        f"cannot take an image from a {type(source).__name__}; give a path, a PIL image, a uint8 "
-        "array [H, W, 3] or a "
-        "uint8 tensor [3, H, W]"
+        f"cannot take an image from a {type(source).__name__}; give a path, a PIL image, "
+        "a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]"
     )
 
 
 def pad(x: torch.Tensor, multiple: int = 64) -> torch.Tensor:
-    """Zero-pad [..., H, W] on the right and at the bottom, so that both sides are multiples of
-    ``multiple``."""
+    """Zero-pad [..., H, W] on the right and at the bottom to multiples of ``multiple``."""
     height, width = x.shape[-2:]
     return F.pad(x, (0, -width % multiple, 0, -height % multiple))
 
@@ -116,14 +114,12 @@ def check_save_suffix(path: str | os.PathLike[str]) -> None:
     if suffix.lower() not in _SAVE_FORMATS:
         raise UnsupportedImageError(
             f"cannot write {os.fspath(path)}: {suffix or 'a name without a suffix'} is not an "
-            "image format that can be "
-            f"written; use one of {' '.join(SAVE_SUFFIXES)}"
+            f"image format that can be written; use one of {' '.join(SAVE_SUFFIXES)}"
         )
 
 
 def save_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
-    """Write a uint8 tensor [3, H, W] to a file whose suffix names the format, one of
-    `SAVE_SUFFIXES`.
+    """Write a uint8 tensor [3, H, W] to a file whose suffix, one of `SAVE_SUFFIXES`, is the format.
 
     .jpg and .avif lose a little (quality 95 and 90, 4:4:4), all others are lossless. Raises
     `UnsupportedImageError` for other suffixes and for an image that the format cannot hold, and
@@ -144,8 +140,7 @@ def save_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file so that nobody ever sees a part of it: into a temporary file beside it, then
-    rename.
+    """Write a temporary file beside ``path``, then rename it, so that nobody sees half a file.
 
     Raises `OSError`. Replaces a regular file, but never a device or a pipe, which a rename would
     destroy.
@@ -182,8 +177,7 @@ def _from_file(path: Path) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises on a file into one error; its plugins raise nearly every kind on
-    damaged data."""
+    """Turn whatever Pillow raises on a damaged file, which is nearly anything, into one error."""
     try:
         yield
     except (UnsupportedImageError, MemoryError):
@@ -204,10 +198,10 @@ def _reading(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pillow_limit_raised() -> Iterator[None]:
-    """Replace Pillow's global limit (a warning at 89 million pixels, an error at 179) by ours while
-    a file is opened.
+    """Replace Pillow's global limit by ours while a file is opened.
 
-    Opening reads the header only; `_from_pil` checks the exact size before it decodes.
+    Its own gives a warning at 89 million pixels and an error at 179. Opening reads the header only;
+    `_from_pil` checks the exact size before it decodes.
     """
     with _pillow_limit_lock:
         before = Image.MAX_IMAGE_PIXELS
@@ -220,31 +214,30 @@ def _pillow_limit_raised() -> Iterator[None]:
 
 def _from_pil(picture: Image.Image, name: str) -> torch.Tensor:
     check_size(picture.width, picture.height)
-    if picture.mode.startswith(("I", "F")) or _has_deep_channels(picture):
-        raise UnsupportedImageError(
-            f"{name} has more than 8 bits a channel, which would be lost; convert it to 8 bits a "
-            "channel first"
-        )
     with _reading(name):
+        if picture.mode.startswith(("I", "F")) or _has_deep_channels(picture):
+            raise UnsupportedImageError(
+                f"{name} has more than 8 bits a channel, which would be lost; convert it to 8 bits "
+                "a channel first"
+            )
         picture.load()
     profile = picture.info.get("icc_profile")
-    if picture.mode not in (*_GREY_MODES, *_COLOUR_MODES) and not (
-        picture.mode == "CMYK" and profile
-    ):
-        without = " without a colour profile" if picture.mode == "CMYK" else ""
+    if picture.mode == "CMYK" and not profile:
         raise UnsupportedImageError(
-            f"{name} has {picture.mode} pixels{without}; convert it to RGB first"
+            f"{name} has CMYK pixels without a colour profile; convert it to RGB first"
         )
-    upright = ImageOps.exif_transpose(picture)
-    opaque = _without_alpha(upright, name)
+    if picture.mode not in (*_GREY_MODES, *_COLOUR_MODES, "CMYK"):
+        raise UnsupportedImageError(f"{name} has {picture.mode} pixels; convert it to RGB first")
+    with contextlib.suppress(Exception):  # unreadable EXIF data do not make the pixels unreadable
+        picture = ImageOps.exif_transpose(picture)
+    opaque = _without_alpha(picture, name)
     if profile:
         opaque = _to_srgb(opaque, profile, name)
     return torch.from_numpy(np.array(opaque.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def _has_deep_channels(picture: Image.Image) -> bool:
-    """Whether Pillow is about to drop bits of a file of more than 8 bits a channel, which it does
-    without a word."""
+    """Whether the file has more than 8 bits a channel, which Pillow would drop without a word."""
     if picture.format == "JPEG2000":
         return _jpeg2000_depth(picture) > 8
     for tile in getattr(picture, "tile", []):
@@ -277,11 +270,9 @@ def _without_alpha(picture: Image.Image, name: str) -> Image.Image:
     """The picture in mode L, RGB or CMYK; raises if a pixel is not opaque."""
     grey = picture.mode in _GREY_MODES
     if picture.has_transparency_data:
-        picture = (
-            picture.convert("LA").convert("RGBA")
-            if picture.mode == "La"
-            else picture.convert("RGBA")
-        )
+        if picture.mode == "La":  # Pillow has no direct conversion
+            picture = picture.convert("LA")
+        picture = picture.convert("RGBA")
         lowest, _ = picture.getchannel("A").getextrema()
         if lowest < 255:  # type: ignore[operator]
             raise UnsupportedImageError(
@@ -293,13 +284,10 @@ def _without_alpha(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _to_srgb(picture: Image.Image, profile: bytes, name: str) -> Image.Image:
-    """Convert mode L, RGB or CMYK from its ICC profile to sRGB; see the top of this module for odd
-    profiles."""
+    """Convert mode L, RGB or CMYK from its ICC profile to sRGB."""
     spaces = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
-    if (
-        picture.mode == "L"
-    ):  # the table that would be interpolated for speed is off by up to 10 levels in the shadows
+    if picture.mode == "L":  # the interpolated table made for speed is off by 10 levels in shadows
         flags |= ImageCms.Flags.NOOPTIMIZE
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -328,17 +316,14 @@ def _to_srgb(picture: Image.Image, profile: bytes, name: str) -> Image.Image:
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether the transform maps a grid of colours to themselves up to rounding: its profile is one
-    of the many sRGB.
+    """Whether a grid of colours stays as it is up to rounding: the profile is one of the many sRGB.
 
-    Such pixels are left alone, so that a decoded photograph is compared with exactly what was
-    given.
+    Such pixels are left alone, so that encoding works on exactly what was given.
     """
     levels = np.arange(0, 256, 15, dtype=np.uint8)
-    channels = (
-        np.meshgrid(levels, levels, levels) if mode == "RGB" else [np.arange(256, dtype=np.uint8)]
-    )
-    grid = np.stack([c.reshape(1, -1) for c in channels], axis=-1)
+    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    if mode == "L":
+        grid = np.arange(256, dtype=np.uint8).reshape(1, -1, 1)
     before = Image.fromarray(grid.squeeze(-1) if mode == "L" else grid)
     after = ImageCms.applyTransform(before, transform)
     assert after is not None
@@ -363,8 +348,7 @@ def _from_tensor(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise UnsupportedImageError(
             f"a tensor must have the shape [3, H, W], not {list(tensor.shape)}; an image with its "
-            "channels last can be "
-            "given as a numpy array"
+            "channels last can be given as a numpy array"
         )
     check_size(tensor.shape[2], tensor.shape[1])
     return tensor.contiguous()

@@ -201,6 +201,11 @@ def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
     assert torch.equal(load_image(tmp_path / "turned.png"), chw(upright))
 
 
+def test_damaged_exif_data_do_not_matter(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "odd.png", exif=b"Exif\0\0garbage")
+    assert torch.equal(load_image(tmp_path / "odd.png"), chw(RGB))
+
+
 # ---- colour
 
 
