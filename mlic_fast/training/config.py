@@ -1,0 +1,117 @@
+"""What a training run is asked to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from mlic_fast.errors import MlicError
+
+DEFAULT_LAMBDA = {"mse": 0.0130, "ms-ssim": 16.64}
+"""The middle operating points of the papers, used where no ``lmbda`` is given."""
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+SCHEDULES = ("steps", "cosine")
+
+# MS-SSIM halves an image four times and then needs a window of 11 pixels.
+SMALLEST_SIDE_OF_MS_SSIM = 161
+
+
+class TrainingError(MlicError):
+    """Training cannot start or go on: options, data or a run folder that do not fit."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of a run. It is stored in every training checkpoint, so a resumed run needs none of them.
+
+    Attributes:
+        data: folder of training photographs, searched recursively.
+        output: run folder, receives checkpoints and logs.
+        model: name of a preset or a checkpoint file.
+        lmbda: Lagrange multipliers, ascending; more than one trains a variable-rate model.
+        metric: ``"mse"`` or ``"ms-ssim"``, the distortion of the loss.
+        steps: number of optimiser steps in all.
+        batch_size: patches a step and process.
+        patch_size: side of the square patches in pixels, a multiple of 64.
+        lr: learning rate of the network (Adam).
+        aux_lr: learning rate of the quantiles of the factorised prior (Adam).
+        clip: largest 2-norm of the gradient.
+        schedule: ``"steps"`` (the papers': constant, then 0.3 and 0.1 of it near the end) or ``"cosine"``.
+        warmup: steps of linear warm-up.
+        ema: decay of the moving average of the weights that is validated and saved; 0 turns it off.
+        warm_start: checkpoint whose fitting tensors initialise the network.
+        validation: folder of validation images, or None.
+        validate_every: steps between validations.
+        save_every: minutes between training checkpoints.
+        log_every: steps between rows of ``log.csv``.
+        device: torch device.
+        precision: arithmetic of the network's products (autocast); likelihoods and loss stay float32.
+        compile: whether to run the network through ``torch.compile``.
+        seed: seeds weights, patches, rates and quantisation noise.
+    """
+
+    data: str
+    output: str
+    model: str = "mlic_plus_plus"
+    lmbda: tuple[float, ...] = (0.0130,)
+    metric: str = "mse"
+    steps: int = 2_000_000
+    batch_size: int = 8
+    patch_size: int = 256
+    lr: float = 1e-4
+    aux_lr: float = 1e-3
+    clip: float = 1.0
+    schedule: str = "steps"
+    warmup: int = 300
+    ema: float = 0.0
+    warm_start: str | None = None
+    validation: str | None = None
+    validate_every: int = 5000
+    save_every: float = 10.0
+    log_every: int = 50
+    device: str = "auto"
+    precision: str = "float32"
+    compile: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lmbda", tuple(float(value) for value in self.lmbda))
+        rules = {
+            "--lmbda takes positive, strictly ascending values": bool(self.lmbda)
+            and self.lmbda[0] > 0
+            and all(a < b for a, b in zip(self.lmbda, self.lmbda[1:], strict=False)),
+            f"--metric is one of {', '.join(DEFAULT_LAMBDA)}": self.metric in DEFAULT_LAMBDA,
+            f"--schedule is one of {', '.join(SCHEDULES)}": self.schedule in SCHEDULES,
+            f"--precision is one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
+            "--patch-size is a multiple of 64": self.patch_size > 0 and self.patch_size % 64 == 0,
+            "--metric ms-ssim needs --patch-size 192 or more": self.metric != "ms-ssim"
+            or self.patch_size >= SMALLEST_SIDE_OF_MS_SSIM,
+            "--steps, --batch-size, --validate-every and --log-every are at least 1": min(
+                self.steps, self.batch_size, self.validate_every, self.log_every
+            )
+            >= 1,
+            "--lr, --aux-lr, --clip and --save-every are positive": min(
+                self.lr, self.aux_lr, self.clip, self.save_every
+            )
+            > 0,
+            "--ema is at least 0 and below 1": 0 <= self.ema < 1,
+            "--warmup and --seed are not negative": min(self.warmup, self.seed) >= 0,
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            raise TrainingError("; ".join(broken))
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any]) -> TrainConfig:
+        """Rebuilds the options; names that this release does not know raise :class:`TrainingError`."""
+        unknown = sorted(set(options) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise TrainingError(
+                f"unknown training options {', '.join(unknown)}: the checkpoint is of another release"
+            )
+        return cls(**options)

@@ -1,0 +1,74 @@
+"""The little of torch.distributed that training needs; without torchrun everything is a single process."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+
+def start(device: str) -> torch.device:
+    """Joins the processes that torchrun started, if it did, and returns this process's device."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "LOCAL_RANK" in os.environ:
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device))
+    return torch.device(device)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` holds in any process, so that all of them stop at the same step."""
+    if not dist.is_initialized():
+        return flag
+    shared = torch.tensor([float(flag)], device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return bool(shared.item())
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean of a tensor over the processes."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def wrap(model: nn.Module, own: list[nn.Parameter], device: torch.device) -> nn.Module:
+    """DistributedDataParallel over all parameters but ``own``.
+
+    The quantiles' loss depends on parameters alone, so every process computes the same gradient for them and they
+    need no reduction; DDP would wait for them in vain, as they take no part in the forward pass.
+    """
+    if not dist.is_initialized():
+        return model
+    for parameter in own:
+        parameter.requires_grad_(False)
+    ids = [device.index] if device.type == "cuda" else None
+    wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    for parameter in own:
+        parameter.requires_grad_(True)
+    return wrapped

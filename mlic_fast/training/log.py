@@ -1,0 +1,154 @@
+"""Progress bar, CSV and TensorBoard logs of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlic_fast.training import distributed
+from mlic_fast.training.config import TrainConfig
+
+MEANS = ("loss", "rd", "bpp", "mse", "aux", "gradient")
+LOG_COLUMNS = ("step", *MEANS, "psnr", "lr", "skipped", "images_per_second")
+VALIDATION_COLUMNS = ("step", "lmbda", "loss", "bpp", "psnr", "ms_ssim", "mse")
+
+
+class Meter:
+    """Means over the steps between two rows of the log, kept on the device, and the time they took."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._totals = torch.zeros(len(MEANS) + 1, device=device)
+        self._start = time.monotonic()
+        self.steps = 0
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Adds the terms of a step; a skipped step has none and counts for the time alone."""
+        self.steps += 1
+        if terms:
+            self._totals[:-1] += torch.stack([terms[name].float() for name in MEANS])
+            self._totals[-1] += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count as time of training."""
+        begin = time.monotonic()
+        yield
+        self._start += time.monotonic() - begin
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def means(self) -> dict[str, float]:
+        """Means over steps and processes; empty if every step was skipped."""
+        totals = distributed.mean(self._totals.clone()).tolist()
+        if totals[-1] == 0:
+            return {}
+        return {name: total / totals[-1] for name, total in zip(MEANS, totals, strict=False)}
+
+
+class CsvLog:
+    """A CSV file with a ``step`` column; rows are flushed at once.
+
+    When a run resumes at ``step``, rows of later steps are dropped: they are about to be written again.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], step: int) -> None:
+        kept = []
+        if step and path.is_file():
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        self._file = path.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, columns)
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+        self._file.flush()
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Logs:
+    """Everything a run reports: progress bar, ``log.csv``, ``validation.csv`` and TensorBoard where installed.
+
+    Processes other than the main one report nothing.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, step: int, is_main: bool) -> None:
+        self._folder, self._config, self._step, self._is_main = folder, config, step, is_main
+
+    def __enter__(self) -> Logs:
+        from tqdm import tqdm
+
+        hidden = None if self._is_main else True  # None: hidden where the output is not a terminal
+        self._bar = tqdm(
+            total=self._config.steps, initial=self._step, unit="step", disable=hidden
+        )
+        if self._is_main:
+            self._train = CsvLog(self._folder / "log.csv", LOG_COLUMNS, self._step)
+            validation = self._folder / "validation.csv"
+            self._validation = CsvLog(validation, VALIDATION_COLUMNS, self._step)
+            self._board = _tensorboard(self._folder / "tensorboard", self._step)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        if self._is_main:
+            self._train.close()
+            self._validation.close()
+            if self._board is not None:
+                self._board.close()
+
+    def advance(self) -> None:
+        self._bar.update()
+
+    def train(self, step: int, row: dict[str, float]) -> None:
+        if not self._is_main:
+            return
+        self._train.write({"step": step, **row})
+        self._scalars("train", row, step)
+        shown = {k: f"{row[k]:.4g}" for k in ("loss", "bpp", "psnr", "images_per_second") if k in row}
+        self._bar.set_postfix(shown)
+        if self._bar.disable:
+            print(f"step {step}: " + ", ".join(f"{k} {v}" for k, v in shown.items()), flush=True)
+
+    def validation(self, step: int, rows: list[dict[str, float]]) -> None:
+        """One row a rate."""
+        for row in rows:
+            self._validation.write({"step": step, **row})
+            self._scalars(f"validation/{row['lmbda']:g}", row, step)
+            self._bar.write(
+                f"step {step}, lambda {row['lmbda']:g}: {row['bpp']:.4f} bits a pixel,"
+                f" {row['psnr']:.2f} dB, MS-SSIM {row['ms_ssim']:.4f}"
+            )
+
+    def _scalars(self, prefix: str, row: dict[str, float], step: int) -> None:
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(f"{prefix}/{name}", value, step)
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    """A writer of TensorBoard events, or None where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("TensorBoard is not installed: the logs are log.csv and validation.csv alone")
+        return None
+    return SummaryWriter(str(folder), purge_step=step or None)

@@ -1,0 +1,84 @@
+"""The rate-distortion loss of the MLIC papers, for one rate or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def bits_per_pixel(likelihoods: dict[str, Tensor], pixels: int) -> Tensor:
+    """Estimated rate of each sample: ``sum(-log2 p) / pixels``, float32 [batch]."""
+    totals = [p.float().log().flatten(1).sum(1) for p in likelihoods.values()]
+    return torch.stack(totals).sum(0) / (-math.log(2) * pixels)
+
+
+class RateDistortionLoss(nn.Module):
+    """``lambda * 255^2 * MSE + bpp``, or ``lambda * (1 - MS-SSIM) + bpp``.
+
+    With several lambdas each sample has a rate r in [0, number of lambdas - 1]. Its lambda is interpolated
+    geometrically, and its loss is multiplied by ``(lambda_mid / lambda) ** 0.5`` with lambda_mid the geometric mean.
+    The optimal loss J(lambda) grows nearly as lambda^0.5: 5.5-fold from lambda 0.0018 to 0.0483 for the published
+    points of MLIC++, while lambda itself grows 27-fold. Without the factor the highest rates would own the gradient
+    and the lowest ones would hardly train; with it every rate's *relative* excess over its optimum counts alike,
+    which is also what a BD-rate averages.
+    """
+
+    log_lambdas: Tensor
+
+    def __init__(self, lambdas: Sequence[float], metric: str) -> None:
+        super().__init__()
+        logs = torch.tensor([math.log(value) for value in lambdas], dtype=torch.float32)
+        self.register_buffer("log_lambdas", logs)
+        self.metric = metric
+
+    def lambdas(self, rate: Tensor) -> Tensor:
+        """Lambda at fractional rate indexes, float32 [batch]."""
+        low = rate.floor().long().clamp(0, max(len(self.log_lambdas) - 2, 0))
+        high = (low + 1).clamp(max=len(self.log_lambdas) - 1)
+        return torch.lerp(self.log_lambdas[low], self.log_lambdas[high], rate - low).exp()
+
+    def weights(self, lambdas: Tensor) -> Tensor:
+        """Factor of each sample's loss, float32 [batch]; 1 at the geometric mean of the lambdas."""
+        return (0.5 * (self.log_lambdas.mean() - lambdas.log())).exp()
+
+    def forward(
+        self, x_hat: Tensor, likelihoods: dict[str, Tensor], x: Tensor, rate: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Means over the batch of ``loss`` (weighted), ``rd`` (not weighted), ``bpp`` and ``mse`` (of values 0..1).
+
+        Args:
+            x_hat: reconstruction [B, 3, H, W].
+            likelihoods: of latents and hyper-latents, each [B, ...].
+            x: image in 0..1, [B, 3, H, W].
+            rate: fractional rate index of each sample [B]; None for a single lambda.
+        """
+        x_hat, x = x_hat.float(), x.float()
+        bpp = bits_per_pixel(likelihoods, x.shape[2] * x.shape[3])
+        mse = (x_hat - x).square().flatten(1).mean(1)
+        if self.metric == "mse":
+            distortion = 255**2 * mse
+        else:
+            from pytorch_msssim import ms_ssim
+
+            distortion = 1 - ms_ssim(x_hat, x, data_range=1.0, size_average=False)
+        lambdas = self.lambdas(torch.zeros_like(bpp) if rate is None else rate)
+        rd = lambdas * distortion + bpp
+        loss = self.weights(lambdas) * rd
+        means = {"loss": loss, "rd": rd, "bpp": bpp, "mse": mse}
+        return {name: value.mean() for name, value in means.items()}
+
+
+def draw_rates(batch_size: int, rates: int, generator: torch.Generator) -> Tensor:
+    """Random rate indexes of a batch, float32 [batch], stratified so that every batch spans all rates.
+
+    Half of them are integers (the operating points, where the gains live), half lie between (so that interpolated
+    gains are trained as well).
+    """
+    strata = torch.randperm(batch_size, generator=generator)
+    position = (strata + torch.rand(batch_size, generator=generator)) / batch_size * rates
+    between = (position - 0.5).clamp(0, rates - 1)
+    integer = position.floor().clamp(max=rates - 1)
+    return torch.where(torch.rand(batch_size, generator=generator) < 0.5, integer, between)
