@@ -143,8 +143,7 @@ def read(data: bytes | bytearray | memoryview) -> tuple[Header, bytes]:
     if width == 0 or height == 0 or max(width, height) > MAX_SIDE or header.pixels > MAX_PIXELS:
         raise CorruptStreamError(
             f"the stream is invalid: its image would be {width}x{height} pixels, outside the "
-            "limits of the format "
-            f"(sides up to {MAX_SIDE}, {MAX_PIXELS} pixels)"
+            f"limits of the format (sides up to {MAX_SIDE}, {MAX_PIXELS} pixels)"
         )
     return header, payload
 
@@ -168,9 +167,7 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
         byte = data[at + count]
         value |= (byte & 127) << 7 * count
         if byte < 128:
-            if (
-                byte == 0 and count
-            ):  # one value has one spelling, so that equal images give equal files
+            if byte == 0 and count:  # a longer spelling of a shorter number
                 break
             return value, at + count + 1
     raise CorruptStreamError(

@@ -1,0 +1,80 @@
+"""The command line, ``mlic-fast``.
+
+Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int`` (the exit code). It
+is imported only when it is called, so that encoding never loads what training needs, and
+``--help`` loads nothing. Exit codes: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+
+from mlic_fast.errors import MlicError
+
+# Command: (module, what it does).
+COMMANDS = {
+    "encode": ("mlic_fast.cli.encode", "compress images to .mlic files"),
+    "decode": ("mlic_fast.cli.decode", "decompress .mlic files to images"),
+    "info": ("mlic_fast.cli.info", "show what .mlic files say about themselves"),
+}
+
+
+class UsageError(MlicError):
+    """The arguments do not go together; the command line exits with 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code. Wrong arguments raise `SystemExit`, as argparse."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _run(argv)
+    except MlicError as error:
+        print_error(error)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("mlic-fast: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def print_error(error: object) -> None:
+    """Print one line on stderr, whatever the message holds."""
+    print(f"mlic-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _run(argv: list[str]) -> int:
+    # Pillow warns of odd metadata in two lines a file; what matters to the pixels is an error.
+    warnings.filterwarnings("ignore", module="PIL")
+    parser = argparse.ArgumentParser(
+        prog="mlic-fast", description="Learned image compression with the MLIC family of models."
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    called = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        command = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == called:
+            import_module(module).add_arguments(command)
+    args = parser.parse_args(argv)
+    if args.version:
+        from mlic_fast import __version__
+
+        print(f"mlic-fast {__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    code: int = import_module(COMMANDS[args.command][0]).run(args)
+    return code

@@ -1,0 +1,84 @@
+"""``mlic-fast decode``: .mlic files -> images."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mlic_fast.cli.batch import Result, run_batch
+from mlic_fast.cli.encode import SUFFIX, describe
+from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs, is_pattern
+from mlic_fast.cli.options import add_model_options, add_output_options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.usage = "%(prog)s INPUT.. [OUTPUT] [options]"
+    parser.epilog = (
+        "A last argument that does not end in .mlic is the output, for a single input; its suffix "
+        "is the format:\n.png .webp .tif .bmp .ppm (lossless), .jpg .avif. Otherwise each result "
+        "is a .png beside its input, or in\n--output-dir.\n\n"
+        + INPUTS_TEXT.format(what=".mlic files", example=".mlic")
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="INPUT.. [OUTPUT]",
+        help=".mlic files, folders, patterns; output",
+    )
+    add_model_options(parser)
+    add_output_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decode every input; 1 if one of them failed."""
+    from mlic_fast.images import check_save_suffix
+
+    inputs, output = list(args.paths), None
+    if len(inputs) > 1 and _is_output(inputs[-1]):
+        output = inputs.pop()
+        check_save_suffix(output)
+    jobs = find_jobs(
+        inputs,
+        suffixes=(SUFFIX,),
+        output=output,
+        output_dir=args.output_dir,
+        target_suffix=".png",
+        overwrite=args.force,
+    )
+    return run_batch(jobs, lambda: _decoder(args), describe, as_json=args.json)
+
+
+def _is_output(argument: str) -> bool:
+    path = Path(argument)
+    return not (path.suffix.lower() == SUFFIX or path.is_dir() or is_pattern(argument))
+
+
+def _decoder(args: argparse.Namespace) -> Callable[[Job], Result]:
+    import mlic_fast
+    from mlic_fast.images import save_image
+
+    codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
+
+    def decode(job: Job) -> Result:
+        assert job.target is not None
+        data = job.source.read_bytes()
+        start = time.perf_counter()
+        image = codec.decompress(data, output="torch").cpu()
+        seconds = time.perf_counter() - start
+        height, width = image.shape[1:]
+        if args.output_dir is not None:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        save_image(image, job.target)
+        return {
+            "output": str(job.target),
+            "bytes": len(data),
+            "width": width,
+            "height": height,
+            "bits_per_pixel": 8 * len(data) / (width * height),
+            "seconds": seconds,
+        }
+
+    return decode

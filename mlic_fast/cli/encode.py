@@ -1,0 +1,95 @@
+"""``mlic-fast encode``: images -> .mlic files."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mlic_fast.cli.batch import Result, run_batch
+from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs
+from mlic_fast.cli.options import add_model_options, add_output_options
+
+SUFFIX = ".mlic"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.usage = "%(prog)s INPUT.. [OUTPUT] [options]"
+    parser.epilog = (
+        "A last argument that ends in .mlic is the output, for a single input. Otherwise each "
+        "result lies beside\nits image, with the suffix .mlic, or in --output-dir.\n\n"
+        + INPUTS_TEXT.format(what="images", example=".jpg")
+    )
+    parser.add_argument(
+        "paths", nargs="+", metavar="INPUT.. [OUTPUT]", help="images, folders, patterns; output"
+    )
+    parser.add_argument(
+        "--quality",
+        type=_quality,
+        metavar="1..100",
+        help="for models with several rates: higher is better and larger",
+    )
+    add_model_options(parser)
+    add_output_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encode every input; 1 if one of them failed."""
+    from mlic_fast.images import IMAGE_SUFFIXES
+
+    inputs, output = list(args.paths), None
+    if len(inputs) > 1 and Path(inputs[-1]).suffix.lower() == SUFFIX:
+        output = inputs.pop()
+    jobs = find_jobs(
+        inputs,
+        suffixes=IMAGE_SUFFIXES,
+        output=output,
+        output_dir=args.output_dir,
+        target_suffix=SUFFIX,
+        overwrite=args.force,
+    )
+    return run_batch(jobs, lambda: _encoder(args), describe, as_json=args.json)
+
+
+def describe(result: Result) -> str:
+    """One line about a file that was written or read."""
+    return (
+        f"{result['input']} -> {result['output']}  {result['width']}x{result['height']}  "
+        f"{result['bytes']} bytes  {result['bits_per_pixel']:.4f} bpp  {result['seconds']:.2f} s"
+    )
+
+
+def _quality(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 100, not {text!r}")
+    return int(text)
+
+
+def _encoder(args: argparse.Namespace) -> Callable[[Job], Result]:
+    import mlic_fast
+    from mlic_fast.images import load_image, write_atomically
+
+    codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
+
+    def encode(job: Job) -> Result:
+        assert job.target is not None
+        image = load_image(job.source)
+        height, width = image.shape[1:]
+        start = time.perf_counter()
+        data = codec.compress(image, quality=args.quality)
+        seconds = time.perf_counter() - start
+        if args.output_dir is not None:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        write_atomically(job.target, data)
+        return {
+            "output": str(job.target),
+            "bytes": len(data),
+            "width": width,
+            "height": height,
+            "bits_per_pixel": 8 * len(data) / (width * height),
+            "seconds": seconds,
+        }
+
+    return encode

@@ -1,0 +1,347 @@
+"""The command line: files, folders, patterns, exit codes, and that nothing is half-written.
+
+A codec that only stores the pixels stands in for the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mlic_fast
+from mlic_fast import bitstream
+from mlic_fast.bitstream import Header
+from mlic_fast.cli import main
+from mlic_fast.errors import CheckpointError, MlicError, WrongModelError
+from mlic_fast.images import load_image, save_image
+
+MODEL_ID = b"\xde\xad\xbe\xef"
+
+
+class StoringCodec:
+    """Compresses with zlib, in the real container."""
+
+    def compress(self, image: torch.Tensor, quality: int | None = None) -> bytes:
+        _, height, width = image.shape
+        header = Header(0, 8, MODEL_ID, quality or 0, width, height)
+        return bitstream.write(header, zlib.compress(image.numpy().tobytes()))
+
+    def decompress(self, data: bytes, output: str = "torch") -> torch.Tensor:
+        header, payload = bitstream.read(data)
+        if header.model_id != MODEL_ID:
+            raise WrongModelError("made with another model")
+        pixels = np.frombuffer(zlib.decompress(payload), dtype=np.uint8).copy()
+        return torch.from_numpy(pixels).reshape(3, header.height, header.width)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Put the storing codec in place; the list receives the arguments of every load."""
+    calls: list[tuple[Any, ...]] = []
+
+    def load(model: str, *, device: str, engine: str) -> StoringCodec:
+        calls.append((model, device, engine))
+        if model == "missing.pth":
+            raise CheckpointError("missing.pth cannot be read;\nname another file")
+        return StoringCodec()
+
+    monkeypatch.setattr(mlic_fast, "load", load, raising=False)
+    return calls
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: two images, a hidden one, one in a subfolder and a text file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more").mkdir()
+    for i, name in enumerate(["a.png", "b.c.PNG", ".hidden.png", "more/d.png"]):
+        save_image(photograph(i), tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def photograph(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, 5 + seed, 9), dtype=torch.uint8, generator=generator)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("mlic-fast: ") for line in lines)
+    return lines
+
+
+@pytest.mark.usefixtures("folder", "loads")
+def test_one_file_there_and_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "a.png", "out.mlic", "--quality", "60"]) == 0
+    size = os.path.getsize("out.mlic")
+    line = capsys.readouterr().out
+    assert line.startswith(f"a.png -> out.mlic  9x5  {size} bytes  {8 * size / 45:.4f} bpp  ")
+    assert main(["decode", "out.mlic", "back.webp"]) == 0
+    assert torch.equal(load_image("back.webp"), photograph(0))
+    assert bitstream.read(Path("out.mlic").read_bytes())[0].quality == 60
+
+
+def test_model_options_are_handed_on(folder: Path, loads: list[tuple[Any, ...]]) -> None:
+    assert main(["encode", "a.png"]) == 0
+    options = ["--model", "my.pth", "--device", "cuda", "--engine", "gpu"]
+    assert main(["decode", "a.mlic", "x.png", *options]) == 0
+    assert loads == [("demo", "auto", "auto"), ("my.pth", "cuda", "gpu")]
+
+
+@pytest.mark.usefixtures("loads")
+def test_folders_stand_for_their_images(folder: Path) -> None:
+    before = files(folder)
+    assert main(["encode", "."]) == 0
+    assert files(folder) - before == {"a.mlic", "b.c.mlic"}
+    assert main(["decode", ".", "--output-dir", "out/deep"]) == 0
+    assert files(folder / "out") == {"deep/a.png", "deep/b.c.png"}
+    assert torch.equal(load_image("out/deep/b.c.png"), photograph(1))
+
+
+@pytest.mark.usefixtures("loads")
+@pytest.mark.parametrize(
+    ("patterns", "made"),
+    [
+        (["*.png"], {"a.mlic"}),
+        (["**/*.png"], {"a.mlic", "d.mlic"}),
+        (["**"], {"a.mlic", "b.c.mlic", "d.mlic"}),
+        (["a.*", "./a.png", "more"], {"a.mlic", "d.mlic"}),
+    ],
+)
+def test_quoted_patterns(patterns: list[str], made: set[str], folder: Path) -> None:
+    (folder / "notes.txt").unlink()
+    assert main(["encode", *patterns, "--output-dir", "out"]) == 0
+    assert files(folder / "out") == made
+
+
+@pytest.mark.usefixtures("loads")
+def test_a_name_with_brackets_is_a_name(folder: Path) -> None:
+    (folder / "a.png").rename(folder / "a[1].png")
+    assert main(["encode", "a[1].png"]) == 0
+    assert main(["decode", "a[1].mlic", "back.png"]) == 0
+
+
+@pytest.mark.usefixtures("loads")
+def test_json_is_one_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "a.png", "notes.txt", "--json"]) == 1
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    good, bad = document["files"]
+    size = (folder / "a.mlic").stat().st_size
+    assert good.pop("seconds") >= 0
+    assert good == {
+        "input": "a.png",
+        "output": "a.mlic",
+        "bytes": size,
+        "width": 9,
+        "height": 5,
+        "bits_per_pixel": 8 * size / 45,
+    }
+    assert bad["input"] == "notes.txt" and "not an image" in bad["error"]
+    assert document["failed"] == 1
+    assert captured.err.count("\n") == 2
+
+
+@pytest.mark.usefixtures("loads")
+def test_others_go_on_after_a_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "z.png").write_bytes(b"")
+    assert main(["encode", "missing.png", "z.png", "nothing*", "a.png"]) == 1
+    assert (folder / "a.mlic").exists() and not (folder / "z.mlic").exists()
+    missing, empty, nothing, count = errors(capsys)
+    assert "missing.png does not exist" in missing
+    assert "z.png is not an image" in empty
+    assert "nothing matches nothing*" in nothing
+    assert count.endswith("3 of 4 files failed")
+
+
+@pytest.mark.usefixtures("loads")
+def test_existing_files_are_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "a.mlic").write_text("precious")
+    assert main(["encode", "a.png"]) == 1
+    assert errors(capsys) == [
+        "mlic-fast: error: a.mlic exists already; use --force to overwrite it"
+    ]
+    assert (folder / "a.mlic").read_text() == "precious"
+    assert main(["encode", "a.png", "--force"]) == 0
+    assert main(["decode", "a.mlic", "--force"]) == 0
+    assert torch.equal(load_image("a.png"), photograph(0))
+
+
+def test_no_model_is_loaded_where_there_is_no_work(
+    folder: Path, loads: list[tuple[Any, ...]]
+) -> None:
+    (folder / "more" / "empty").mkdir()
+    assert main(["encode", "missing.png"]) == 1
+    assert main(["encode", "more/empty"]) == 1
+    assert loads == []
+
+
+@pytest.mark.usefixtures("loads")
+def test_a_model_that_cannot_be_loaded_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["encode", ".", "--model", "missing.pth"]) == 1
+    assert errors(capsys) == ["mlic-fast: error: missing.pth cannot be read; name another file"]
+
+
+@pytest.mark.usefixtures("folder", "loads")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["encode"],
+        ["encode", "a.png", "--quality", "0"],
+        ["encode", "a.png", "--quality", "sharp"],
+        ["encode", "a.png", "--unknown"],
+        ["encode", "a.png", "more/d.png", "one.mlic"],
+        ["encode", "a.png", "one.mlic", "--output-dir", "out"],
+        ["encode", "a.png", "nowhere/one.mlic"],
+        ["decode", ".", "one.png"],
+        ["unknown"],
+        [],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], folder: Path) -> None:
+    (folder / "x.mlic").touch()
+    (folder / "y.mlic").touch()
+    before = files(folder)
+    try:
+        code: Any = main(arguments)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert files(folder) == before
+
+
+@pytest.mark.usefixtures("loads")
+def test_two_inputs_for_one_output_are_found_first(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_image(photograph(3), folder / "a.jpg")
+    assert main(["encode", "."]) == 2
+    assert "a.jpg and a.png would both be written to" in errors(capsys)[0]
+    assert not (folder / "b.c.mlic").exists()
+
+
+@pytest.mark.usefixtures("folder", "loads")
+def test_unknown_output_formats_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "a.png"]) == 0
+    assert main(["decode", "a.mlic", "a.gif"]) == 1
+    assert "use one of .png .webp" in errors(capsys)[0]
+    assert not Path("a.gif").exists()
+
+
+@pytest.mark.usefixtures("folder", "loads")
+def test_damaged_streams_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "a.png"]) == 0
+    stream = Path("a.mlic").read_bytes()
+    Path("cut.mlic").write_bytes(stream[:-1])
+    Path("empty.mlic").write_bytes(b"")
+    header = Header(0, 8, b"else", 0, 1, 1)
+    Path("other.mlic").write_bytes(bitstream.write(header, b""))
+    for name in ("cut", "empty", "other", "absent"):
+        assert main(["decode", f"{name}.mlic"]) == 1
+        (line,) = errors(capsys)
+        assert f"{name}.mlic" in line
+        assert not Path(f"{name}.png").exists()
+
+
+@pytest.mark.usefixtures("folder", "loads")
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["encode", "a.png", "--quality", "60"])
+    main(["encode", "more/d.png", "d.mlic"])
+    capsys.readouterr()
+    assert main(["info", "a.mlic", "d.mlic"]) == 0
+    text = capsys.readouterr().out
+    for part in ("a.mlic", "9x5 pixels", "deadbeef", "version 0, provisional", "single rate"):
+        assert part in text
+    assert main(["info", "*.mlic", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["files"]
+    size = os.path.getsize("a.mlic")
+    assert first["bytes"] == size and first["bits_per_pixel"] == 8 * size / 45
+    assert (first["quality"], second["quality"]) == (60, None)
+    assert first["model_id"] == "deadbeef" and first["arithmetic_version"] == 0
+    assert main(["info", "a.png"]) == 1
+    assert "not a .mlic file" in errors(capsys)[0]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "mlic-fast: interrupted"),
+        (MlicError("no"), 1, "mlic-fast: error: a.png: no"),
+        (MemoryError(), 1, "mlic-fast: error: a.png: there is not enough memory for this image"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            1,
+            "mlic-fast: error: a.png: x: Permission denied",
+        ),
+    ],
+)
+def test_what_goes_wrong_inside_is_one_line(
+    raised: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> bytes:
+        raise raised
+
+    monkeypatch.setattr(StoringCodec, "compress", fail)
+    monkeypatch.setattr(mlic_fast, "load", lambda *_, **__: StoringCodec(), raising=False)
+    assert main(["encode", "a.png"]) == code
+    assert errors(capsys) == [line]
+    assert not Path("a.mlic").exists()
+
+
+def test_help_and_version_load_nothing_heavy(folder: Path) -> None:
+    script = (
+        "import sys; from mlic_fast.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'compressai', 'torchvision', 'matplotlib', 'tqdm'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    for arguments in (["--help"], ["encode", "--help"], ["--version"]):
+        subprocess.run([sys.executable, "-c", script, *arguments], check=True, timeout=60)
+
+
+def test_ctrl_c_in_a_process_leaves_no_traceback(folder: Path) -> None:
+    script = (
+        "import sys, time, mlic_fast\n"
+        "class Codec:\n"
+        "    def compress(self, image, quality=None):\n"
+        "        print('busy', flush=True); time.sleep(60)\n"
+        "mlic_fast.load = lambda *a, **k: Codec()\n"
+        "from mlic_fast.cli import main\n"
+        "sys.exit(main(['encode', 'a.png']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "busy\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "mlic-fast: interrupted\n")
+    assert not Path("a.mlic").exists()
