@@ -1,0 +1,164 @@
+// Interleaved rANS, one symbol of one lane at a time: what encoder and decoder share on host and
+// device.
+//
+// Invariants
+//   1. Between operations every lane's state x is in [2^16, 2^32).
+//   2. A symbol owns the slots [start, start + freq) of 2^bits, 1 <= bits <= 16, 1 <= freq <
+//   2^bits.
+//   3. Encoding first makes room: if x >= limit = freq << (32 - bits), the low 16 bits of x leave
+//   as a word.
+//      One word is enough, since x >> 16 < 2^16 <= limit, and then x is in [limit >> 16, limit): it
+//      was
+//      >= limit before a shift, and without one x >= 2^16 > limit >> 16. Within that interval
+//      x -> (x / freq) << bits | (x % freq + start) lands in [2^16, 2^32): 1 holds again.
+//   4. Decoding inverts it: x -> freq * (x >> bits) + slot - start is in [limit >> 16, limit), and
+//   a word is
+//      read exactly if that is below 2^16. The result is >= 1 for any x >= 2^16, so 1 also holds
+//      for words that no encoder wrote: damaged data give wrong symbols, never a state out of
+//      range.
+//   Nothing in 3 and 4 needs the same bits for every symbol: a flag (1 bit), a digit (4 bits),
+//   tables of 14 and of 16 bits follow one another on a lane.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define MLIC_HD __host__ __device__ __forceinline__
+#else
+#define MLIC_HD inline
+#endif
+
+namespace mlic::rans {
+
+constexpr uint32_t kLowest = 1u << 16;  // the smallest state
+constexpr uint32_t kMinLanes = 2;       // lanes 0 and 1 carry the digest
+constexpr uint32_t kMaxLanes = 1024;    // a power of two
+constexpr uint32_t kGroupLanes = 32;    // lanes that share a stream of words, at most
+constexpr uint32_t kFlagBits = 1;       // "all symbols of the floor table are zero"
+constexpr uint32_t kFloorTable = 0;     // the table that the flag is about
+constexpr uint32_t kDigitBits = 4;  // a digit of an escape: 3 bits of payload below "more follow"
+constexpr uint32_t kDigitPayload = 3;  //
+constexpr uint32_t kMaxDigits = 11;    // 33 bits, enough for any int32 beyond any table
+
+// ---- Tables
+// ----------------------------------------------------------------------------------------------------
+
+// Slots of one symbol, start | freq << 16.
+using Entry = uint32_t;
+
+MLIC_HD uint32_t start_of(Entry e) { return e & 0xffff; }
+MLIC_HD uint32_t freq_of(Entry e) { return e >> 16; }
+
+// One table of a set: entries 0 .. escape - 1 are the symbols minimum, minimum + 1 .., the last
+// entry is the escape.
+struct Table {
+  uint32_t first;      // its first entry in TableSet::entries
+  uint32_t hints;      // its first hint in TableSet::hints
+  int32_t minimum;     // its smallest symbol
+  uint16_t escape;     // number of the escape entry
+  uint8_t bits;        // precision: slots are 0 .. 2^bits - 1
+  uint8_t hint_shift;  // hint slot >> hint_shift is the entry to start the search from
+};
+
+struct TableSet {
+  const Table* tables;
+  const Entry* entries;
+  const uint16_t* hints;
+};
+
+// ---- Decoding
+// --------------------------------------------------------------------------------------------------
+
+MLIC_HD bool needs_word(uint32_t x) { return x < kLowest; }
+MLIC_HD uint32_t take_word(uint32_t x, uint32_t word) { return x << 16 | word; }
+
+// Number of the table's entry that x holds; x then needs a word or not.
+MLIC_HD uint32_t decode_entry(const TableSet& set, const Table& table, uint32_t& x) {
+  const uint32_t slot = x & ((1u << table.bits) - 1);
+  const Entry* entries = set.entries + table.first;
+  uint32_t number = set.hints[table.hints + (slot >> table.hint_shift)];
+  Entry e = entries[number];
+  while (slot - start_of(e) >= freq_of(e))
+    e = entries[++number];  // ends: the last entry reaches 2^bits
+  x = freq_of(e) * (x >> table.bits) + slot - start_of(e);
+  return number;
+}
+
+// Uniform bits; x then needs a word or not.
+MLIC_HD uint32_t decode_bits(uint32_t bits, uint32_t& x) {
+  const uint32_t value = x & ((1u << bits) - 1);
+  x >>= bits;
+  return value;
+}
+
+// ---- Encoding
+// --------------------------------------------------------------------------------------------------
+
+// An entry made ready for encoding: reciprocal = ceil(2^(32 + bits) / freq).
+struct EncoderEntry {
+  uint64_t reciprocal;
+  uint16_t freq;
+  uint16_t start;
+  uint16_t cost;  // bits, 8.8 fixed point
+  uint8_t bits;
+};
+
+MLIC_HD bool must_shed(uint32_t x, const EncoderEntry& e) {
+  return x >= uint32_t{e.freq} << (32 - e.bits);
+}
+
+// x < freq << (32 - bits), so the product is below 2^64 and the quotient is x / freq: with
+// reciprocal = (2^(32 + bits) + r) / freq, 0 <= r < freq, the error x * r / (freq << (32 + bits))
+// is below 1 / freq because x * r < freq^2 << (32 - bits) < 2^(32 + bits), and the product is at
+// most (2^(32 - bits) - 1 / freq) * (2^(32 + bits) + r) < 2^64 because r * freq < 4^bits.
+MLIC_HD uint32_t encode_entry(uint32_t x, const EncoderEntry& e) {
+  const uint32_t quotient = static_cast<uint32_t>((x * e.reciprocal) >> (32 + e.bits));
+  return x + e.start + quotient * ((1u << e.bits) - e.freq);
+}
+
+MLIC_HD bool must_shed_bits(uint32_t x, uint32_t bits) { return x >> (32 - bits) != 0; }
+MLIC_HD uint32_t encode_bits(uint32_t x, uint32_t value, uint32_t bits) {
+  return x << bits | value;
+}
+
+// ---- Escapes
+// ---------------------------------------------------------------------------------------------------
+
+// A value beyond the table as u >= 0: even above the largest symbol, odd below the smallest. Below
+// 2^33.
+MLIC_HD uint64_t escape_of(int64_t value, int64_t minimum, int64_t maximum) {
+  return static_cast<uint64_t>(value > maximum ? 2 * (value - maximum - 1)
+                                               : 2 * (minimum - 1 - value) + 1);
+}
+
+MLIC_HD int64_t value_of(uint64_t u, int64_t minimum, int64_t maximum) {
+  const int64_t distance = static_cast<int64_t>(u >> 1);
+  return u & 1 ? minimum - 1 - distance : maximum + 1 + distance;
+}
+
+// Digit number round, the lowest bits first.
+MLIC_HD uint32_t digit_of(uint64_t u, uint32_t round) {
+  const uint64_t rest = u >> (kDigitPayload * round);
+  const uint32_t more = rest >> kDigitPayload != 0;
+  return (static_cast<uint32_t>(rest) & ((1u << kDigitPayload) - 1)) | more << kDigitPayload;
+}
+
+MLIC_HD uint32_t count_digits(uint64_t u) {
+  uint32_t count = 1;
+  while (u >>= kDigitPayload) ++count;
+  return count;
+}
+
+MLIC_HD bool is_last_digit(uint32_t digit) { return digit >> kDigitPayload == 0; }
+
+// Only digit 0 may be zero and last, and only digit kMaxDigits - 1 must be last: each u has one
+// spelling.
+MLIC_HD bool is_valid_digit(uint32_t digit, uint32_t round) {
+  return is_last_digit(digit) ? digit != 0 || round == 0 : round + 1 < kMaxDigits;
+}
+
+MLIC_HD uint64_t add_digit(uint64_t u, uint32_t digit, uint32_t round) {
+  return u | static_cast<uint64_t>(digit & ((1u << kDigitPayload) - 1)) << (kDigitPayload * round);
+}
+
+}  // namespace mlic::rans

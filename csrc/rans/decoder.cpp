@@ -1,0 +1,216 @@
+#include "rans/decoder.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <numeric>
+
+#include "rans/errors.h"
+#include "rans/indexes.h"
+
+namespace mlic::rans {
+namespace {
+
+[[noreturn]] void throw_too_short() {
+  throw CorruptStream("the payload ends too early: it was cut short or altered");
+}
+
+// Reads the payload's bytes from the front.
+class Reader {
+ public:
+  Reader(const uint8_t* data, size_t size) : next_(data), end_(data + size) {}
+
+  size_t left() const { return static_cast<size_t>(end_ - next_); }
+
+  template <class Unsigned>
+  Unsigned little_endian() {
+    if (left() < sizeof(Unsigned)) throw_too_short();
+    Unsigned value = 0;
+    for (size_t i = 0; i < sizeof(Unsigned); ++i) {
+      value = static_cast<Unsigned>(value | static_cast<Unsigned>(*next_++) << (8 * i));
+    }
+    return value;
+  }
+
+  // At most 32 bits, in the fewest bytes.
+  uint32_t leb128() {
+    uint64_t value = 0;
+    for (uint32_t shift = 0; shift < 35; shift += 7) {
+      const auto byte = little_endian<uint8_t>();
+      value |= static_cast<uint64_t>(byte & 0x7f) << shift;
+      if (byte < 0x80) {
+        if ((byte == 0 && shift > 0) || value > std::numeric_limits<uint32_t>::max()) break;
+        return static_cast<uint32_t>(value);
+      }
+    }
+    throw CorruptStream("a length in the payload is malformed: it was altered");
+  }
+
+ private:
+  const uint8_t* next_;
+  const uint8_t* end_;
+};
+
+}  // namespace
+
+Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size_t size,
+                 uint32_t lanes)
+    : tables_(std::move(tables)) {
+  if (lanes < kMinLanes || lanes > kMaxLanes || (lanes & (lanes - 1)) != 0) {
+    throw CorruptStream("the number of lanes must be a power of two from 2 to 1024");
+  }
+  Reader reader(data, size);
+  groups_.resize(std::max(lanes / kGroupLanes, 1u));
+  std::vector<size_t> lengths(groups_.size());  // in words
+  for (size_t i = 0; i + 1 < lengths.size(); ++i) lengths[i] = reader.leb128();
+  states_.resize(lanes);
+  for (uint32_t& state : states_) {
+    state = reader.little_endian<uint32_t>();
+    if (state < kLowest)
+      throw CorruptStream("the payload starts with an impossible state: it was altered");
+  }
+  if (reader.left() % 2 != 0)
+    throw CorruptStream("the payload has half a word: it was cut short or altered");
+  const size_t words = reader.left() / 2;
+  const size_t listed = std::accumulate(lengths.begin(), lengths.end(), size_t{0});
+  if (listed > words) throw_too_short();
+  lengths.back() = words - listed;
+
+  words_.resize(words + kGroupLanes);
+  for (size_t i = 0; i < words; ++i) words_[i] = reader.little_endian<uint16_t>();
+  const uint16_t* next = words_.data();
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    groups_[i] = {next, next + lengths[i]};
+    next += lengths[i];
+  }
+}
+
+void Decoder::check_open() const {
+  if (finished_)
+    throw UsedAfterFinish("the decoder is finished: make a new one for another payload");
+  if (corrupt_) throw CorruptStream("the payload was found corrupt before");
+}
+
+template <class Index>
+void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  check_open();
+  if (count > std::numeric_limits<uint32_t>::max())
+    throw std::invalid_argument("a pass has at most 2^32 - 1 symbols");
+  narrow_indexes(indexes, count, tables_->size(), indexes_);
+  corrupt_ = true;  // unless the end is reached
+  bool skips_floor = false;
+  if (has_floor(indexes_)) {
+    skips_floor = decode_bits(kFlagBits, states_[0]) != 0;
+    advance(groups_[0], states_[0]);
+  }
+  if (skips_floor) {
+    std::fill(symbols, symbols + count, 0);
+    count = skip_floor(indexes_, positions_);
+  } else {
+    positions_.resize(count);
+    std::iota(positions_.begin(), positions_.end(), 0u);
+  }
+  decode_symbols(count, positions_.data(), symbols);
+  corrupt_ = false;
+}
+
+template void Decoder::decode(const uint8_t*, size_t, int32_t*);
+template void Decoder::decode(const int32_t*, size_t, int32_t*);
+
+void Decoder::decode_symbols(size_t count, const uint32_t* positions, int32_t* symbols) {
+  switch (std::min<size_t>(states_.size(), kGroupLanes)) {
+    case 2:
+      return decode_blocks<2>(count, positions, symbols);
+    case 4:
+      return decode_blocks<4>(count, positions, symbols);
+    case 8:
+      return decode_blocks<8>(count, positions, symbols);
+    case 16:
+      return decode_blocks<16>(count, positions, symbols);
+    default:
+      return decode_blocks<32>(count, positions, symbols);
+  }
+}
+
+// A block is what one step gives one group: up to kWidth symbols, one a lane.
+template <uint32_t kWidth>
+void Decoder::decode_blocks(size_t count, const uint32_t* positions, int32_t* symbols) {
+  const TableSet set = tables_->view();
+  size_t g = 0;
+  for (size_t k = 0; k < count; k += kWidth) {
+    Group& group = groups_[g];
+    uint32_t* states = states_.data() + g * kWidth;
+    const uint16_t* next = group.next;
+    uint32_t escaped = 0;
+    const auto decode_lane = [&](uint32_t lane) {
+      const uint32_t position = positions[k + lane];
+      const Table& table = set.tables[indexes_[position]];
+      uint32_t x = states[lane];
+      const uint32_t number = decode_entry(set, table, x);
+      const uint32_t refilled = take_word(x, *next);
+      next += needs_word(x);
+      states[lane] = needs_word(x) ? refilled : x;
+      symbols[position] = table.minimum + static_cast<int32_t>(number);
+      escaped |= static_cast<uint32_t>(number == table.escape) << lane;
+    };
+    // Reads up to kWidth words past the end, into the next group or the pad, before the check
+    // below.
+    if (count - k >= kWidth) {
+      for (uint32_t lane = 0; lane < kWidth; ++lane) decode_lane(lane);
+    } else {
+      for (uint32_t lane = 0; lane < count - k; ++lane) decode_lane(lane);
+    }
+    if (next > group.end) throw_too_short();
+    group.next = next;
+    if (escaped != 0) decode_escapes(group, states, escaped, positions + k, symbols);
+    if (++g == groups_.size()) g = 0;
+  }
+}
+
+// Rounds of one digit a lane, in lane order, until no lane of the block has an escape in flight.
+void Decoder::decode_escapes(Group& group, uint32_t* states, uint32_t escaped,
+                             const uint32_t* positions, int32_t* symbols) {
+  std::array<uint64_t, kGroupLanes> u{};
+  for (uint32_t round = 0; escaped != 0; ++round) {
+    for (uint32_t lane = 0; lane < kGroupLanes; ++lane) {
+      if ((escaped >> lane & 1) == 0) continue;
+      const uint32_t digit = decode_bits(kDigitBits, states[lane]);
+      advance(group, states[lane]);
+      if (!is_valid_digit(digit, round))
+        throw CorruptStream("an escaped symbol is malformed: the payload was altered");
+      u[lane] = add_digit(u[lane], digit, round);
+      if (!is_last_digit(digit)) continue;
+      escaped &= ~(1u << lane);
+      const Table& table = tables_->view().tables[indexes_[positions[lane]]];
+      const int64_t value =
+          value_of(u[lane], table.minimum, int64_t{table.minimum} + table.escape - 1);
+      if (value != static_cast<int32_t>(value))
+        throw CorruptStream("a symbol exceeds 32 bits: the payload was altered");
+      symbols[positions[lane]] = static_cast<int32_t>(value);
+    }
+  }
+}
+
+void Decoder::advance(Group& group, uint32_t& state) {
+  if (!needs_word(state)) return;
+  if (group.next == group.end) throw_too_short();
+  state = take_word(state, *group.next++);
+}
+
+uint32_t Decoder::finish() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  check_open();
+  finished_ = true;
+  const auto is_consumed = [](const Group& group) { return group.next == group.end; };
+  const uint32_t low = states_[0] - kLowest, high = states_[1] - kLowest;
+  if (!std::all_of(groups_.begin(), groups_.end(), is_consumed) || (low | high) > 0xffff ||
+      std::count(states_.begin() + 2, states_.end(), kLowest) !=
+          static_cast<ptrdiff_t>(states_.size() - 2)) {
+    throw CorruptStream(
+        "the payload does not end where it should: it was altered, or decoded with other tables");
+  }
+  return low | high << 16;
+}
+
+}  // namespace mlic::rans

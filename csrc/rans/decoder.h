@@ -1,0 +1,54 @@
+// Host decoder of a payload: bytes -> symbols, pass by pass.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "rans/tables.h"
+
+namespace mlic::rans {
+
+class Decoder {
+ public:
+  // Copies the payload. Throws CorruptStream if it is too short for its lanes or not laid out as a
+  // payload.
+  Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size_t size, uint32_t lanes);
+
+  // One pass. Throws std::invalid_argument on an index without a table (nothing is consumed then)
+  // and CorruptStream when the data end early or hold a malformed escape. Index: uint8_t or
+  // int32_t.
+  template <class Index>
+  void decode(const Index* indexes, size_t count, int32_t* symbols);
+
+  // Checks that everything was consumed and every lane is back at its start; returns the digest.
+  uint32_t finish();
+
+ private:
+  struct Group {
+    const uint16_t* next;
+    const uint16_t* end;
+  };
+
+  void decode_symbols(size_t count, const uint32_t* positions, int32_t* symbols);
+  template <uint32_t kWidth>
+  void decode_blocks(size_t count, const uint32_t* positions, int32_t* symbols);
+  void decode_escapes(Group& group, uint32_t* states, uint32_t escaped, const uint32_t* positions,
+                      int32_t* symbols);
+  void advance(Group& group, uint32_t& state);
+  void check_open() const;
+
+  std::shared_ptr<const Tables> tables_;
+  std::vector<uint16_t> words_;   // of all groups, and a pad of kGroupLanes words
+  std::vector<uint32_t> states_;  // of all lanes
+  std::vector<Group> groups_;
+  std::vector<uint16_t> indexes_;    // of the current pass
+  std::vector<uint32_t> positions_;  // 0, 1, 2 .. or those of the symbols that are coded
+  std::mutex mutex_;
+  bool finished_ = false;
+  bool corrupt_ = false;
+};
+
+}  // namespace mlic::rans

@@ -1,0 +1,36 @@
+// A set of integer probability tables in the forms that the host's encoder and decoder use.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "rans/core.h"
+
+namespace mlic::rans {
+
+// Immutable after construction, so any number of threads may read it.
+class Tables {
+ public:
+  // frequencies: of all entries of all tables, the escape last in each; sizes, minima, bits: of
+  // each table, sizes counting the escape. Throws std::invalid_argument on anything that is not a
+  // table.
+  Tables(const uint16_t* frequencies, size_t frequency_count, const int32_t* sizes,
+         const int32_t* minima, const uint8_t* bits, size_t table_count);
+
+  TableSet view() const { return {tables_.data(), entries_.data(), hints_.data()}; }
+  size_t size() const { return tables_.size(); }
+  const EncoderEntry* encoder_entries() const { return encoder_entries_.data(); }
+  size_t bytes() const;  // of the decoder's part
+
+ private:
+  void add_table(const uint16_t* frequencies, uint32_t size, int32_t minimum, uint8_t bits);
+  void add_hints(Table& table);
+
+  std::vector<Table> tables_;
+  std::vector<Entry> entries_;
+  std::vector<uint16_t> hints_;
+  std::vector<EncoderEntry> encoder_entries_;
+};
+
+}  // namespace mlic::rans
