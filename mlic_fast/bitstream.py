@@ -22,7 +22,7 @@ PROVISIONAL = 0  # floating point: decodes only on the machine that made it
 EXACT = 1
 _KNOWN_VERSIONS = (PROVISIONAL, EXACT)
 
-_MAX_LOG2_LANES = 15
+_LOG2_LANES = range(1, 11)
 _FIXED_BYTES = len(MAGIC) + 1 + MODEL_ID_BYTES + 1
 _CRC_BYTES = 4
 
@@ -31,7 +31,7 @@ _CRC_BYTES = 4
 class Header:
     """What a decoder must know before it can read the payload.
 
-    ``lanes`` is the number of rANS lanes (a power of two up to 2^15), ``model_id`` the first 4
+    ``lanes`` is the number of rANS lanes (a power of two, 2 .. 1024), ``model_id`` the first 4
     bytes of the SHA-256 of the model, ``quality`` 1 .. 100, or 0 for a model with a single rate;
     ``width`` and ``height`` are those of the image in pixels, without padding.
     """
@@ -71,10 +71,8 @@ def write(header: Header, payload: bytes) -> bytes:
     """
     check_size(header.width, header.height)
     log2_lanes = header.lanes.bit_length() - 1
-    if header.lanes != 1 << max(log2_lanes, 0) or log2_lanes > _MAX_LOG2_LANES:
-        raise ValueError(
-            f"lanes must be a power of two up to 2^{_MAX_LOG2_LANES}, not {header.lanes}"
-        )
+    if log2_lanes not in _LOG2_LANES or header.lanes != 1 << log2_lanes:
+        raise ValueError(f"lanes must be a power of two from 2 to 1024, not {header.lanes}")
     if header.arithmetic_version not in _KNOWN_VERSIONS:
         raise ValueError(f"unknown arithmetic version {header.arithmetic_version}")
     if len(header.model_id) != MODEL_ID_BYTES:
@@ -136,6 +134,10 @@ def read(data: bytes | bytearray | memoryview) -> tuple[Header, bytes]:
         height=height,
     )
     # No encoder writes these with a right checksum, so what follows is for streams made by hand.
+    if data[2] & 15 not in _LOG2_LANES:
+        raise CorruptStreamError(
+            f"the stream is invalid: it has {header.lanes} lanes, not 2 to 1024"
+        )
     if header.quality > 100:
         raise CorruptStreamError(
             f"the stream is invalid: its quality is {header.quality}, above 100"

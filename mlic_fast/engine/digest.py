@@ -7,8 +7,8 @@ up in parallel.
     digest = sum_i mix(bits(yhat[i]) + i * 0x9E3779B1)   (mod 2^32)
 
 with i the flat index in (channel, row, column) order, bits the IEEE 754 pattern of the float32
-(negative zero as positive zero) and mix the finaliser of MurmurHash3. ``docs/format.md``, section
-6.
+(negative zero as positive zero) and mix the finaliser of MurmurHash3 (``docs/format.md``,
+section 5).
 """
 
 from __future__ import annotations
