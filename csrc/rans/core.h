@@ -49,22 +49,26 @@ using Entry = uint32_t;
 MLIC_HD uint32_t start_of(Entry e) { return e & 0xffff; }
 MLIC_HD uint32_t freq_of(Entry e) { return e >> 16; }
 
-// One table of a set: entries 0 .. escape - 1 are the symbols minimum, minimum + 1 .., the last
-// entry is the escape.
+// One table of a set. Its entries are in the order of its symbols, the last one is the escape.
 struct Table {
-  uint32_t first;      // its first entry in TableSet::entries
   uint32_t hints;      // its first hint in TableSet::hints
-  int32_t minimum;     // its smallest symbol
-  uint16_t escape;     // number of the escape entry
+  uint32_t escape;     // its last entry in TableSet::entries
+  uint32_t offset;     // entry + offset is the symbol, modulo 2^32
+  uint16_t mask;       // 2^bits - 1
   uint8_t bits;        // precision: slots are 0 .. 2^bits - 1
-  uint8_t hint_shift;  // hint slot >> hint_shift is the entry to start the search from
+  uint8_t hint_shift;  // hint slot >> hint_shift is the entry from which to search
 };
 
 struct TableSet {
   const Table* tables;
   const Entry* entries;
-  const uint16_t* hints;
+  const uint32_t* hints;
+  const int32_t* minima;  // the smallest symbol of each table
 };
+
+MLIC_HD int32_t symbol_of(const Table& table, uint32_t entry) {
+  return static_cast<int32_t>(entry + table.offset);
+}
 
 // ---- Decoding
 // --------------------------------------------------------------------------------------------------
@@ -72,16 +76,14 @@ struct TableSet {
 MLIC_HD bool needs_word(uint32_t x) { return x < kLowest; }
 MLIC_HD uint32_t take_word(uint32_t x, uint32_t word) { return x << 16 | word; }
 
-// Number of the table's entry that x holds; x then needs a word or not.
+// The table's entry that x holds; x then needs a word or not.
 MLIC_HD uint32_t decode_entry(const TableSet& set, const Table& table, uint32_t& x) {
-  const uint32_t slot = x & ((1u << table.bits) - 1);
-  const Entry* entries = set.entries + table.first;
-  uint32_t number = set.hints[table.hints + (slot >> table.hint_shift)];
-  Entry e = entries[number];
-  while (slot - start_of(e) >= freq_of(e))
-    e = entries[++number];  // ends: the last entry reaches 2^bits
+  const uint32_t slot = x & table.mask;
+  uint32_t entry = set.hints[table.hints + (slot >> table.hint_shift)];
+  Entry e = set.entries[entry];
+  while (slot - start_of(e) >= freq_of(e)) e = set.entries[++entry];  // the last reaches 2^bits
   x = freq_of(e) * (x >> table.bits) + slot - start_of(e);
-  return number;
+  return entry;
 }
 
 // Uniform bits; x then needs a word or not.
@@ -124,16 +126,18 @@ MLIC_HD uint32_t encode_bits(uint32_t x, uint32_t value, uint32_t bits) {
 // ---- Escapes
 // ---------------------------------------------------------------------------------------------------
 
-// A value beyond the table as u >= 0: even above the largest symbol, odd below the smallest. Below
-// 2^33.
-MLIC_HD uint64_t escape_of(int64_t value, int64_t minimum, int64_t maximum) {
-  return static_cast<uint64_t>(value > maximum ? 2 * (value - maximum - 1)
-                                               : 2 * (minimum - 1 - value) + 1);
+// A symbol beyond the table as u >= 0: even above the largest symbol, odd below the smallest.
+// Less than 2^33.
+MLIC_HD uint64_t escape_of(const Table& table, int64_t minimum, int64_t symbol) {
+  const int64_t beyond = symbol_of(table, table.escape);  // one above the largest
+  return static_cast<uint64_t>(symbol < minimum ? 2 * (minimum - 1 - symbol) + 1
+                                                : 2 * (symbol - beyond));
 }
 
-MLIC_HD int64_t value_of(uint64_t u, int64_t minimum, int64_t maximum) {
+// The inverse; may exceed 32 bits if no encoder wrote u.
+MLIC_HD int64_t escaped_symbol(const Table& table, int64_t minimum, uint64_t u) {
   const int64_t distance = static_cast<int64_t>(u >> 1);
-  return u & 1 ? minimum - 1 - distance : maximum + 1 + distance;
+  return u & 1 ? minimum - 1 - distance : symbol_of(table, table.escape) + distance;
 }
 
 // Digit number round, the lowest bits first.

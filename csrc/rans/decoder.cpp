@@ -51,6 +51,11 @@ class Reader {
   const uint8_t* end_;
 };
 
+// Positions of symbols when none is skipped.
+struct Identity {
+  size_t operator[](size_t k) const { return k; }
+};
+
 }  // namespace
 
 Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size_t size,
@@ -106,19 +111,30 @@ void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
   }
   if (skips_floor) {
     std::fill(symbols, symbols + count, 0);
-    count = skip_floor(indexes_, positions_);
+    find_coded();
+    decode_symbols(positions_.size(), positions_.data(), symbols);
   } else {
-    positions_.resize(count);
-    std::iota(positions_.begin(), positions_.end(), 0u);
+    decode_symbols(count, Identity(), symbols);
   }
-  decode_symbols(count, positions_.data(), symbols);
   corrupt_ = false;
 }
 
 template void Decoder::decode(const uint8_t*, size_t, int32_t*);
 template void Decoder::decode(const int32_t*, size_t, int32_t*);
 
-void Decoder::decode_symbols(size_t count, const uint32_t* positions, int32_t* symbols) {
+// Positions of the symbols whose table is not the floor table.
+void Decoder::find_coded() {
+  positions_.resize(indexes_.size());
+  size_t coded = 0;
+  for (size_t i = 0; i < indexes_.size(); ++i) {
+    positions_[coded] = static_cast<uint32_t>(i);
+    coded += indexes_[i] != kFloorTable;
+  }
+  positions_.resize(coded);
+}
+
+template <class Positions>
+void Decoder::decode_symbols(size_t count, Positions positions, int32_t* symbols) {
   switch (std::min<size_t>(states_.size(), kGroupLanes)) {
     case 2:
       return decode_blocks<2>(count, positions, symbols);
@@ -134,60 +150,80 @@ void Decoder::decode_symbols(size_t count, const uint32_t* positions, int32_t* s
 }
 
 // A block is what one step gives one group: up to kWidth symbols, one a lane.
-template <uint32_t kWidth>
-void Decoder::decode_blocks(size_t count, const uint32_t* positions, int32_t* symbols) {
+template <uint32_t kWidth, class Positions>
+void Decoder::decode_blocks(size_t count, Positions positions, int32_t* symbols) {
   const TableSet set = tables_->view();
+  const uint16_t* indexes = indexes_.data();
+  const size_t groups = groups_.size();
   size_t g = 0;
   for (size_t k = 0; k < count; k += kWidth) {
     Group& group = groups_[g];
     uint32_t* states = states_.data() + g * kWidth;
     const uint16_t* next = group.next;
-    uint32_t escaped = 0;
-    const auto decode_lane = [&](uint32_t lane) {
-      const uint32_t position = positions[k + lane];
-      const Table& table = set.tables[indexes_[position]];
+    bool escapes = false;
+    const auto decode_lane = [&](size_t lane) {
+      const size_t position = positions[k + lane];
+      const Table& table = set.tables[indexes[position]];
       uint32_t x = states[lane];
-      const uint32_t number = decode_entry(set, table, x);
-      const uint32_t refilled = take_word(x, *next);
-      next += needs_word(x);
-      states[lane] = needs_word(x) ? refilled : x;
-      symbols[position] = table.minimum + static_cast<int32_t>(number);
-      escaped |= static_cast<uint32_t>(number == table.escape) << lane;
+      const uint32_t entry = decode_entry(set, table, x);
+      const uint32_t needed =
+          0u - needs_word(x);  // all ones or none: a branch would be mispredicted
+      states[lane] = x << (needed & 16) | (needed & *next);
+      next += needed & 1;
+      symbols[position] = symbol_of(table, entry);
+      escapes |= entry == table.escape;
     };
     // Reads up to kWidth words past the end, into the next group or the pad, before the check
     // below.
-    if (count - k >= kWidth) {
-      for (uint32_t lane = 0; lane < kWidth; ++lane) decode_lane(lane);
+    const size_t lanes = std::min<size_t>(kWidth, count - k);
+    if (lanes == kWidth) {
+      for (size_t lane = 0; lane < kWidth; ++lane) decode_lane(lane);
     } else {
-      for (uint32_t lane = 0; lane < count - k; ++lane) decode_lane(lane);
+      for (size_t lane = 0; lane < lanes; ++lane) decode_lane(lane);
     }
     if (next > group.end) throw_too_short();
     group.next = next;
-    if (escaped != 0) decode_escapes(group, states, escaped, positions + k, symbols);
-    if (++g == groups_.size()) g = 0;
+    if (escapes) {
+      std::array<uint32_t, kWidth> at;
+      for (size_t lane = 0; lane < lanes; ++lane)
+        at[lane] = static_cast<uint32_t>(positions[k + lane]);
+      decode_escapes(group, states, lanes, at.data(), symbols);
+    }
+    if (++g == groups) g = 0;
   }
 }
 
 // Rounds of one digit a lane, in lane order, until no lane of the block has an escape in flight.
-void Decoder::decode_escapes(Group& group, uint32_t* states, uint32_t escaped,
+void Decoder::decode_escapes(Group& group, uint32_t* states, size_t lanes,
                              const uint32_t* positions, int32_t* symbols) {
+  const TableSet set = tables_->view();
+  const auto table_of = [&](size_t lane) -> const Table& {
+    return set.tables[indexes_[positions[lane]]];
+  };
   std::array<uint64_t, kGroupLanes> u{};
-  for (uint32_t round = 0; escaped != 0; ++round) {
-    for (uint32_t lane = 0; lane < kGroupLanes; ++lane) {
-      if ((escaped >> lane & 1) == 0) continue;
+  uint32_t in_flight = 0;  // a bit a lane
+  for (size_t lane = 0; lane < lanes; ++lane) {
+    const Table& table = table_of(lane);
+    const bool escapes = symbols[positions[lane]] == symbol_of(table, table.escape);
+    in_flight |= static_cast<uint32_t>(escapes) << lane;
+  }
+  for (uint32_t round = 0; in_flight != 0; ++round) {
+    for (size_t lane = 0; lane < lanes; ++lane) {
+      if ((in_flight >> lane & 1) == 0) continue;
       const uint32_t digit = decode_bits(kDigitBits, states[lane]);
       advance(group, states[lane]);
-      if (!is_valid_digit(digit, round))
+      if (!is_valid_digit(digit, round)) {
         throw CorruptStream("an escaped symbol is malformed: the payload was altered");
+      }
       u[lane] = add_digit(u[lane], digit, round);
       if (!is_last_digit(digit)) continue;
-      escaped &= ~(1u << lane);
-      const Table& table = tables_->view().tables[indexes_[positions[lane]]];
-      const int64_t value =
-          value_of(u[lane], table.minimum, int64_t{table.minimum} + table.escape - 1);
-      if (value != static_cast<int32_t>(value))
+      in_flight &= ~(1u << lane);
+      const int32_t minimum = set.minima[indexes_[positions[lane]]];
+      const int64_t symbol = escaped_symbol(table_of(lane), minimum, u[lane]);
+      if (symbol != static_cast<int32_t>(symbol)) {
         throw CorruptStream("a symbol exceeds 32 bits: the payload was altered");
-      symbols[positions[lane]] = static_cast<int32_t>(value);
+      }
+      symbols[positions[lane]] = static_cast<int32_t>(symbol);
     }
   }
 }

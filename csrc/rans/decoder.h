@@ -32,10 +32,14 @@ class Decoder {
     const uint16_t* end;
   };
 
-  void decode_symbols(size_t count, const uint32_t* positions, int32_t* symbols);
-  template <uint32_t kWidth>
-  void decode_blocks(size_t count, const uint32_t* positions, int32_t* symbols);
-  void decode_escapes(Group& group, uint32_t* states, uint32_t escaped, const uint32_t* positions,
+  void find_coded();
+  // The next symbols: the k-th goes to symbols[positions[k]] and has the table
+  // indexes_[positions[k]].
+  template <class Positions>
+  void decode_symbols(size_t count, Positions positions, int32_t* symbols);
+  template <uint32_t kWidth, class Positions>
+  void decode_blocks(size_t count, Positions positions, int32_t* symbols);
+  void decode_escapes(Group& group, uint32_t* states, size_t lanes, const uint32_t* positions,
                       int32_t* symbols);
   void advance(Group& group, uint32_t& state);
   void check_open() const;
@@ -45,7 +49,7 @@ class Decoder {
   std::vector<uint32_t> states_;  // of all lanes
   std::vector<Group> groups_;
   std::vector<uint16_t> indexes_;    // of the current pass
-  std::vector<uint32_t> positions_;  // 0, 1, 2 .. or those of the symbols that are coded
+  std::vector<uint32_t> positions_;  // of its coded symbols if some are skipped
   std::mutex mutex_;
   bool finished_ = false;
   bool corrupt_ = false;

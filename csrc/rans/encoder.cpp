@@ -53,23 +53,25 @@ void Encoder::encode(const int32_t* symbols, const Index* indexes, size_t count)
     throw std::invalid_argument("a pass has at most 2^32 - 1 symbols");
   narrow_indexes(indexes, count, tables_->size(), indexes_);
   int32_t nonzero = 0;  // in the floor table
-  for (size_t i = 0; i < count; ++i) nonzero |= indexes_[i] == kFloorTable ? symbols[i] : 0;
+  for (size_t i = 0; i < count; ++i) nonzero |= symbols[i] & -int32_t{indexes_[i] == kFloorTable};
   const bool flagged = has_floor(indexes_);
   const bool skips_floor = flagged && nonzero == 0;
 
   const TableSet set = tables_->view();
+  const uint32_t skipped = skips_floor ? kFloorTable : ~0u;
   size_t end = entries_.size();
   entries_.resize(end + count);
   for (size_t i = 0; i < count; ++i) {
-    const Table& table = set.tables[indexes_[i]];
-    uint32_t number = static_cast<uint32_t>(symbols[i]) - static_cast<uint32_t>(table.minimum);
-    if (number >= table.escape) {
-      number = table.escape;
-      escapes_.push_back(
-          {end, escape_of(symbols[i], table.minimum, int64_t{table.minimum} + table.escape - 1)});
+    const uint32_t index = indexes_[i];
+    const Table& table = set.tables[index];
+    const uint32_t first = static_cast<uint32_t>(set.minima[index]) - table.offset;
+    uint32_t entry = static_cast<uint32_t>(symbols[i]) - table.offset;
+    if (entry - first >= table.escape - first) {
+      entry = table.escape;
+      escapes_.push_back({end, escape_of(table, set.minima[index], symbols[i])});
     }
-    entries_[end] = table.first + number;
-    end += !(skips_floor && indexes_[i] == kFloorTable);
+    entries_[end] = entry;
+    end += index != skipped;
   }
   entries_.resize(end);
   passes_.push_back({end, !flagged ? Flag::kAbsent : skips_floor ? Flag::kSkipped : Flag::kCoded});

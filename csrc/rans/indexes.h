@@ -29,17 +29,6 @@ void narrow_indexes(const Index* indexes, size_t count, size_t tables,
   }
 }
 
-// Positions of the symbols whose table is not the floor table; returns how many.
-inline size_t skip_floor(const std::vector<uint16_t>& indexes, std::vector<uint32_t>& positions) {
-  positions.resize(indexes.size());
-  size_t kept = 0;
-  for (size_t i = 0; i < indexes.size(); ++i) {
-    positions[kept] = static_cast<uint32_t>(i);
-    kept += indexes[i] != kFloorTable;
-  }
-  return kept;
-}
-
 inline bool has_floor(const std::vector<uint16_t>& indexes) {
   return std::find(indexes.begin(), indexes.end(), kFloorTable) != indexes.end();
 }

@@ -11,8 +11,9 @@ namespace {
 
 constexpr size_t kMaxTables = 1 << 16;     // indexes are kept in 16 bits
 constexpr uint32_t kMaxEntries = 1 << 15;  // of one table
-constexpr uint32_t kHintsPerEntry = 8;     // keeps the search after a hint short ..
-constexpr uint32_t kMaxHintBits = 11;      // .. and the hints of a table within 4 KiB
+constexpr uint32_t kHintsPerEntry = 8;     // keeps the search after a hint short,
+constexpr uint32_t kMinHintBits = 8;       // mostly none in narrow tables,
+constexpr uint32_t kMaxHintBits = 11;      // and the hints of a wide table within 8 KiB
 
 uint32_t floor_log2(uint32_t value) {
   uint32_t result = 0;
@@ -76,38 +77,41 @@ Tables::Tables(const uint16_t* frequencies, size_t frequency_count, const int32_
 }
 
 void Tables::add_table(const uint16_t* frequencies, uint32_t size, int32_t minimum, uint8_t bits) {
-  Table table{static_cast<uint32_t>(entries_.size()), 0,    minimum,
-              static_cast<uint16_t>(size - 1),        bits, 0};
+  const auto first = static_cast<uint32_t>(entries_.size());
   uint32_t start = 0;
   for (uint32_t i = 0; i < size; ++i) {
     entries_.push_back(start | uint32_t{frequencies[i]} << 16);
     encoder_entries_.push_back(make_encoder_entry(start, frequencies[i], bits));
     start += frequencies[i];
   }
-  add_hints(table);
+  Table table{};
+  table.escape = first + size - 1;
+  table.offset = static_cast<uint32_t>(minimum) - first;
+  table.mask = static_cast<uint16_t>((1u << bits) - 1);
+  table.bits = bits;
+  add_hints(table, first);
   tables_.push_back(table);
+  minima_.push_back(minimum);
 }
 
-void Tables::add_hints(Table& table) {
-  const uint32_t size = table.escape + 1u;
+void Tables::add_hints(Table& table, uint32_t first) {
+  const uint32_t size = table.escape - first + 1;
   const uint32_t wanted = floor_log2(2 * kHintsPerEntry * size - 1);
-  const uint32_t hint_bits = std::min({wanted, kMaxHintBits, uint32_t{table.bits}});
+  const uint32_t hint_bits =
+      std::min({std::max(wanted, kMinHintBits), kMaxHintBits, uint32_t{table.bits}});
   table.hint_shift = static_cast<uint8_t>(table.bits - hint_bits);
   table.hints = static_cast<uint32_t>(hints_.size());
-  uint32_t number = 0;
+  uint32_t entry = first;
   for (uint32_t i = 0; i < 1u << hint_bits; ++i) {
     const uint32_t slot = i << table.hint_shift;
-    while (slot - start_of(entries_[table.first + number]) >=
-           freq_of(entries_[table.first + number])) {
-      ++number;
-    }
-    hints_.push_back(static_cast<uint16_t>(number));
+    while (slot - start_of(entries_[entry]) >= freq_of(entries_[entry])) ++entry;
+    hints_.push_back(entry);
   }
 }
 
 size_t Tables::bytes() const {
   return tables_.size() * sizeof(Table) + entries_.size() * sizeof(Entry) +
-         hints_.size() * sizeof(uint16_t);
+         (hints_.size() + minima_.size()) * sizeof(uint32_t);
 }
 
 }  // namespace mlic::rans

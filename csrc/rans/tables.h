@@ -18,18 +18,19 @@ class Tables {
   Tables(const uint16_t* frequencies, size_t frequency_count, const int32_t* sizes,
          const int32_t* minima, const uint8_t* bits, size_t table_count);
 
-  TableSet view() const { return {tables_.data(), entries_.data(), hints_.data()}; }
+  TableSet view() const { return {tables_.data(), entries_.data(), hints_.data(), minima_.data()}; }
   size_t size() const { return tables_.size(); }
   const EncoderEntry* encoder_entries() const { return encoder_entries_.data(); }
   size_t bytes() const;  // of the decoder's part
 
  private:
   void add_table(const uint16_t* frequencies, uint32_t size, int32_t minimum, uint8_t bits);
-  void add_hints(Table& table);
+  void add_hints(Table& table, uint32_t first);
 
   std::vector<Table> tables_;
   std::vector<Entry> entries_;
-  std::vector<uint16_t> hints_;
+  std::vector<uint32_t> hints_;
+  std::vector<int32_t> minima_;
   std::vector<EncoderEntry> encoder_entries_;
 };
 
