@@ -23,6 +23,7 @@ from mlic_fast.models import PRESETS, create_model, load_checkpoint, save_checkp
 from mlic_fast.training import distributed
 from mlic_fast.training.config import TrainConfig, TrainingError
 from mlic_fast.training.data import ImageCache, PatchSampler
+from mlic_fast.training.layout import channels_last
 from mlic_fast.training.log import Logs, Meter
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import learning_rate_factor, split_parameters, update_average
@@ -80,11 +81,7 @@ class Trainer:
         self.is_main = distributed.rank() == 0
         self.sampler = self._open_data()
 
-        # Channels last suits tensor cores. On a CPU it gains nothing, and oneDNN's gradient of a strided 1x1
-        # convolution over few channels (the first skip of g_a) then writes past its buffer: uxlfoundation/oneDNN#6035.
-        on_cuda = self.device.type == "cuda"
-        self.layout = torch.channels_last if on_cuda else torch.contiguous_format
-        self.model = build_model(config).to(self.device, memory_format=self.layout)
+        self.model = channels_last(build_model(config)).to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else None
         self.network, self.quantiles = split_parameters(self.model)
         self.optimizer = torch.optim.Adam(self.network, lr=config.lr, fused=True)
@@ -173,7 +170,7 @@ class Trainer:
         """One step of both optimisers. Returns the means of the loss's terms, or nothing if the step was skipped."""
         config = self.config
         generator = self._seed_step()
-        x = batch.to(self.device).contiguous(memory_format=self.layout).float() / 255
+        x = batch.to(self.device).float() / 255
         rate = None
         if len(config.lmbda) > 1:
             rate = draw_rates(len(x), len(config.lmbda), generator).to(self.device)

@@ -30,6 +30,7 @@ def evaluate_image(
     height, width = image.shape[1:]
     x = image[None].float() / 255
     x = nn.functional.pad(x, (0, -width % 64, 0, -height % 64))
+    x = x.contiguous(memory_format=torch.channels_last)
     with autocast:
         out = model(x) if rate is None else model(x, rate=torch.full((1,), float(rate)).to(x))
     bpp = bits_per_pixel(out["likelihoods"], height * width).item()
