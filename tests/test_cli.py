@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 import mlic_fast
 from mlic_fast import bitstream
@@ -278,6 +279,19 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert first["model_id"] == "deadbeef" and first["arithmetic_version"] == 0
     assert main(["info", "a.png"]) == 1
     assert "not a .mlic file" in errors(capsys)[0]
+
+
+@pytest.mark.usefixtures("loads")
+def test_info_names_the_models_of_the_package(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "weights").mkdir()
+    identity = {"identity": MODEL_ID.hex() + 28 * "00"}
+    save_file({"x": np.zeros(1)}, folder / "weights" / "demo.safetensors", metadata=identity)
+    monkeypatch.setattr(mlic_fast, "__file__", str(folder / "__init__.py"))
+    main(["encode", "a.png"])
+    assert main(["info", "a.mlic"]) == 0
+    assert "deadbeef (demo)" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("folder")

@@ -80,6 +80,7 @@ def _encoder(args: argparse.Namespace) -> Callable[[Job], Result]:
         start = time.perf_counter()
         data = codec.compress(image, quality=args.quality)
         seconds = time.perf_counter() - start
+        assert isinstance(data, bytes)  # a list only for a batch
         if args.output_dir is not None:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         write_atomically(job.target, data)

@@ -22,11 +22,14 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model does the work, and on what."""
     parser.add_argument(
-        "--model", default="demo", metavar="NAME|FILE", help="model (default: %(default)s)"
+        "--model",
+        default="demo",
+        metavar="demo|FILE",
+        help="the model that comes with the package, or a checkpoint file (default: %(default)s)",
     )
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)"
     )
     parser.add_argument(
-        "--engine", default="auto", help="auto, reference, cpu or gpu (default: %(default)s)"
+        "--engine", default="auto", help="what computes (default: %(default)s, the best one here)"
     )
