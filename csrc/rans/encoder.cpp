@@ -66,12 +66,13 @@ void Encoder::encode(const int32_t* symbols, const Index* indexes, size_t count)
     const Table& table = set.tables[index];
     const uint32_t first = static_cast<uint32_t>(set.minima[index]) - table.offset;
     uint32_t entry = static_cast<uint32_t>(symbols[i]) - table.offset;
-    if (entry - first >= table.escape - first) {
+    const bool coded = index != skipped;
+    if (entry - first >= table.escape - first && coded) {
       entry = table.escape;
       escapes_.push_back({end, escape_of(table, set.minima[index], symbols[i])});
     }
     entries_[end] = entry;
-    end += index != skipped;
+    end += coded;
   }
   entries_.resize(end);
   passes_.push_back({end, !flagged ? Flag::kAbsent : skips_floor ? Flag::kSkipped : Flag::kCoded});
