@@ -163,8 +163,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 def _from_file(path: Path) -> torch.Tensor:
     if not path.is_file():
-        what = "is a folder; name an image in it" if path.is_dir() else "does not exist"
-        raise UnsupportedImageError(f"{path} {what}")
+        what = "is not a file" if path.exists() else "does not exist"
+        raise UnsupportedImageError(f"{path} {what}; give the path of an image file")
     with _reading(str(path)):
         with _pillow_limit_raised():
             picture = Image.open(path)

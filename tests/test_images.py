@@ -309,7 +309,7 @@ def test_files_that_are_not_images_are_refused(tmp_path: Path) -> None:
         ("text.png", "not an image"),
         ("cut.png", "damaged"),
         ("missing.png", "does not exist"),
-        (".", "is a folder"),
+        (".", "is not a file"),
     ]:
         with pytest.raises(UnsupportedImageError, match=message):
             load_image(tmp_path / name)
