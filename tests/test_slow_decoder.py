@@ -71,7 +71,7 @@ def random_tables(draw: st.DrawFn) -> list[Table]:
         cuts = draw(st.sets(st.integers(1, 2**precision - 1), min_size=1, max_size=6))
         edges = [0, *sorted(cuts), 2**precision]
         frequencies = [b - a for a, b in pairwise(edges)]
-        minimum = draw(st.sampled_from([0, -2, 40, -(2**31), 2**31 - 10])) if tables else 0
+        minimum = draw(st.sampled_from([0, -2, 40, -(2**31), 2**31 - 10]))
         tables.append(Table(precision, minimum, frequencies))
     return tables
 
