@@ -1,4 +1,4 @@
-"""Builds the extension module ``mlic_fast._C`` with CMake and Ninja; everything else is in pyproject.toml."""
+"""Builds the module ``mlic_fast._C`` with CMake and Ninja; the rest is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.resolve()
 
 
 def find_tool(name: str) -> str | None:
-    """Path of a build tool: beside this interpreter (also when its environment is not activated), else on PATH."""
+    """Path of a build tool: beside this interpreter, activated or not, else on PATH."""
     here = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return shutil.which(name, path=here)
 
@@ -23,15 +23,15 @@ def find_tool(name: str) -> str | None:
 def require_tool(name: str) -> str:
     path = find_tool(name)
     if path is None:
-        raise SystemExit(f"{name} was not found: install it with `pip install {name}` and try again.")
+        raise SystemExit(f"{name} was not found: run `pip install {name}` and try again.")
     return path
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds in build/<tag>, which later builds reuse, and puts the module where setuptools wants it."""
+    """Builds in build/cmake-<tag>, which later builds reuse."""
 
     def build_extension(self, ext: Extension) -> None:
-        import pybind11  # a build requirement, which must not be needed to ask setup.py for metadata
+        import pybind11  # only here, so that metadata can be had without it
 
         cmake, ninja = require_tool("cmake"), require_tool("ninja")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -54,7 +54,7 @@ class CMakeBuild(build_ext):
 
 
 def drop_stale_cache(build_dir: Path) -> None:
-    """Removes a CMake cache made by an interpreter or with tools that are gone, as isolated builds leave behind."""
+    """Removes a cache that names tools which are gone, as isolated builds leave behind."""
     cache = build_dir / "CMakeCache.txt"
     if not cache.exists():
         return

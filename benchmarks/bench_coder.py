@@ -90,7 +90,9 @@ def reference() -> Coder:
     def decode(data: bytes, indexes: Array) -> Array:
         decoder = ans.RansDecoder()
         decoder.set_stream(data)
-        return np.stack([np.array(decoder.decode_stream(i.tolist(), *tables), np.int32) for i in indexes])
+        return np.stack(
+            [np.array(decoder.decode_stream(i.tolist(), *tables), np.int32) for i in indexes]
+        )
 
     return Coder("compressai.ans", encode, decode)
 
@@ -147,7 +149,9 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--symbols", type=Path)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path)
@@ -184,7 +188,9 @@ def main() -> None:
             times.setdefault((coder.name, "decode"), []).append(decode)
 
     results = {}
-    print(f"\n{'':16}{'bytes':>8}{'vs ideal':>10}{'encode ms':>11}{'ratio':>7}{'decode ms':>11}{'ratio':>7}")
+    print(
+        f"\n{'':16}{'bytes':>8}{'vs ideal':>10}{'encode ms':>11}{'ratio':>7}{'decode ms':>11}{'ratio':>7}"
+    )
     best = {key: float(np.median(values)) for key, values in times.items()}
     for coder in coders:
         size = len(streams[coder.name])

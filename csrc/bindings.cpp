@@ -47,19 +47,16 @@ auto without_gil(F&& f) {
   return f();
 }
 
-// ---- Our coder
-// -------------------------------------------------------------------------------------------------
+// ---- Our coder ----
 
-std::shared_ptr<const rans::Tables> make_tables(const Array<uint16_t>& frequencies,
-                                                const Array<int32_t>& sizes,
-                                                const Array<int32_t>& minima,
-                                                const Array<uint8_t>& precisions) {
+std::shared_ptr<rans::Tables> make_tables(const Array<uint16_t>& frequencies,
+                                          const Array<int32_t>& sizes, const Array<int32_t>& minima,
+                                          const Array<uint8_t>& precisions) {
   if (sizes.size() != minima.size() || sizes.size() != precisions.size()) {
     throw std::invalid_argument("sizes, minima and precisions differ in length");
   }
-  return std::make_shared<const rans::Tables>(frequencies.data(), size_of(frequencies),
-                                              sizes.data(), minima.data(), precisions.data(),
-                                              size_of(sizes));
+  return std::make_shared<rans::Tables>(frequencies.data(), size_of(frequencies), sizes.data(),
+                                        minima.data(), precisions.data(), size_of(sizes));
 }
 
 template <class Index>
@@ -81,20 +78,12 @@ Array<int32_t> decode(rans::Decoder& decoder, const Array<Index>& indexes) {
 
 void bind_rans(py::module_& m) {
   py::class_<rans::Tables, std::shared_ptr<rans::Tables>>(m, "RansTables")
-      .def(py::init([](const Array<uint16_t>& frequencies, const Array<int32_t>& sizes,
-                       const Array<int32_t>& minima, const Array<uint8_t>& precisions) {
-             return std::const_pointer_cast<rans::Tables>(
-                 make_tables(frequencies, sizes, minima, precisions));
-           }),
-           "frequencies"_a.noconvert(), "sizes"_a.noconvert(), "minima"_a.noconvert(),
-           "precisions"_a.noconvert())
+      .def(py::init(&make_tables), "frequencies"_a.noconvert(), "sizes"_a.noconvert(),
+           "minima"_a.noconvert(), "precisions"_a.noconvert())
       .def_property_readonly("nbytes", &rans::Tables::bytes);
 
   py::class_<rans::Encoder>(m, "RansEncoder")
-      .def(py::init([](std::shared_ptr<rans::Tables> tables, uint32_t lanes) {
-             return std::make_unique<rans::Encoder>(std::move(tables), lanes);
-           }),
-           "tables"_a, "lanes"_a)
+      .def(py::init<std::shared_ptr<rans::Tables>, uint32_t>(), "tables"_a, "lanes"_a)
       .def("encode", &encode<uint8_t>, "symbols"_a.noconvert(), "indexes"_a.noconvert())
       .def("encode", &encode<int32_t>, "symbols"_a.noconvert(), "indexes"_a.noconvert())
       .def(
@@ -117,8 +106,7 @@ void bind_rans(py::module_& m) {
       .def("finish", &rans::Decoder::finish);
 }
 
-// ---- compressai.ans
-// --------------------------------------------------------------------------------------------
+// ---- compressai.ans ----
 
 // Appends count integers of a Python list or tuple: several times as fast as going through a numpy
 // array.
@@ -183,11 +171,11 @@ std::vector<int32_t> used_rows(py::handle cdfs, const Array<int32_t>& sizes) {
 std::shared_ptr<rans::compressai::Cdfs> make_cdfs(py::handle cdfs, const Array<int32_t>& sizes,
                                                   const Array<int32_t>& offsets) {
   static rans::compressai::CdfCache cache;
-  if (sizes.size() != offsets.size())
+  if (sizes.size() != offsets.size()) {
     throw std::invalid_argument("cdfs_sizes and offsets differ in length");
-  auto made = cache.get(used_rows(cdfs, sizes), {sizes.data(), sizes.data() + sizes.size()},
-                        {offsets.data(), offsets.data() + offsets.size()});
-  return std::const_pointer_cast<rans::compressai::Cdfs>(made);
+  }
+  return cache.get(used_rows(cdfs, sizes), {sizes.data(), sizes.data() + sizes.size()},
+                   {offsets.data(), offsets.data() + offsets.size()});
 }
 
 void bind_compressai(py::module_& m) {

@@ -76,8 +76,8 @@ bool Cdfs::equals(const std::vector<int32_t>& rows, const std::vector<int32_t>& 
   return sizes == sizes_ && offsets == offsets_ && rows == rows_;
 }
 
-std::shared_ptr<const Cdfs> CdfCache::get(std::vector<int32_t> rows, std::vector<int32_t> sizes,
-                                          std::vector<int32_t> offsets) {
+std::shared_ptr<Cdfs> CdfCache::get(std::vector<int32_t> rows, std::vector<int32_t> sizes,
+                                    std::vector<int32_t> offsets) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = std::find_if(recent_.begin(), recent_.end(), [&](const auto& cdfs) {
     return cdfs->equals(rows, sizes, offsets);
@@ -85,7 +85,7 @@ std::shared_ptr<const Cdfs> CdfCache::get(std::vector<int32_t> rows, std::vector
   if (found != recent_.end()) {
     std::rotate(recent_.begin(), found, found + 1);
   } else {
-    auto made = std::make_shared<const Cdfs>(std::move(rows), std::move(sizes), std::move(offsets));
+    auto made = std::make_shared<Cdfs>(std::move(rows), std::move(sizes), std::move(offsets));
     if (recent_.size() == kSize) recent_.pop_back();
     recent_.insert(recent_.begin(), std::move(made));
   }

@@ -38,12 +38,12 @@ class Cdfs {
 // contents, so an array altered in between is seen as another.
 class CdfCache {
  public:
-  std::shared_ptr<const Cdfs> get(std::vector<int32_t> rows, std::vector<int32_t> sizes,
-                                  std::vector<int32_t> offsets);
+  std::shared_ptr<Cdfs> get(std::vector<int32_t> rows, std::vector<int32_t> sizes,
+                            std::vector<int32_t> offsets);
 
  private:
   static constexpr size_t kSize = 8;
-  std::vector<std::shared_ptr<const Cdfs>> recent_;  // the latest first
+  std::vector<std::shared_ptr<Cdfs>> recent_;  // the latest first
   std::mutex mutex_;
 };
 

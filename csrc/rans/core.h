@@ -40,8 +40,7 @@ constexpr uint32_t kDigitBits = 4;  // a digit of an escape: 3 bits of payload b
 constexpr uint32_t kDigitPayload = 3;  //
 constexpr uint32_t kMaxDigits = 11;    // 33 bits, enough for any int32 beyond any table
 
-// ---- Tables
-// ----------------------------------------------------------------------------------------------------
+// ---- Tables ----
 
 // Slots of one symbol, start | freq << 16.
 using Entry = uint32_t;
@@ -70,8 +69,7 @@ MLIC_HD int32_t symbol_of(const Table& table, uint32_t entry) {
   return static_cast<int32_t>(entry + table.offset);
 }
 
-// ---- Decoding
-// --------------------------------------------------------------------------------------------------
+// ---- Decoding ----
 
 MLIC_HD bool needs_word(uint32_t x) { return x < kLowest; }
 MLIC_HD uint32_t take_word(uint32_t x, uint32_t word) { return x << 16 | word; }
@@ -93,8 +91,7 @@ MLIC_HD uint32_t decode_bits(uint32_t bits, uint32_t& x) {
   return value;
 }
 
-// ---- Encoding
-// --------------------------------------------------------------------------------------------------
+// ---- Encoding ----
 
 // An entry made ready for encoding: reciprocal = ceil(2^(32 + bits) / freq).
 struct EncoderEntry {
@@ -123,8 +120,7 @@ MLIC_HD uint32_t encode_bits(uint32_t x, uint32_t value, uint32_t bits) {
   return x << bits | value;
 }
 
-// ---- Escapes
-// ---------------------------------------------------------------------------------------------------
+// ---- Escapes ----
 
 // A symbol beyond the table as u >= 0: even above the largest symbol, odd below the smallest.
 // Less than 2^33.

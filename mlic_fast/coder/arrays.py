@@ -1,4 +1,4 @@
-"""Arguments of the coders: numpy arrays, torch CPU tensors and sequences, as the C++ core wants them."""
+"""Arguments of the coders, as the C++ core wants them."""
 
 from __future__ import annotations
 

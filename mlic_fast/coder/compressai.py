@@ -1,8 +1,8 @@
-"""Drop-in for ``compressai.ans``: the same classes, methods, argument order and bytes, in a fraction of the time.
+"""Drop-in for ``compressai.ans``: the same classes, methods and bytes in a fraction of the time.
 
-Symbols, indexes, CDFs, sizes and offsets may be lists, numpy arrays or torch CPU tensors of integers. Tables are converted
-once for any number of calls with the same contents. Damaged streams raise `CorruptStreamError` where compressai.ans
-reads beyond its buffer. ::
+Symbols, indexes, CDFs, sizes and offsets may be lists, numpy arrays or torch CPU tensors of
+integers. Tables are converted once for any number of calls with the same contents. Damaged streams
+raise `CorruptStreamError` where compressai.ans reads beyond its buffer. ::
 
     from mlic_fast.coder.compressai import BufferedRansEncoder, RansDecoder, RansEncoder
 """
@@ -32,7 +32,7 @@ class BufferedRansEncoder:
         Args:
             symbols: integers of 32 bits.
             indexes: the CDF of each symbol.
-            cdfs: a row a table: 16-bit CDFs rising from 0 to 65536, the last interval being the escape.
+            cdfs: a row a table, rising from 0 to 65536; its last interval is the escape.
             cdfs_sizes: used length of each row.
             offsets: smallest symbol of each table.
 
@@ -60,7 +60,7 @@ class RansEncoder:
 
 
 class RansDecoder:
-    """Decodes a stream in one call (`decode_with_indexes`) or in several (`set_stream`, `decode_stream`)."""
+    """Decodes a stream at once or, after `set_stream`, in steps."""
 
     def __init__(self) -> None:
         self._core: _C.CompressaiDecoder | None = None
@@ -68,7 +68,7 @@ class RansDecoder:
     def decode_with_indexes(
         self, encoded: bytes, indexes: Any, cdfs: Any, cdfs_sizes: Any, offsets: Any
     ) -> list[int] | NDArray[np.int32]:
-        """All symbols of a stream: a list if `indexes` is one, else an int32 array of the shape of `indexes`.
+        """All symbols of a stream: a list if `indexes` is one, else an int32 array of its shape.
 
         Raises:
             CorruptStreamError: the stream ends early or is malformed.
@@ -83,7 +83,7 @@ class RansDecoder:
     def decode_stream(
         self, indexes: Any, cdfs: Any, cdfs_sizes: Any, offsets: Any
     ) -> list[int] | NDArray[np.int32]:
-        """The next symbols of the stream; arguments, result and errors as for `decode_with_indexes`."""
+        """The next symbols of the stream; otherwise as `decode_with_indexes`."""
         if self._core is None:
             raise ValueError("call set_stream before decode_stream")
         return _decode(self._core, indexes, cdfs, cdfs_sizes, offsets)

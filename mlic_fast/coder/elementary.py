@@ -1,8 +1,9 @@
 """Elementary functions of float64 arrays, the same bits on every machine.
 
-Library versions of exp, log, erfc and tanh differ between machines in the last bits, and probability tables must not.
-Here only IEEE additions, subtractions, multiplications, divisions and comparisons of numpy arrays are used, which are
-correctly rounded everywhere, in a written order. Relative errors are below 1e-14 (tests/coder/test_elementary.py).
+Library versions of exp, log, erfc and tanh differ between machines in the last bits, and
+probability tables must not. Only additions, subtractions, multiplications, divisions, roundings and
+comparisons of numpy arrays are used here, which are exact or correctly rounded everywhere, in a
+written order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The range coder of .mlic files: interleaved rANS, specified in docs/format.md, with its core in csrc/rans."""
+"""The range coder of .mlic files: interleaved rANS as in docs/format.md, its core in csrc/rans."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from mlic_fast.coder.tables import Tables
 class Encoder:
     """Collects passes of symbols and codes them all at once in `finish`.
 
-    Different encoders may work in different threads on the same tables; the GIL is released meanwhile.
+    Different encoders may work in different threads on the same tables; the GIL is released.
 
     Args:
         tables: the probability tables.
-        lanes: number of interleaved states, a power of two from 2 to 1024; chosen by the size of the payload if None.
+        lanes: number of interleaved states, a power of two from 2 to 1024; by default chosen by the
+            size of the payload.
     """
 
     def __init__(self, tables: Tables, lanes: int | None = None) -> None:
@@ -31,7 +32,8 @@ class Encoder:
         """Adds a pass.
 
         Args:
-            symbols: integers of 32 bits, any shape; a numpy array or a torch CPU tensor, contiguous or not.
+            symbols: integers of 32 bits, any shape; a numpy array or a torch CPU tensor,
+                contiguous or not.
             indexes: integers of the same shape, the table of each symbol.
 
         Raises:
@@ -58,7 +60,7 @@ class Encoder:
 
     @property
     def lanes(self) -> int:
-        """Number of lanes, which the decoder must be told; known after `finish` if it was not given."""
+        """Number of lanes, which the decoder must be told; known after `finish` if not given."""
         if self._core.lanes == 0:
             raise ValueError("the number of lanes is chosen in finish()")
         return self._core.lanes
@@ -83,8 +85,8 @@ class Decoder:
         """The symbols of the next pass, in the shape of `indexes`.
 
         Raises:
-            CorruptStreamError: the payload ends early or is malformed. Altered bytes may also give wrong symbols
-                here; `finish` tells.
+            CorruptStreamError: the payload ends early or is malformed. Altered bytes may also give
+                wrong symbols here; `finish` tells.
             TypeError, ValueError: as for `Encoder.encode`.
         """
         return self._core.decode(as_indexes(indexes))

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlic_fast import _C
 
+DTYPES = {
+    "frequencies": np.uint16,
+    "sizes": np.int32,
+    "minima": np.int32,
+    "precisions": np.uint8,
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """A set of T tables. Entry e < size - 1 of a table is the symbol minimum + e, its last entry is the escape.
+    """A set of T tables: entry e of a table is its symbol minimum + e, its last entry the escape.
 
-    Table 0 is the floor table: passes in which all its symbols are zero skip them (docs/format.md).
+    Table 0 is the floor table: a pass whose symbols of table 0 are all zero skips them.
 
     Attributes:
-        frequencies: uint16, the entries of all tables one after another; each at least 1, and those of a table sum to
-            2^precision.
-        sizes: int32 [T], number of entries of each table, the escape included.
+        frequencies: uint16, the entries of all tables one after another. Each is at least 1; those
+            of a table sum to 2^precision.
+        sizes: int32 [T], number of entries of each table, with the escape.
         minima: int32 [T], smallest symbol of each table.
         precisions: uint8 [T], 1 to 16.
 
@@ -36,12 +44,13 @@ class Tables:
     precisions: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        dtypes = {"frequencies": np.uint16, "sizes": np.int32, "minima": np.int32, "precisions": np.uint8}
-        for name, dtype in dtypes.items():
-            array = np.asarray(getattr(self, name))
+        for name, dtype in DTYPES.items():
+            array = np.array(getattr(self, name), order="C")
             if array.dtype != dtype or array.ndim != 1:
-                raise ValueError(f"{name} must be a vector of {np.dtype(dtype)}, not {array.dtype} {array.shape}")
-            array = np.array(array, order="C")
+                raise ValueError(
+                    f"{name} must be a vector of {np.dtype(dtype)}, "
+                    f"not {array.dtype} of shape {array.shape}"
+                )
             array.flags.writeable = False
             object.__setattr__(self, name, array)
         _ = self.core
@@ -57,54 +66,69 @@ class Tables:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tables):
             return NotImplemented
-        mine, theirs = self.to_arrays(), other.to_arrays()
-        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
+        return self._bytes() == other._bytes()
 
     def __hash__(self) -> int:
-        return hash(tuple(array.tobytes() for array in self.to_arrays().values()))
+        return hash(self._bytes())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tables, tuple(self.to_arrays().values())
+
+    def _bytes(self) -> tuple[bytes, ...]:
+        return tuple(array.tobytes() for array in self.to_arrays().values())
 
     @classmethod
     def concatenate(cls, parts: Sequence[Tables]) -> Tables:
         """One set: the tables of each part follow those of the parts before it."""
         arrays = [part.to_arrays() for part in parts]
-        return cls(**{name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]})
+        return cls(*(np.concatenate([a[name] for a in arrays]) for name in DTYPES))
 
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The four arrays by name, to be saved with a model."""
-        return {name: getattr(self, name) for name in ("frequencies", "sizes", "minima", "precisions")}
+        return {name: getattr(self, name) for name in DTYPES}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[np.generic]]) -> Tables:
-        """The inverse of `to_arrays`; more names in `arrays` are ignored.
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Tables:
+        """The inverse of `to_arrays`; other names in `arrays` are ignored.
 
         Raises:
             ValueError: an array is missing, or they are not tables.
         """
-        names = ("frequencies", "sizes", "minima", "precisions")
-        if missing := [name for name in names if name not in arrays]:
-            raise ValueError(f"tables lack {', '.join(missing)}")
-        return cls(**{name: np.asarray(arrays[name]) for name in names})
+        if missing := [name for name in DTYPES if name not in arrays]:
+            raise ValueError(f"the tables lack {', '.join(missing)}")
+        return cls(*(arrays[name] for name in DTYPES))
 
-    def bits(self, symbols: NDArray[np.integer], indexes: NDArray[np.integer]) -> NDArray[np.float64]:
-        """Ideal cost in bits of each symbol under these tables: -log2 of its frequency, escapes with their digits."""
-        symbols, indexes = np.asarray(symbols, np.int64), np.asarray(indexes, np.int64)
-        minima, escape = self.minima.astype(np.int64)[indexes], self.sizes.astype(np.int64)[indexes] - 1
-        entry = symbols - minima
+    def bits(self, symbols: NDArray[Any], indexes: NDArray[Any]) -> NDArray[np.float64]:
+        """Ideal cost of each symbol under these tables: -log2 of its probability, in bits.
+
+        Escaped symbols cost the escape and four bits a digit. For measuring, not for coding.
+        """
+        symbols, indexes = symbols.astype(np.int64), indexes.astype(np.int64)
+        firsts = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
+        escape = self.sizes[indexes] - 1
+        entry = symbols - self.minima[indexes]
         off = (entry < 0) | (entry >= escape)
-        first = np.concatenate([[0], np.cumsum(self.sizes[:-1], dtype=np.int64)])[indexes]
-        frequency = self.frequencies[first + np.where(off, escape, entry)]
-        beyond = np.where(entry < 0, -1 - entry, entry - escape)
-        escaped = 2 * np.maximum(beyond, 0) + (entry < 0)
-        digits = np.maximum(1, np.ceil(np.log2(escaped + 1.0) / 3))
+        frequency = self.frequencies[firsts[indexes] + np.where(off, escape, entry)]
+        u = np.where(entry < 0, 2 * (-1 - entry) + 1, 2 * (entry - escape))
+        digits = np.maximum(1, np.ceil(np.log2(np.maximum(u, 0) + 1.0) / 3))
         return self.precisions[indexes] - np.log2(frequency) + np.where(off, 4 * digits, 0)
 
 
-def apportion(probabilities: NDArray[np.float64], precision: int) -> NDArray[np.uint16]:
-    """Frequencies in proportion to probabilities (any sum), each at least 1, with sum 2^precision.
+def deserves_entry(pmf: NDArray[np.float64], precision: int) -> NDArray[np.bool_]:
+    """Which symbols are better given a slot of their own than escaped.
 
-    Webster's method with a minimum: a slot more goes to the entry of largest p / (f + 1/2), a slot less is taken from
-    that of smallest p / (f - 1/2). As log((f + 1) / f) is 1 / (f + 1/2) but for terms of third order, these are the
-    steps that change the expected code length sum -p log f most, so the result is near its minimum.
+    A slot costs all others log2(e) / 2^precision bits; without it the symbol pays a digit more, 4
+    bits. Both are equal near 2^precision * p = 3/8.
+    """
+    return pmf * float(1 << precision) >= 0.375
+
+
+def apportion(probabilities: NDArray[np.float64], precision: int) -> NDArray[np.uint16]:
+    """Frequencies in proportion to probabilities (of any sum), at least 1, with sum 2^precision.
+
+    Webster's method with a minimum: one slot more goes to the entry of largest p / (f + 1/2), one
+    less comes from that of smallest p / (f - 1/2). As log((f + 1) / f) is 1 / (f + 1/2) but for
+    terms of third order, each step is the one that is best for the code length -sum p log f.
     """
     total = 1 << precision
     weights = [float(p) for p in probabilities]
@@ -119,7 +143,7 @@ def apportion(probabilities: NDArray[np.float64], precision: int) -> NDArray[np.
     heap = [(key(i), i) for i in range(len(counts)) if step > 0 or counts[i] > 1]
     heapq.heapify(heap)
     for _ in range(abs(missing)):
-        _, i = heap[0]
+        i = heap[0][1]
         counts[i] += step
         if step < 0 and counts[i] == 1:
             heapq.heappop(heap)
