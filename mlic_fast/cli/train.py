@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
+from mlic_fast.cli import UsageError
 
-def add_parser(subparsers: Any) -> None:
-    """Adds the command; defaults live in :class:`mlic_fast.training.TrainConfig`, so options default to absent."""
-    parser = subparsers.add_parser(
-        "train",
-        help="train a model on a folder of photographs",
-        description="Train a model on a folder of photographs. Several --lmbda train one model for all their rates.",
-        argument_default=argparse.SUPPRESS,
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command.
+
+    The defaults are those of :class:`mlic_fast.training.TrainConfig`; an option that is not given
+    is absent, so that a resumed run keeps the options it was started with.
+    """
+    parser.argument_default = argparse.SUPPRESS
+    parser.usage = (
+        "%(prog)s DIR --output RUNDIR [options]\n       %(prog)s --resume RUNDIR [options]"
     )
+    parser.epilog = "docs/training.md explains the choices. Under torchrun it uses several GPUs."
     add = parser.add_argument
     add("data", metavar="DIR", nargs="?", help="folder of photographs, searched recursively")
-    add("--output", metavar="RUNDIR", help="run folder: checkpoints and logs")
+    add("--output", metavar="RUNDIR", help="run folder, for checkpoints and logs")
     add("--resume", metavar="RUN", help="run folder or its last.pt: go on with its options")
     add("--model", help="preset (mlic, mlic_plus, mlic_plus_plus, demo) or checkpoint")
     add("--warm-start", metavar="FILE", help="checkpoint whose fitting tensors initialise --model")
-    add("--lmbda", type=float, nargs="+", help="Lagrange multiplier, or several, ascending")
+    add(
+        "--lmbda",
+        type=float,
+        nargs="+",
+        metavar="L",
+        help="Lagrange multiplier; several, ascending, train one model for all rates between them",
+    )
     add("--metric", choices=("mse", "ms-ssim"), help="distortion of the loss (default: mse)")
     add("--steps", type=int, help="optimiser steps in all (default: 2000000)")
     add("--batch-size", type=int, help="patches a step and process (default: 8)")
@@ -31,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     add("--lr", type=float, help="learning rate (default: 1e-4)")
     add("--aux-lr", type=float, help="learning rate of the quantiles (default: 1e-3)")
     add("--clip", type=float, help="largest norm of the gradient (default: 1)")
-    add("--schedule", choices=("steps", "cosine"), help="learning rate over the run (default: steps)")
+    add("--schedule", choices=("steps", "cosine"), help="of the learning rate (default: steps)")
     add("--warmup", type=int, help="steps of linear warm-up (default: 300)")
     add("--ema", type=float, help="decay of the averaged weights that are saved, e.g. 0.999")
     add("--validation", metavar="DIR", help="folder of validation images")
@@ -42,7 +52,6 @@ def add_parser(subparsers: Any) -> None:
     add("--precision", choices=("float32", "bfloat16", "float16"), help="default: float32")
     add("--compile", action="store_true", help="run the network through torch.compile")
     add("--seed", type=int, help="default: 0")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         options = {**state["options"], **_run_folder(args.resume), **options}
     config = TrainConfig.from_dict(_complete(options))
     if not train(config, state):
-        print(f"stopped; go on with: mlic-fast train --resume {config.output}", file=sys.stderr)
+        print(f"stopped; go on with: mlic-fast train --resume {config.output}")
     return 0
 
 
@@ -70,12 +79,10 @@ def _run_folder(resume: str) -> dict[str, str]:
 def _complete(options: dict[str, Any]) -> dict[str, Any]:
     """Fills in lambdas from the model, and checks what has no default."""
     from mlic_fast.models import PRESETS, load_checkpoint
-    from mlic_fast.training import TrainingError
     from mlic_fast.training.config import DEFAULT_LAMBDA
 
-    for name, flag in (("data", "DIR"), ("output", "--output")):
-        if name not in options:
-            raise TrainingError(f"{flag} is missing: mlic-fast train DIR --output RUNDIR, or --resume RUNDIR")
+    if not options.keys() >= {"data", "output"}:
+        raise UsageError("give a folder of photographs and --output RUNDIR, or --resume RUNDIR")
     if "lmbda" not in options:
         model = options.setdefault("model", "mlic_plus_plus")
         config = PRESETS[model] if model in PRESETS else load_checkpoint(model).config

@@ -1,1 +1,21 @@
-"""Measuring codecs: bits a pixel of real files, PSNR, MS-SSIM, BD-rate."""
+"""Measuring codecs: bits a pixel of real files, PSNR, MS-SSIM, times, BD-rate."""
+
+from mlic_fast.evaluation.bdrate import bd_rate
+from mlic_fast.evaluation.errors import EvaluationError
+from mlic_fast.evaluation.measure import Curve, Measurement, measure, measure_curve
+from mlic_fast.evaluation.metrics import ms_ssim, ms_ssim_db, psnr
+from mlic_fast.evaluation.pillow_codecs import PILLOW_CODECS, PillowCodec
+
+__all__ = [
+    "PILLOW_CODECS",
+    "Curve",
+    "EvaluationError",
+    "Measurement",
+    "PillowCodec",
+    "bd_rate",
+    "measure",
+    "measure_curve",
+    "ms_ssim",
+    "ms_ssim_db",
+    "psnr",
+]

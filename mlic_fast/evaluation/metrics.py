@@ -7,12 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+# MS-SSIM halves an image four times and then needs a window of 11 pixels.
+SMALLEST_SIDE = 161
+
 
 def psnr(reference: Tensor, image: Tensor) -> float:
     """Peak signal-to-noise ratio over all pixels and channels together, in dB.
 
-    ``10 log10(255^2 / mean((reference - image)^2))``; infinite for equal images. The squares are summed in integers,
-    so the result is the same on every device.
+    ``10 log10(255^2 / mean((reference - image)^2))``; infinite for equal images. The squares are
+    summed in integers, so the result is the same on every device.
 
     Args:
         reference: uint8 [3, H, W].
@@ -29,8 +32,9 @@ def psnr(reference: Tensor, image: Tensor) -> float:
 def ms_ssim(reference: Tensor, image: Tensor) -> float:
     """Multi-scale structural similarity (Wang et al., 2003), in 0..1, mean over the channels.
 
-    ``l_5 * prod_s cs_s^(w_s)`` over five scales s, each half the size of the one before, with an 11 x 11 Gaussian
-    window (sigma 1.5), K = (0.01, 0.03) and weights (0.0448, 0.2856, 0.3001, 0.2363, 0.1333).
+    ``l_5 * prod_s cs_s^(w_s)`` over five scales s, each half the size of the one before, with an 11
+    x 11 Gaussian window (sigma 1.5), K = (0.01, 0.03) and weights (0.0448, 0.2856, 0.3001, 0.2363,
+    0.1333).
 
     Args:
         reference: uint8 [3, H, W], both sides at least 161 pixels.
@@ -42,8 +46,8 @@ def ms_ssim(reference: Tensor, image: Tensor) -> float:
     from pytorch_msssim import ms_ssim as multi_scale
 
     _check(reference, image)
-    if min(image.shape[1:]) < 161:
-        raise ValueError("MS-SSIM needs sides of at least 161 pixels")
+    if min(image.shape[1:]) < SMALLEST_SIDE:
+        raise ValueError(f"MS-SSIM needs sides of at least {SMALLEST_SIDE} pixels")
     return float(multi_scale(reference[None].float(), image[None].float(), data_range=255.0))
 
 

@@ -1,4 +1,6 @@
-"""Training of the MLIC models: rate-distortion loss, loop, checkpoints and logs (``docs/training.md``)."""
+"""Training of the MLIC models: rate-distortion loss, loop, checkpoints and logs
+(``docs/training.md``).
+"""
 
 from mlic_fast.training.config import TrainConfig, TrainingError
 from mlic_fast.training.state import load_state

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlic_fast.errors import MlicError
+from mlic_fast.evaluation.metrics import SMALLEST_SIDE
 
 DEFAULT_LAMBDA = {"mse": 0.0130, "ms-ssim": 16.64}
-"""The middle operating points of the papers, used where no ``lmbda`` is given."""
+"""A middle operating point of the papers, for models that bring no lambdas of their own."""
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("steps", "cosine")
-
-# MS-SSIM halves an image four times and then needs a window of 11 pixels.
-SMALLEST_SIDE_OF_MS_SSIM = 161
 
 
 class TrainingError(MlicError):
@@ -24,7 +22,8 @@ class TrainingError(MlicError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of a run. It is stored in every training checkpoint, so a resumed run needs none of them.
+    """Options of a run. It is stored in every training checkpoint, so a resumed run needs none of
+    them.
 
     Attributes:
         data: folder of training photographs, searched recursively.
@@ -38,18 +37,15 @@ class TrainConfig:
         lr: learning rate of the network (Adam).
         aux_lr: learning rate of the quantiles of the factorised prior (Adam).
         clip: largest 2-norm of the gradient.
-        schedule: ``"steps"`` (the papers': constant, then 0.3 and 0.1 of it near the end) or ``"cosine"``.
-        warmup: steps of linear warm-up.
-        ema: decay of the moving average of the weights that is validated and saved; 0 turns it off.
-        warm_start: checkpoint whose fitting tensors initialise the network.
-        validation: folder of validation images, or None.
-        validate_every: steps between validations.
-        save_every: minutes between training checkpoints.
-        log_every: steps between rows of ``log.csv``.
-        device: torch device.
-        precision: arithmetic of the network's products (autocast); likelihoods and loss stay float32.
-        compile: whether to run the network through ``torch.compile``.
-        seed: seeds weights, patches, rates and quantisation noise.
+        schedule: ``"steps"`` (the papers': constant, then 0.3 and 0.1 of it near the end) or
+        ``"cosine"``. warmup: steps of linear warm-up. ema: decay of the moving average of the
+        weights that is validated and saved; 0 turns it off. warm_start: checkpoint whose fitting
+        tensors initialise the network. validation: folder of validation images, or None.
+        validate_every: steps between validations. save_every: minutes between training checkpoints.
+        log_every: steps between rows of ``log.csv``. device: torch device. precision: arithmetic of
+        the network's products (autocast); likelihoods and loss stay float32. compile: whether to
+        run the network through ``torch.compile``. seed: seeds weights, patches, rates and
+        quantisation noise.
     """
 
     data: str
@@ -85,9 +81,10 @@ class TrainConfig:
             f"--metric is one of {', '.join(DEFAULT_LAMBDA)}": self.metric in DEFAULT_LAMBDA,
             f"--schedule is one of {', '.join(SCHEDULES)}": self.schedule in SCHEDULES,
             f"--precision is one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
-            "--patch-size is a multiple of 64": self.patch_size > 0 and self.patch_size % 64 == 0,
+            "--patch-size is a positive multiple of 64": self.patch_size > 0
+            and self.patch_size % 64 == 0,
             "--metric ms-ssim needs --patch-size 192 or more": self.metric != "ms-ssim"
-            or self.patch_size >= SMALLEST_SIDE_OF_MS_SSIM,
+            or self.patch_size >= SMALLEST_SIDE,
             "--steps, --batch-size, --validate-every and --log-every are at least 1": min(
                 self.steps, self.batch_size, self.validate_every, self.log_every
             )
@@ -108,10 +105,11 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> TrainConfig:
-        """Rebuilds the options; names that this release does not know raise :class:`TrainingError`."""
+        """Rebuilds the options; raises :class:`TrainingError` for names of another release."""
         unknown = sorted(set(options) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise TrainingError(
-                f"unknown training options {', '.join(unknown)}: the checkpoint is of another release"
+                f"unknown training options {', '.join(unknown)}: resume with the release that "
+                "wrote the checkpoint"
             )
         return cls(**options)

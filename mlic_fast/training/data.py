@@ -1,6 +1,7 @@
 """Training patches: every photograph is decoded once, a step only copies pixels.
 
-Batches are a pure function of (seed, step, rank), so a run resumes at any step without a stored sampler position.
+Batches are a pure function of (seed, step, rank), so a run resumes at any step without a stored
+sampler position.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from mlic_fast.errors import UnsupportedImageError
 from mlic_fast.images import IMAGE_SUFFIXES, load_image
 from mlic_fast.training.config import TrainingError
 
+
 def list_images(folder: str | Path) -> list[Path]:
-    """Returns the image files below a folder in a fixed order; raises :class:`TrainingError` if there are none."""
+    """The image files below a folder in a fixed order; :class:`TrainingError` if there are none."""
     root = Path(folder)
     if not root.is_dir():
         raise TrainingError(f"{root} is not a folder: give a folder of images")
     files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
     if not files:
         raise TrainingError(f"{root} holds no images: give a folder of photographs")
@@ -51,7 +51,7 @@ class ImageCache:
 
     @classmethod
     def build(cls, folder: str | Path, cache: str | Path) -> ImageCache:
-        """Maps the images below ``folder``, decoding them into the folder ``cache`` unless they lie there already.
+        """Maps the images below ``folder``, decoded into ``cache`` unless they lie there already.
 
         Files that cannot be read as images are left out with one warning.
         """
@@ -86,7 +86,8 @@ def _decode(files: list[Path], key: list[list[object]], cache: Path) -> None:
     sizes: list[tuple[int, int]] = []
     refused: list[str] = []
     part, index = cache / "images.rgb.part", cache / "images.json.part"
-    # A few threads at a time keep few decoded images in memory; Pillow decodes without the interpreter's lock.
+    # A few threads at a time keep few decoded images in memory; Pillow decodes without the
+    # interpreter's lock.
     with part.open("wb") as out, ThreadPoolExecutor(4) as pool:
         progress = tqdm(total=len(files), desc="decoding", unit="image", disable=None)
         for first in range(0, len(files), 16):
@@ -94,7 +95,7 @@ def _decode(files: list[Path], key: list[list[object]], cache: Path) -> None:
                 if isinstance(pixels, str):
                     refused.append(pixels)
                 else:
-                    sizes.append(pixels.shape[:2])
+                    sizes.append((pixels.shape[0], pixels.shape[1]))
                     out.write(pixels.tobytes())
                 progress.update()
         progress.close()
@@ -123,8 +124,8 @@ def _warn(message: str) -> None:
 class PatchSampler:
     """Random square patches of cached images.
 
-    An image is drawn in proportion to its area, the position uniformly, and one of the eight symmetries of the square
-    uniformly. Images smaller than the patch are left out with one warning.
+    An image is drawn in proportion to its area, the position uniformly, and one of the eight
+    symmetries of the square uniformly. Images smaller than the patch are left out with one warning.
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""The little of torch.distributed that training needs; without torchrun everything is a single process."""
+"""The little of torch.distributed that training needs; without torchrun everything is a single
+process.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +62,9 @@ def mean(values: Tensor) -> Tensor:
 def wrap(model: nn.Module, own: list[nn.Parameter], device: torch.device) -> nn.Module:
     """DistributedDataParallel over all parameters but ``own``.
 
-    The quantiles' loss depends on parameters alone, so every process computes the same gradient for them and they
-    need no reduction; DDP would wait for them in vain, as they take no part in the forward pass.
+    The quantiles' loss depends on parameters alone, so every process computes the same gradient for
+    them and they need no reduction; DDP would wait for them in vain, as they take no part in the
+    forward pass.
     """
     if not dist.is_initialized():
         return model

@@ -22,7 +22,7 @@ VALIDATION_COLUMNS = ("step", "lmbda", "loss", "bpp", "psnr", "ms_ssim", "mse")
 
 
 class Meter:
-    """Means over the steps between two rows of the log, kept on the device, and the time they took."""
+    """Means over the steps between two rows of the log, kept on the device, and their time."""
 
     def __init__(self, device: torch.device) -> None:
         self._totals = torch.zeros(len(MEANS) + 1, device=device)
@@ -57,7 +57,8 @@ class Meter:
 class CsvLog:
     """A CSV file with a ``step`` column; rows are flushed at once.
 
-    When a run resumes at ``step``, rows of later steps are dropped: they are about to be written again.
+    When a run resumes at ``step``, rows of later steps are dropped: they are about to be written
+    again.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...], step: int) -> None:
@@ -72,7 +73,9 @@ class CsvLog:
         self._file.flush()
 
     def write(self, row: dict[str, Any]) -> None:
-        self._writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        self._writer.writerow(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+        )
         self._file.flush()
 
     def close(self) -> None:
@@ -80,7 +83,8 @@ class CsvLog:
 
 
 class Logs:
-    """Everything a run reports: progress bar, ``log.csv``, ``validation.csv`` and TensorBoard where installed.
+    """Everything a run reports: progress bar, ``log.csv``, ``validation.csv`` and TensorBoard where
+    installed.
 
     Processes other than the main one report nothing.
     """
@@ -92,9 +96,7 @@ class Logs:
         from tqdm import tqdm
 
         hidden = None if self._is_main else True  # None: hidden where the output is not a terminal
-        self._bar = tqdm(
-            total=self._config.steps, initial=self._step, unit="step", disable=hidden
-        )
+        self._bar = tqdm(total=self._config.steps, initial=self._step, unit="step", disable=hidden)
         if self._is_main:
             self._train = CsvLog(self._folder / "log.csv", LOG_COLUMNS, self._step)
             validation = self._folder / "validation.csv"
@@ -123,7 +125,9 @@ class Logs:
             return
         self._train.write({"step": step, **row})
         self._scalars("train", row, step)
-        shown = {k: f"{row[k]:.4g}" for k in ("loss", "bpp", "psnr", "images_per_second") if k in row}
+        shown: dict[str, object] = {
+            k: f"{row[k]:.4g}" for k in ("loss", "bpp", "psnr", "images_per_second") if k in row
+        }
         self._bar.set_postfix(shown)
         if self._bar.disable:
             print(f"step {step}: " + ", ".join(f"{k} {v}" for k, v in shown.items()), flush=True)

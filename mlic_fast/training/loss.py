@@ -18,12 +18,13 @@ def bits_per_pixel(likelihoods: dict[str, Tensor], pixels: int) -> Tensor:
 class RateDistortionLoss(nn.Module):
     """``lambda * 255^2 * MSE + bpp``, or ``lambda * (1 - MS-SSIM) + bpp``.
 
-    With several lambdas each sample has a rate r in [0, number of lambdas - 1]. Its lambda is interpolated
-    geometrically, and its loss is multiplied by ``(lambda_mid / lambda) ** 0.5`` with lambda_mid the geometric mean.
-    The optimal loss J(lambda) grows nearly as lambda^0.5: 5.5-fold from lambda 0.0018 to 0.0483 for the published
-    points of MLIC++, while lambda itself grows 27-fold. Without the factor the highest rates would own the gradient
-    and the lowest ones would hardly train; with it every rate's *relative* excess over its optimum counts alike,
-    which is also what a BD-rate averages.
+    With several lambdas each sample has a rate r in [0, number of lambdas - 1]. Its lambda is
+    interpolated geometrically, and its loss is multiplied by ``(lambda_mid / lambda) ** 0.5`` with
+    lambda_mid the geometric mean. The optimal loss J(lambda) grows nearly as lambda^0.5: 5.5-fold
+    from lambda 0.0018 to 0.0483 for the published points of MLIC++, while lambda itself grows
+    27-fold. Without the factor the highest rates would own the gradient and the lowest ones would
+    hardly train; with it every rate's *relative* excess over its optimum counts alike, which is
+    also what a BD-rate averages.
     """
 
     log_lambdas: Tensor
@@ -47,7 +48,7 @@ class RateDistortionLoss(nn.Module):
     def forward(
         self, x_hat: Tensor, likelihoods: dict[str, Tensor], x: Tensor, rate: Tensor | None
     ) -> dict[str, Tensor]:
-        """Means over the batch of ``loss`` (weighted), ``rd`` (not weighted), ``bpp`` and ``mse`` (of values 0..1).
+        """Means over the batch: ``loss`` (weighted), ``rd`` (not), ``bpp``, ``mse`` (of 0..1).
 
         Args:
             x_hat: reconstruction [B, 3, H, W].
@@ -72,10 +73,10 @@ class RateDistortionLoss(nn.Module):
 
 
 def draw_rates(batch_size: int, rates: int, generator: torch.Generator) -> Tensor:
-    """Random rate indexes of a batch, float32 [batch], stratified so that every batch spans all rates.
+    """Random rate indexes of a batch, float32 [batch], stratified: every batch spans all rates.
 
-    Half of them are integers (the operating points, where the gains live), half lie between (so that interpolated
-    gains are trained as well).
+    Half of them are integers (the operating points, where the gains live), half lie between (so
+    that interpolated gains are trained as well).
     """
     strata = torch.randperm(batch_size, generator=generator)
     position = (strata + torch.rand(batch_size, generator=generator)) / batch_size * rates

@@ -14,14 +14,17 @@ MILESTONES = ((0.85, 0.1), (0.7, 0.3))
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Returns (network, quantiles): the quantiles of the factorised prior have a loss and an optimiser of their own."""
+    """Returns (network, quantiles): the quantiles of the factorised prior have a loss and an
+    optimiser of their own.
+    """
     named = list(model.named_parameters())
     network = [p for name, p in named if not name.endswith(".quantiles")]
     return network, [p for name, p in named if name.endswith(".quantiles")]
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Factor of the network's learning rate at ``step`` (0-based): linear warm-up, then the schedule.
+    """Factor of the network's learning rate at ``step`` (0-based): linear warm-up, then the
+    schedule.
 
     The quantiles follow the network, so their rate stays constant.
 
@@ -36,7 +39,9 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """``average += (1 - d) (model - average)`` with d rising to ``decay``, so that early weights fade quickly."""
+    """``average += (1 - d) (model - average)`` with d rising to ``decay``, so that early weights
+    fade quickly.
+    """
     weight = 1 - min(decay, (step + 1) / (step + 10))
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
     for target, source in zip(average.buffers(), model.buffers(), strict=True):

@@ -14,11 +14,15 @@ import torch
 from mlic_fast.errors import CheckpointError
 
 STATE_FILE = "last.pt"
-_KEYS = frozenset({"options", "step", "model", "optimizer", "aux_optimizer", "scaler", "average"})
+_KEYS = frozenset(
+    {"options", "config", "step", "model", "optimizer", "aux_optimizer", "scaler", "average"}
+)
 
 
 def save_state(state: dict[str, Any], folder: Path) -> None:
-    """Writes ``last.pt`` so that a reader, or a crash half-way, meets the old file or the new one and nothing else."""
+    """Writes ``last.pt`` so that a reader, or a crash half-way, meets the old file or the new one
+    and nothing else.
+    """
     part = folder / (STATE_FILE + ".part")
     with part.open("wb") as file:
         torch.save(state, file)
@@ -28,7 +32,9 @@ def save_state(state: dict[str, Any], folder: Path) -> None:
 
 
 def load_state(source: str | Path) -> dict[str, Any]:
-    """Reads a training checkpoint, given as its file or its run folder; raises :class:`CheckpointError`."""
+    """Reads a training checkpoint, given as its file or its run folder; raises
+    :class:`CheckpointError`.
+    """
     path = Path(source)
     if path.is_dir():
         path = path / STATE_FILE

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from mlic_fast.errors import CheckpointError
-from mlic_fast.models import PRESETS, create_model, load_checkpoint, save_checkpoint
+from mlic_fast.models import (
+    PRESETS,
+    MlicConfig,
+    MlicModel,
+    create_model,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mlic_fast.training import distributed
 from mlic_fast.training.config import TrainConfig, TrainingError
 from mlic_fast.training.data import ImageCache, PatchSampler
@@ -28,49 +35,61 @@ from mlic_fast.training.log import Logs, Meter
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import learning_rate_factor, split_parameters, update_average
 from mlic_fast.training.state import save_state
-from mlic_fast.training.validation import validate
+from mlic_fast.training.validation import load_validation, validate
 
-# A diverged run never recovers by itself, while single steps overflow now and then in half precision.
+# Single steps overflow now and then in half precision; a diverged run never recovers.
 MOST_SKIPPED_IN_A_ROW = 50
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build_model(config: TrainConfig) -> nn.Module:
-    """The untrained or loaded network of a run, with the run's lambdas; seeded."""
+def build_model(config: TrainConfig, stored: MlicConfig | None = None) -> MlicModel:
+    """The network of a run, in training mode; fresh weights are seeded.
+
+    Args:
+        config: the run's options.
+        stored: configuration of the resumed network. Its weights come later, so neither the
+            checkpoint given as the model nor the one of the warm start need exist any more.
+    """
     torch.manual_seed(config.seed)
     lambdas = config.lmbda if len(config.lmbda) > 1 else ()
-    if config.model in PRESETS:
+    sources = []
+    if stored is not None:
+        model = create_model(stored)
+    elif config.model in PRESETS:
         model = create_model(dataclasses.replace(PRESETS[config.model], lambdas=lambdas))
+        sources = [config.warm_start]
     else:
-        model = load_checkpoint(config.model)
-        if model.config.rates != len(lambdas):
-            trained = model.config.rates or "one"
-            raise TrainingError(
-                f"{config.model} has {trained} rate(s) and --lmbda {len(config.lmbda)}: to change their number"
-                " start from a preset with --warm-start"
-            )
-    if config.warm_start is not None:
-        warm_start(model, config.warm_start)
+        model = create_model(load_checkpoint(config.model).config)
+        sources = [config.model, config.warm_start]
+    if model.config.lambdas != lambdas:
+        trained = " ".join(map(str, model.config.lambdas)) or "a single value"
+        raise TrainingError(
+            f"the checkpoint was made for --lmbda {trained}: give the same, or start a model for "
+            "others from a preset with --warm-start"
+        )
+    for source in filter(None, sources):
+        warm_start(model, source)
     return model
 
 
-def warm_start(model: nn.Module, path: str) -> None:
+def warm_start(model: MlicModel, path: str) -> None:
     """Copies every tensor of a checkpoint that has the name and shape of one of the model's."""
     target, source = model.state_dict(), load_checkpoint(path).state_dict()
     fitting = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
-    if not fitting:
-        raise CheckpointError(f"no tensor of {path} fits the model: choose the --model it was made for")
+    if not any(k in fitting for k, _ in model.named_parameters()):
+        raise CheckpointError(
+            f"no tensor of {path} fits the model: choose the --model it was made for"
+        )
     model.load_state_dict(fitting, strict=False)
-    print(f"warm start: {len(fitting)} of {len(target)} tensors from {path}")
 
 
 class Trainer:
     """One training run. Construct, then :meth:`run`; constructing restores ``resume`` if given.
 
-    Files in the run folder: ``last.pt`` (to resume), ``last.safetensors`` and ``best.safetensors`` (the models, with
-    averaged weights where averaging is on), ``log.csv``, ``validation.csv``, ``tensorboard/``, ``cache/`` (decoded
-    images; may be deleted).
+    Files in the run folder: ``last.pt`` (to resume), ``last.safetensors`` and ``best.safetensors``
+    (the models, with averaged weights where averaging is on), ``log.csv``, ``validation.csv``,
+    ``tensorboard/``, ``cache/`` (decoded images; may be deleted).
     """
 
     def __init__(self, config: TrainConfig, resume: dict[str, Any] | None = None) -> None:
@@ -80,14 +99,17 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.is_main = distributed.rank() == 0
         self.sampler = self._open_data()
+        self.validation_images = []
+        if config.validation is not None and self.is_main:
+            self.validation_images = load_validation(config.validation, config.metric)
 
-        self.model = channels_last(build_model(config)).to(self.device)
+        self.model = channels_last(self._build(resume)).to(self.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else None
         self.network, self.quantiles = split_parameters(self.model)
         self.optimizer = torch.optim.Adam(self.network, lr=config.lr, fused=True)
         self.aux_optimizer = torch.optim.Adam(self.quantiles, lr=config.aux_lr)
         half = config.precision == "float16"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**10, enabled=half)
         self.criterion = RateDistortionLoss(config.lmbda, config.metric).to(self.device)
         self.step = 0
         self.skipped = 0
@@ -110,6 +132,10 @@ class Trainer:
         size = (config.patch_size, config.batch_size)
         return PatchSampler(images, *size, config.seed, distributed.rank())
 
+    def _build(self, resume: dict[str, Any] | None) -> MlicModel:
+        stored = None if resume is None else MlicConfig.from_json(resume["config"])
+        return build_model(self.config, stored)
+
     def _restore(self, state: dict[str, Any]) -> None:
         try:
             self.model.load_state_dict(state["model"])
@@ -120,7 +146,9 @@ class Trainer:
                 # A run that turns averaging on begins it at the resumed weights.
                 self.average.load_state_dict(state["average"] or state["model"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"the training checkpoint does not fit the run: {error}") from error
+            raise CheckpointError(
+                f"the training checkpoint does not fit the run: {error}"
+            ) from error
         self.step, self.skipped = state["step"], state["skipped"]
         self.best = state["best"]
 
@@ -131,9 +159,10 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
-        """Trains to the last step; returns False if a signal (SIGINT, SIGTERM) stopped it before, state saved."""
-        if self.device.type == "cpu":
-            torch.set_flush_denormal(True)  # vanishing gradients otherwise slow a CPU many times over
+        """Trains to the last step.
+
+        Returns False if SIGINT or SIGTERM stopped the run before; its state is saved.
+        """
         with self._signals(), Logs(self.folder, self.config, self.step, self.is_main) as logs:
             meter, saved = Meter(self.device), time.monotonic()
             for batch in self._batches():
@@ -158,7 +187,7 @@ class Trainer:
         return self.step >= self.config.steps
 
     def _batches(self) -> Iterator[Tensor]:
-        """The batches of the remaining steps; the next one is cut while the network works on the current one."""
+        """The batches of the remaining steps, each cut while the network works on the last."""
         with ThreadPoolExecutor(1) as pool:
             upcoming = pool.submit(self.sampler.batch, self.step)
             while self.step < self.config.steps:
@@ -167,7 +196,10 @@ class Trainer:
                 yield batch
 
     def _train_step(self, batch: Tensor) -> dict[str, Tensor]:
-        """One step of both optimisers. Returns the means of the loss's terms, or nothing if the step was skipped."""
+        """One step of both optimisers.
+
+        Returns the means of the loss's terms, or nothing if the step was skipped.
+        """
         config = self.config
         generator = self._seed_step()
         x = batch.to(self.device).float() / 255
@@ -182,7 +214,7 @@ class Trainer:
         self.scaler.scale(terms["loss"]).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network, config.clip)
-        # The norm is the same in every process (gradients are already averaged), so all skip or none.
+        # Gradients are averaged already, so every process has the same norm: all skip or none.
         finite = bool(norm.isfinite())
         if finite:
             for group in self.optimizer.param_groups:
@@ -199,7 +231,8 @@ class Trainer:
         self.aux_optimizer.step()
         if self.average is not None:
             update_average(self.average, self.model, config.ema, self.step)
-        return {name: value.detach() for name, value in (terms | {"aux": aux, "gradient": norm}).items()}
+        terms |= {"aux": aux, "gradient": norm}
+        return {name: value.detach() for name, value in terms.items()}
 
     def learning_rate(self) -> float:
         return self.config.lr * learning_rate_factor(self.step, self.config)
@@ -216,8 +249,8 @@ class Trainer:
         self.skipped += not finite
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise TrainingError(
-                f"the gradient was not finite {self.skipped_in_a_row} times in a row at step {self.step}: resume from"
-                " an earlier checkpoint with a lower --lr, or with --precision float32"
+                f"{self.skipped_in_a_row} gradients in a row were not finite at step {self.step}: "
+                "resume with a lower --lr or with --precision float32"
             )
 
     # ------------------------------------------------------------------ reports and checkpoints
@@ -225,7 +258,8 @@ class Trainer:
     def _summary(self, meter: Meter) -> dict[str, float]:
         row = meter.means()
         patches = meter.steps * self.config.batch_size * distributed.world_size()
-        row["psnr"] = -10 * math.log10(max(row.get("mse", 1.0), 1e-10))
+        if "mse" in row:
+            row["psnr"] = -10 * math.log10(max(row["mse"], 1e-10))
         row["lr"] = self.learning_rate()
         row["skipped"] = float(self.skipped)
         row["images_per_second"] = patches / meter.seconds()
@@ -233,10 +267,8 @@ class Trainer:
 
     def _validate(self, logs: Logs) -> None:
         if self.is_main:
-            assert self.config.validation is not None
-            model = self.shipped_model()
-            folder, lambdas = self.config.validation, self.config.lmbda
-            rows = validate(model, folder, lambdas, self.criterion, self.device, self._autocast())
+            model, images = self.shipped_model(), self.validation_images
+            rows = validate(model, images, self.config, self.criterion, self._autocast())
             self.model.train()
             logs.validation(self.step, rows)
             loss = sum(row["loss"] for row in rows) / len(rows)
@@ -245,7 +277,7 @@ class Trainer:
                 save_checkpoint(model, self.folder / "best.safetensors")
         distributed.barrier()
 
-    def shipped_model(self) -> nn.Module:
+    def shipped_model(self) -> MlicModel:
         """The network with averaged weights, where averaging is on, else as trained."""
         return self.model if self.average is None else self.average
 
@@ -257,6 +289,7 @@ class Trainer:
         save_state(
             {
                 "options": self.config.to_dict(),
+                "config": self.model.config.to_json(),
                 "step": self.step,
                 "skipped": self.skipped,
                 "best": self.best,
@@ -290,7 +323,7 @@ class Trainer:
 
 
 def train(config: TrainConfig, resume: dict[str, Any] | None = None) -> bool:
-    """Runs a training to its end; see :meth:`Trainer.run`. ``resume``: a state from :func:`load_state`."""
+    """Runs a training (:meth:`Trainer.run`); ``resume`` is a state from :func:`load_state`."""
     try:
         return Trainer(config, resume).run()
     finally:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from mlic_fast.evaluation.metrics import ms_ssim, psnr
+from mlic_fast.evaluation.metrics import SMALLEST_SIDE, ms_ssim, psnr
 from mlic_fast.images import load_image
-from mlic_fast.training.config import SMALLEST_SIDE_OF_MS_SSIM
+from mlic_fast.models.mlic import ALIGNMENT
+from mlic_fast.training.config import TrainConfig, TrainingError
 from mlic_fast.training.data import list_images
 from mlic_fast.training.loss import RateDistortionLoss, bits_per_pixel
 
@@ -29,13 +27,13 @@ def evaluate_image(
     """
     height, width = image.shape[1:]
     x = image[None].float() / 255
-    x = nn.functional.pad(x, (0, -width % 64, 0, -height % 64))
+    x = nn.functional.pad(x, (0, -width % ALIGNMENT, 0, -height % ALIGNMENT))
     x = x.contiguous(memory_format=torch.channels_last)
     with autocast:
         out = model(x) if rate is None else model(x, rate=torch.full((1,), float(rate)).to(x))
     bpp = bits_per_pixel(out["likelihoods"], height * width).item()
     x_hat = out["x_hat"][0, :, :height, :width].float().clamp(0, 1).mul(255).round().byte()
-    large = min(height, width) >= SMALLEST_SIDE_OF_MS_SSIM
+    large = min(height, width) >= SMALLEST_SIDE
     return {
         "bpp": bpp,
         "psnr": psnr(image, x_hat),
@@ -44,26 +42,33 @@ def evaluate_image(
     }
 
 
+def load_validation(folder: str, metric: str) -> list[Tensor]:
+    """The images below a folder, uint8 [3, H, W]; what cannot be validated is refused at once."""
+    images = [load_image(path) for path in list_images(folder)]
+    if metric == "ms-ssim" and any(min(image.shape[1:]) < SMALLEST_SIDE for image in images):
+        raise TrainingError(
+            f"{folder} has images with a side below {SMALLEST_SIDE}, for which there is no MS-SSIM"
+        )
+    return images
+
+
 def validate(
     model: nn.Module,
-    folder: str,
-    lambdas: tuple[float, ...],
+    images: list[Tensor],
+    config: TrainConfig,
     criterion: RateDistortionLoss,
-    device: torch.device,
     autocast: torch.autocast,
-) -> list[dict[str, Any]]:
-    """Mean over the images below ``folder`` at every rate: one row a rate, with its lambda and its weighted loss."""
+) -> list[dict[str, float]]:
+    """Means over the images at every rate: one row a rate, with its lambda and weighted loss."""
     model.eval()
-    images = [load_image(path).to(device) for path in list_images(Path(folder))]
-    rows: list[dict[str, Any]] = []
-    for i, lmbda in enumerate(lambdas):
-        rate = i if len(lambdas) > 1 else None
-        results = [evaluate_image(model, image, rate, autocast) for image in images]
+    device = criterion.log_lambdas.device
+    rows = []
+    for i, lmbda in enumerate(config.lmbda):
+        rate = i if len(config.lmbda) > 1 else None
+        results = [evaluate_image(model, image.to(device), rate, autocast) for image in images]
         row = {name: sum(r[name] for r in results) / len(results) for name in results[0]}
-        if criterion.metric == "mse":
-            distortion = 255**2 * row["mse"]
-        else:
-            distortion = 1 - row["ms_ssim"]
+        mse = config.metric == "mse"
+        distortion = 255**2 * row["mse"] if mse else 1 - row["ms_ssim"]
         weight = criterion.weights(criterion.log_lambdas[i].exp()).item()
         rows.append({"lmbda": lmbda, "loss": weight * (lmbda * distortion + row["bpp"]), **row})
     return rows

@@ -1,0 +1,179 @@
+"""``mlic-fast eval``: rate, distortion and time on real files."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlic_fast.cli import UsageError
+from mlic_fast.cli.files import INPUTS_TEXT, find_inputs
+
+if TYPE_CHECKING:
+    from mlic_fast.evaluation import Curve, Measurement
+
+_CURVE = (1, 20, 40, 60, 80, 100)
+_HEADER = f"{'image':24} {'bpp':>8} {'PSNR':>7} {'MS-SSIM':>8} {'dB':>6} {'enc s':>8} {'dec s':>8}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.epilog = (
+        "Files are compressed and decompressed in memory; nothing is written beside the images.\n\n"
+        + INPUTS_TEXT.format(what="images", example=".png")
+    )
+    parser.add_argument("paths", nargs="+", metavar="INPUT", help="images, folders, patterns")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=["demo"],
+        metavar="demo|FILE",
+        help="several single-rate models form one curve (default: demo)",
+    )
+    parser.add_argument(
+        "--quality", nargs="+", type=int, metavar="1..100", help="of a model with several rates"
+    )
+    parser.add_argument(
+        "--against", type=_names, default=[], metavar="jpeg,webp,avif", help="BD-rate against these"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--engine", default="auto", help="what computes (default: the best here)")
+    parser.add_argument("--json", metavar="FILE", help="write all measurements as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="write all measurements as CSV")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the tables and write the files."""
+    from mlic_fast.evaluation import PillowCodec, measure_curve
+    from mlic_fast.evaluation.pillow_codecs import CURVE_QUALITIES
+
+    files = _images(args.paths)
+    curves = [("mlic_fast", _settings(args))]
+    for name in args.against:
+        codec = PillowCodec(name)
+        curves.append((name, [(str(q), codec, q) for q in CURVE_QUALITIES[name]]))
+    steps = len(files) * sum(len(settings) for _, settings in curves)
+    with _progress(steps) as bar:
+        measured = [measure_curve(name, s, files, bar.update) for name, s in curves]
+    rates = _bd_rates(measured)
+    for curve in measured:
+        _print_curve(curve, with_images=curve is measured[0])
+    for other, values in rates.items():
+        shown = ", ".join(f"{m} {v:+.2f} %" for m, v in values.items()) or "no common quality"
+        print(f"BD-rate of mlic_fast against {other}: {shown}")
+    _write(args, measured, rates)
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip().lower() for name in text.split(",") if name.strip()]
+
+
+def _images(paths: Sequence[str]) -> list[Path]:
+    from mlic_fast.images import IMAGE_SUFFIXES
+
+    jobs = find_inputs(paths, IMAGE_SUFFIXES)
+    for job in jobs:
+        if job.problem is not None:
+            raise UsageError(job.problem)
+    return [job.source for job in jobs]
+
+
+def _settings(args: argparse.Namespace) -> list[tuple[str, Any, int | None]]:
+    """(label, codec, quality) of every point of our curve."""
+    import mlic_fast
+
+    codecs = {
+        name: mlic_fast.load(name, device=args.device, engine=args.engine) for name in args.model
+    }
+    settings: list[tuple[str, Any, int | None]] = []
+    for name, codec in codecs.items():
+        qualities: Sequence[int | None] = args.quality or [None]
+        if codec.model.config.rates and not args.quality and args.against:
+            qualities = _CURVE
+        for quality in qualities:
+            label = Path(name).name if quality is None else f"{Path(name).name} quality {quality}"
+            settings.append((label, codec, quality))
+    return settings
+
+
+def _progress(total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="image", leave=False, disable=None)
+
+
+def _bd_rates(curves: list[Curve]) -> dict[str, dict[str, float]]:
+    """Against every other codec: by PSNR and by MS-SSIM, where the curves have a common range."""
+    from mlic_fast.evaluation import EvaluationError
+
+    rates: dict[str, dict[str, float]] = {}
+    for other in curves[1:]:
+        rates[other.name] = {}
+        for label, metric in (("PSNR", "psnr"), ("MS-SSIM", "ms_ssim_db")):
+            try:
+                rates[other.name][label] = curves[0].bd_rate_against(other, metric)
+            except EvaluationError:
+                continue
+    return rates
+
+
+def _print_curve(curve: Curve, with_images: bool) -> None:
+    for point in curve.points:
+        print(f"{curve.name}, {point.setting}\n{_HEADER}")
+        for measurement in [*(point.images if with_images else []), point.mean]:
+            print(_line(measurement))
+        print()
+
+
+def _line(m: Measurement) -> str:
+    similarity = "-" if m.ms_ssim is None else f"{m.ms_ssim:.4f}"
+    decibel = "-" if m.ms_ssim_db is None else f"{m.ms_ssim_db:.2f}"
+    return (
+        f"{m.image:24} {m.bits_per_pixel:8.4f} {m.psnr:7.3f} {similarity:>8} {decibel:>6} "
+        f"{m.encode_seconds:8.3f} {m.decode_seconds:8.3f}"
+    )
+
+
+def _write(
+    args: argparse.Namespace, curves: list[Curve], rates: dict[str, dict[str, float]]
+) -> None:
+    from mlic_fast.images import write_atomically
+
+    rows = list(_rows(curves))
+    if args.json:
+        document = {"measurements": rows, "bd_rate_percent": rates}
+        # Equal images have an infinite PSNR, which JSON cannot say: null.
+        text = json.dumps(_finite(document), indent=2, allow_nan=False)
+        write_atomically(args.json, (text + "\n").encode())
+    if args.csv:
+        import io
+
+        text_file = io.StringIO(newline="")
+        writer = csv.DictWriter(text_file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(args.csv, text_file.getvalue().encode())
+
+
+def _rows(curves: list[Curve]) -> Iterator[dict[str, Any]]:
+    for curve in curves:
+        for point in curve.points:
+            for measurement in [*point.images, point.mean]:
+                yield {
+                    "codec": curve.name,
+                    "setting": point.setting,
+                    **dataclasses.asdict(measurement),
+                }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and value in (float("inf"), float("-inf")) else value

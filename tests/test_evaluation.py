@@ -1,0 +1,225 @@
+"""Metrics, BD-rate, codecs of Pillow and ``mlic-fast eval``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import mlic_fast
+from mlic_fast.cli import UsageError
+from mlic_fast.cli import eval as command
+from mlic_fast.evaluation import (
+    PILLOW_CODECS,
+    EvaluationError,
+    PillowCodec,
+    bd_rate,
+    measure_curve,
+    ms_ssim,
+    ms_ssim_db,
+    psnr,
+)
+from mlic_fast.evaluation.bdrate import pchip_slopes
+from mlic_fast.images import save_image
+
+# Kodak, MSE, (bits a pixel, dB): tables of the MLIC and MLIC++ papers.
+MLIC = [(0.1162, 29.2291), (0.1896, 30.7639), (0.2908, 32.3709), (0.4375, 34.1024),
+        (0.6136, 35.7542), (0.8415, 37.4026)]  # fmt: skip
+MLIC_PLUS_PLUS = [(0.1075, 29.161), (0.1747, 30.7137), (0.2721, 32.3345), (0.4129, 34.1702),
+                  (0.5923, 35.8161), (0.8025, 37.3229)]  # fmt: skip
+
+
+def noise(seed: int, height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 6, 6, generator=generator)
+    image = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
+    return (image * 255).to(torch.uint8)
+
+
+# ---------------------------------------------------------------------- metrics
+
+
+def test_psnr() -> None:
+    image = torch.full((3, 5, 7), 100, dtype=torch.uint8)
+    assert psnr(image, image) == math.inf
+    assert psnr(image, image + 1) == pytest.approx(48.1308036)
+    assert psnr(image, image - 1) == psnr(image, image + 1)  # uint8 does not wrap around
+    assert psnr(torch.zeros_like(image), torch.full_like(image, 255)) == 0
+    with pytest.raises(ValueError, match="uint8"):
+        psnr(image, image.float())
+    with pytest.raises(ValueError, match="same shape"):
+        psnr(image, image[:, 1:])
+
+
+def test_psnr_of_a_large_image_does_not_overflow() -> None:
+    black = torch.zeros(3, 2048, 2048, dtype=torch.uint8)
+    assert psnr(black, black + 255) == 0
+
+
+def test_ms_ssim() -> None:
+    image = noise(0, 161, 200)
+    assert ms_ssim(image, image) == pytest.approx(1)
+    near, far = ((image.int() + d).clamp(0, 255).byte() for d in (3, 60))
+    assert 0.5 < ms_ssim(image, far) < ms_ssim(image, near) < 1
+    with pytest.raises(ValueError, match="161"):
+        ms_ssim(image[:, :160], image[:, :160])
+    assert ms_ssim_db(0.99) == pytest.approx(20) and ms_ssim_db(1.0) == math.inf
+
+
+# ---------------------------------------------------------------------- BD-rate
+
+
+def test_bd_rate_of_scaled_rates_is_the_scale() -> None:
+    cheaper = [(0.8 * rate, quality) for rate, quality in MLIC]
+    assert bd_rate(MLIC, cheaper) == pytest.approx(-20, abs=1e-9)
+    assert bd_rate(cheaper, MLIC) == pytest.approx(25, abs=1e-9)
+    assert bd_rate(MLIC, MLIC[::-1]) == 0
+
+
+def test_bd_rate_of_straight_lines() -> None:
+    # log10 rate = q against log10 rate = 0.5 + 0.5 q over q in 0..1: mean difference 0.25.
+    anchor = [(10.0**q, q) for q in (-1, 0, 0.4, 1)]
+    test = [(10 ** (0.5 + 0.5 * q), q) for q in (0, 0.5, 1, 2)]
+    assert bd_rate(anchor, test) == pytest.approx(100 * (10**0.25 - 1), rel=1e-9)
+
+
+def test_bd_rate_is_scipys_pchip_on_published_curves() -> None:
+    interpolate = pytest.importorskip("scipy.interpolate")
+
+    def integral(points: list[tuple[float, float]], low: float, high: float) -> float:
+        rate, quality = np.array(points).T
+        return float(interpolate.PchipInterpolator(quality, np.log(rate)).integrate(low, high))
+
+    low, high = 29.2291, 37.3229
+    mean = (integral(MLIC_PLUS_PLUS, low, high) - integral(MLIC, low, high)) / (high - low)
+    result = bd_rate(MLIC, MLIC_PLUS_PLUS)
+    assert result == pytest.approx(100 * (math.exp(mean) - 1), abs=1e-9)
+    assert -8 < result < -5  # the papers: -13.39 % and -8.05 % against the same anchor
+
+
+@given(st.lists(st.integers(-9, 9), min_size=2, max_size=8), st.integers(0, 2**32 - 1))
+def test_slopes_are_scipys(values: list[int], seed: int) -> None:
+    interpolate = pytest.importorskip("scipy.interpolate")
+    x = np.cumsum(np.random.default_rng(seed).uniform(0.1, 3, len(values)))
+    y = np.array(values, np.float64)
+    expected = interpolate.PchipInterpolator(x, y).derivative()(x)
+    assert pchip_slopes(x, y) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (MLIC[:1], "two points"),
+        ([(0.1, 50.0), (0.2, 51.0)], "no common quality"),
+        ([(0.1, 30.0), (0.2, 30.0)], "grows with rate"),
+        ([(0.0, 30.0), (0.2, 31.0)], "positive"),
+        ([(0.1, 30.0), (0.2, math.inf)], "finite"),
+    ],
+)
+def test_curves_without_a_bd_rate(test: list[tuple[float, float]], message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        bd_rate(MLIC, test)
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+@pytest.mark.parametrize("name", PILLOW_CODECS)
+def test_pillow_codecs(name: str) -> None:
+    image = noise(1, 61, 93)
+    codec = PillowCodec(name)
+    sizes, qualities = [], []
+    for quality in (20, 90):
+        data = codec.compress(image, quality=quality)
+        sizes.append(len(data))
+        qualities.append(psnr(image, codec.decompress(data)))
+    assert sizes[0] < sizes[1] and 25 < qualities[0] < qualities[1]
+
+
+def test_an_unknown_codec() -> None:
+    with pytest.raises(EvaluationError, match="jpeg, webp, avif"):
+        PillowCodec("jpg")
+
+
+class Coarse:
+    """Drops low bits; quality 100 drops none."""
+
+    model = SimpleNamespace(config=SimpleNamespace(rates=6))
+
+    def compress(self, image: Tensor, quality: int | None = None) -> bytes:
+        shift = (100 - (100 if quality is None else quality)) // 20
+        pixels = (image >> shift << shift).contiguous().numpy()
+        return bytes(image.shape[1:]) + zlib.compress(pixels.tobytes())
+
+    def decompress(self, data: bytes) -> Tensor:
+        pixels = np.frombuffer(zlib.decompress(data[2:]), np.uint8).copy()
+        return torch.from_numpy(pixels).reshape(3, data[0], data[1])
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, size in enumerate([(40, 51), (170, 200)]):
+        save_image(noise(i, *size), folder / f"{i}.png")
+    return folder
+
+
+def test_measurements_are_of_real_bytes(images: Path) -> None:
+    files = sorted(images.iterdir())
+    codec = Coarse()
+    curve = measure_curve("coarse", [("60", codec, 60), ("100", codec, 100)], files)
+    point, lossless = curve.points
+    small, large = point.images
+    image = noise(0, 40, 51)
+    assert small.bytes == len(codec.compress(image, 60))
+    assert small.bits_per_pixel == 8 * small.bytes / (40 * 51)
+    assert small.psnr == psnr(image, image >> 2 << 2)
+    assert small.ms_ssim is None and large.ms_ssim is not None
+    assert large.ms_ssim_db == ms_ssim_db(large.ms_ssim)
+    assert point.mean.psnr == (small.psnr + large.psnr) / 2
+    assert point.mean.ms_ssim is None
+    assert lossless.mean.psnr == math.inf
+
+
+def call(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_command(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(mlic_fast, "load", lambda *_, **__: Coarse())
+    (images / "0.png").unlink()
+    files = ("--json", tmp_path / "out.json", "--csv", tmp_path / "out.csv")
+    assert call(images, "--quality", 20, 60, 100, "--against", "jpeg", *files) == 0
+    printed = capsys.readouterr().out
+    assert "mlic_fast, demo quality 20" in printed and "BD-rate" in printed
+    document = json.loads((tmp_path / "out.json").read_text())
+    ours = [row for row in document["measurements"] if row["codec"] == "mlic_fast"]
+    assert [row["image"] for row in ours] == ["1.png", "mean"] * 3
+    assert ours[-1]["psnr"] is None  # lossless
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(document["measurements"])
+
+
+def test_command_without_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlic_fast, "load", lambda *_, **__: pytest.fail("loaded in vain"))
+    with pytest.raises(UsageError, match="does not exist"):
+        call(tmp_path / "nowhere")

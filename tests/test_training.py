@@ -1,0 +1,434 @@
+"""The trainer: patches, loss, steps, checkpoints and the command."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mlic_fast.cli import UsageError
+from mlic_fast.cli import train as command
+from mlic_fast.errors import CheckpointError
+from mlic_fast.images import save_image
+from mlic_fast.models import PRESETS, MlicConfig, create_model, load_checkpoint, save_checkpoint
+from mlic_fast.training import TrainConfig, Trainer, TrainingError, load_state, train
+from mlic_fast.training import trainer as trainer_module
+from mlic_fast.training.data import ImageCache, PatchSampler
+from mlic_fast.training.layout import channels_last
+from mlic_fast.training.log import Logs
+from mlic_fast.training.loss import RateDistortionLoss, draw_rates
+from mlic_fast.training.optim import learning_rate_factor
+
+TINY = MlicConfig(
+    N=8,
+    M=64,
+    slices=2,
+    stage_channels=(8, 8, 8),
+    channel_context_channels=(8, 8),
+    entropy_parameters_channels=(16, 16, 16),
+    lrp_channels=(8, 8),
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A preset that trains in milliseconds, on one thread: sums have one order."""
+    monkeypatch.setitem(PRESETS, "tiny", TINY)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Three smooth images of odd sizes, one of them in a subfolder."""
+    folder = tmp_path / "photographs"
+    (folder / "more").mkdir(parents=True)
+    for i, (name, size) in enumerate({"a": (70, 91), "b": (128, 64), "more/c": (65, 200)}.items()):
+        save_image(smooth(i, *size), folder / f"{name}.png")
+    return folder
+
+
+def smooth(seed: int, height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 5, 5, generator=generator)
+    image = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
+    return (image.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def options(photographs: Path, tmp_path: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "data": str(photographs),
+        "output": str(tmp_path / "run"),
+        "model": "tiny",
+        "steps": 4,
+        "batch_size": 2,
+        "patch_size": 64,
+        "warmup": 2,
+        "log_every": 1,
+        "device": "cpu",
+    }
+    return TrainConfig(**(values | changes))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------------- patches
+
+
+def test_patches_are_pieces_of_the_images_in_any_of_eight_symmetries(tmp_path: Path) -> None:
+    # Each pixel tells where it comes from: (row, column, image).
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(2):
+        row, column = np.mgrid[:80, :100]
+        pixels = np.stack([row, column, np.full_like(row, i)])
+        save_image(torch.from_numpy(pixels.astype(np.uint8)), folder / f"{i}.png")
+    sampler = PatchSampler(ImageCache.build(folder, tmp_path / "cache"), 64, 16, seed=3)
+    seen = set()
+    for step in range(8):
+        for patch in sampler.batch(step).long():
+            row, column, image = patch
+            assert image.unique().numel() == 1
+            pixels = {
+                (int(r), int(c)) for r, c in zip(row.flatten(), column.flatten(), strict=True)
+            }
+            top, left = int(row.min()), int(column.min())
+            assert pixels == {(top + r, left + c) for r in range(64) for c in range(64)}
+            corner = (int(row[0, 0]) > top, int(column[0, 0]) > left)
+            seen.add((*corner, bool(row[0, 0] != row[1, 0])))
+    assert len(seen) == 8
+
+
+def test_batches_depend_on_seed_step_and_rank_alone(photographs: Path, tmp_path: Path) -> None:
+    cache = ImageCache.build(photographs, tmp_path / "cache")
+
+    def sampler(seed: int = 0, rank: int = 0) -> PatchSampler:
+        return PatchSampler(cache, 64, 4, seed, rank)
+
+    first = sampler()
+    batches = [first.batch(step) for step in (0, 1, 7)]
+    assert batches[2].dtype == torch.uint8 and batches[2].shape == (4, 3, 64, 64)
+    assert torch.equal(sampler().batch(7), batches[2])
+    others = [*batches[:2], sampler(seed=1).batch(7), sampler(rank=1).batch(7)]
+    assert not any(torch.equal(other, batches[2]) for other in others)
+
+
+def test_cache_leaves_out_what_is_no_image_and_notices_changes(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photographs / "broken.jpg").write_bytes(b"not an image")
+    cache = ImageCache.build(photographs, tmp_path / "cache")
+    assert cache.sizes == [(70, 91), (128, 64), (65, 200)]
+    assert "left out 1 unusable files" in capsys.readouterr().err
+    image = torch.from_numpy(cache.image(2).copy()).permute(2, 0, 1)
+    assert torch.equal(image, smooth(2, 65, 200))
+    ImageCache.build(photographs, tmp_path / "cache")
+    assert capsys.readouterr().err == ""  # nothing was decoded again
+    (photographs / "broken.jpg").unlink()
+    save_image(smooth(9, 66, 66), photographs / "b.png")
+    assert ImageCache.build(photographs, tmp_path / "cache").sizes[1] == (66, 66)
+
+
+def test_small_images_are_left_out_with_one_warning(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_image(smooth(0, 40, 300), photographs / "flat.png")
+    cache = ImageCache.build(photographs, tmp_path / "cache")
+    PatchSampler(cache, 64, 1, 0).batch(0)
+    assert capsys.readouterr().err.count("left out 1 images smaller") == 1
+    with pytest.raises(TrainingError, match="lower --patch-size"):
+        PatchSampler(cache, 256, 1, 0)
+
+
+# ---------------------------------------------------------------------- loss and schedule
+
+
+def test_loss_of_one_rate_is_the_papers() -> None:
+    x = torch.zeros(1, 3, 2, 2)
+    likelihoods = {"y": torch.full((1, 4, 1, 1), 0.5), "z": torch.full((1, 1, 1, 1), 0.25)}
+    terms = RateDistortionLoss([0.0130], "mse")(x + 0.1, likelihoods, x, None)
+    assert terms["bpp"].item() == pytest.approx(6 / 4)
+    assert terms["mse"].item() == pytest.approx(0.01)
+    expected = 0.0130 * 255**2 * 0.01 + 6 / 4
+    assert terms["loss"].item() == terms["rd"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_loss_of_ms_ssim() -> None:
+    from pytorch_msssim import ms_ssim
+
+    x = smooth(0, 192, 192)[None].float() / 255
+    x_hat = (x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    terms = RateDistortionLoss([16.64], "ms-ssim")(x_hat, {"y": torch.ones(1, 1)}, x, None)
+    expected = 16.64 * (1 - ms_ssim(x_hat, x, data_range=1.0).item())
+    assert terms["loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_rates_interpolate_lambda_geometrically_and_share_the_gradient() -> None:
+    loss = RateDistortionLoss([0.001, 0.004, 0.016], "mse")
+    lambdas = loss.lambdas(torch.tensor([0.0, 0.5, 1.0, 2.0]))
+    assert lambdas.tolist() == pytest.approx([0.001, 0.002, 0.004, 0.016], rel=1e-5)
+    assert loss.weights(lambdas).tolist() == pytest.approx([2, math.sqrt(2), 1, 0.5], rel=1e-5)
+    x = torch.zeros(2, 3, 1, 1)
+    likelihoods = {"y": torch.ones(2, 1, 1, 1)}
+    terms = loss(x + 1, likelihoods, x, torch.tensor([0.0, 2.0]))
+    expected = 255**2 * (2 * 0.001 + 0.5 * 0.016) / 2
+    assert terms["loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_rates_span_the_range_in_every_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([draw_rates(6, 6, generator) for _ in range(200)])
+    assert drawn.min() == 0 and drawn.max() == 5
+    # One sample a sixth of the range: sorted, each lies within one of its own rate.
+    ordered = drawn.sort(dim=1).values
+    assert ((ordered - torch.arange(6)).abs() <= 0.5).all()
+    assert 0.4 < (drawn == drawn.round()).float().mean() < 0.7
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    config = TrainConfig(data="", output="", steps=1000, warmup=99)
+    factors = [learning_rate_factor(step, config) for step in (0, 49, 99, 699, 700, 850, 999)]
+    assert factors == pytest.approx([0.01, 0.5, 1, 1, 0.3, 0.1, 0.1])
+
+
+# ---------------------------------------------------------------------- steps
+
+
+def test_loss_falls_on_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    image = smooth(5, 64, 64)
+    save_image(image, folder / "a.png")
+    config = options(folder, tmp_path, steps=90, lr=4e-3, validation=str(folder))
+    trainer = Trainer(config)
+    monkeypatch.setattr(trainer.sampler, "batch", lambda step: image[None])  # one symmetry
+    assert trainer.run()
+    log = [float(row["loss"]) for row in rows(tmp_path / "run" / "log.csv")]
+    assert len(log) == 90 and np.mean(log[-5:]) < 0.1 * np.mean(log[:5])
+    validation = rows(tmp_path / "run" / "validation.csv")
+    assert [row["step"] for row in validation] == ["90"]
+    assert float(validation[0]["psnr"]) > 18
+    assert validation[0]["ms_ssim"] == "nan"  # 64 pixels are too few
+    model = load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert model.config == TINY
+
+
+@pytest.mark.parametrize("lmbda", [(0.0130,), (0.0018, 0.0130, 0.0483)])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    photographs: Path, tmp_path: Path, lmbda: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = options(photographs, tmp_path, output=str(tmp_path / "whole"), lmbda=lmbda, ema=0.9)
+    assert train(whole)
+
+    parts = options(photographs, tmp_path, output=str(tmp_path / "parts"), lmbda=lmbda, ema=0.9)
+    with monkeypatch.context() as patch:
+        patch.setattr(Logs, "advance", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        assert not train(parts)
+    assert load_state(tmp_path / "parts")["step"] == 1
+    torch.manual_seed(123)  # nothing may hang on the state of the generator
+    assert train(parts, load_state(tmp_path / "parts"))
+
+    first, second = (load_state(tmp_path / name) for name in ("whole", "parts"))
+    first["options"]["output"] = second["options"]["output"]
+    assert_equal(first, second)
+    logs = [rows(tmp_path / name / "log.csv") for name in ("whole", "parts")]
+    for row in logs[0] + logs[1]:
+        del row["images_per_second"]
+    assert logs[0] == logs[1]
+
+
+def assert_equal(a: Any, b: Any, path: str = "") -> None:
+    assert type(a) is type(b), path
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{path}/{i}")
+    else:
+        assert a == b, path
+
+
+def test_quantiles_have_their_own_optimiser(photographs: Path, tmp_path: Path) -> None:
+    trainer = Trainer(options(photographs, tmp_path, lr=1e-30, aux_lr=0.1))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.run()
+    after = dict(trainer.model.named_parameters())
+    moved = {name for name in after if (after[name] - before[name]).abs().max() > 1e-20}
+    assert moved == {"entropy_bottleneck.quantiles"}
+
+
+def test_steps_with_infinite_gradients_are_skipped(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(options(photographs, tmp_path, ema=0.9))
+    criterion, before = trainer.criterion, trainer.model.state_dict()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+
+    def broken(*args: Any) -> dict[str, Tensor]:
+        return {k: v * (math.inf if k == "loss" else 1) for k, v in criterion(*args).items()}
+
+    monkeypatch.setattr(trainer, "criterion", broken)
+    batch = trainer.sampler.batch(0)
+    assert trainer._train_step(batch) == {} and trainer.skipped == 1
+    assert_equal(dict(trainer.model.state_dict()), before)
+    monkeypatch.setattr(trainer_module, "MOST_SKIPPED_IN_A_ROW", 3)
+    trainer._train_step(batch)
+    with pytest.raises(TrainingError, match="not finite"):
+        trainer._train_step(batch)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision(photographs: Path, tmp_path: Path, precision: str) -> None:
+    trainer = Trainer(options(photographs, tmp_path, precision=precision))
+    # The scale of float16's loss has to fall first.
+    steps = (trainer._train_step(trainer.sampler.batch(0)) for _ in range(20))
+    terms = next(filter(None, steps))
+    exact = Trainer(options(photographs, tmp_path))._train_step(trainer.sampler.batch(0))
+    assert terms["loss"].dtype == torch.float32
+    assert terms["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.02)
+
+
+def test_channels_last_changes_no_result() -> None:
+    torch.manual_seed(0)
+    model = create_model(TINY).eval()
+    x = torch.rand(2, 3, 64, 128)
+    with torch.no_grad():
+        expected = model(x)["x_hat"]
+        result = channels_last(model)(x.contiguous(memory_format=torch.channels_last))["x_hat"]
+    assert torch.allclose(result, expected, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- starting from checkpoints
+
+
+def test_model_and_warm_start_from_checkpoints(photographs: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    trained = create_model(TINY)
+    path = str(tmp_path / "trained.safetensors")
+    save_checkpoint(trained, path)
+    single = trainer_module.build_model(options(photographs, tmp_path, model=path))
+    assert single.training
+    assert_equal(dict(single.state_dict()), dict(trained.state_dict()))
+
+    lmbda = (0.0018, 0.0130)
+    config = options(photographs, tmp_path, warm_start=path, lmbda=lmbda)
+    several = trainer_module.build_model(config).state_dict()
+    assert "gain.log_gain" in several
+    assert torch.equal(
+        several["g_a.analysis_transform.6.weight"],
+        trained.state_dict()["g_a.analysis_transform.6.weight"],
+    )
+    with pytest.raises(TrainingError, match="--warm-start"):
+        trainer_module.build_model(options(photographs, tmp_path, model=path, lmbda=lmbda))
+
+
+def test_resuming_from_what_is_no_training_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_state(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match="not a training checkpoint"):
+        load_state(tmp_path)
+    torch.save({"state_dict": {}}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="--warm-start"):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 100}, "multiple of 64"),
+        ({"lmbda": (0.2, 0.1)}, "ascending"),
+        ({"metric": "ms-ssim", "patch_size": 128}, "192"),
+        ({"lr": 0.0}, "positive"),
+    ],
+)
+def test_wrong_options(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        TrainConfig(**({"data": "", "output": ""} | changes))
+
+
+# ---------------------------------------------------------------------- command, several processes
+
+
+def call(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_command_trains_and_resumes_with_its_options(photographs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    common = ("--batch-size", 1, "--patch-size", 64, "--log-every", 1, "--device", "cpu")
+    assert call(photographs, "--output", run, "--model", "tiny", "--steps", 1, *common) == 0
+    assert load_state(run)["options"]["lmbda"] == (0.0130,)
+    assert call("--resume", run, "--steps", 3) == 0
+    state = load_state(run)
+    assert state["step"] == 3 and state["options"]["batch_size"] == 1
+    assert [row["step"] for row in rows(run / "log.csv")] == ["1", "2", "3"]
+    with pytest.raises(UsageError, match="--output"):
+        call(photographs)
+
+
+TWO_PROCESSES = """
+import sys, torch
+from torch import distributed as dist
+from mlic_fast.training import TrainConfig, Trainer
+data, output, model = sys.argv[1:]
+trainer = Trainer(TrainConfig(data=data, output=output, model=model, steps=2, batch_size=1,
+                              patch_size=64, warmup=0, log_every=1, device="cpu"))
+patches = trainer.sampler.batch(0).long()
+trainer.run()
+own = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+gathered = [torch.empty_like(own) for _ in range(2)]
+dist.all_gather(gathered, own)
+assert torch.equal(*gathered)
+both = [torch.empty_like(patches) for _ in range(2)]
+dist.all_gather(both, patches)
+assert not torch.equal(*both)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_share_one_model_and_see_different_patches(
+    photographs: Path, tmp_path: Path
+) -> None:
+    script, model = tmp_path / "run.py", tmp_path / "tiny.safetensors"
+    script.write_text(TWO_PROCESSES)
+    save_checkpoint(create_model(TINY), model)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [str(script), str(photographs), str(tmp_path / "run"), str(model)]
+    done = subprocess.run(
+        launch + arguments, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(tmp_path / "run" / "log.csv")] == ["1", "2"]
