@@ -1,0 +1,75 @@
+"""mlic_fast: a fast, portable codec for the MLIC family of learned image compression models.
+
+>>> import mlic_fast
+>>> codec = mlic_fast.load("demo")
+>>> data = codec.compress("photo.png", quality=60)
+>>> image = codec.decompress(data)
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from mlic_fast.errors import (
+    CheckpointError,
+    CorruptStreamError,
+    EngineError,
+    MlicError,
+    QualityError,
+    UnsupportedImageError,
+    UnsupportedStreamError,
+    WrongModelError,
+)
+
+if TYPE_CHECKING:
+    from mlic_fast.codec import Codec
+
+__version__ = metadata.version("mlic_fast")
+
+__all__ = [
+    "CheckpointError",
+    "Codec",
+    "CorruptStreamError",
+    "EngineError",
+    "MlicError",
+    "QualityError",
+    "UnsupportedImageError",
+    "UnsupportedStreamError",
+    "WrongModelError",
+    "compress",
+    "decompress",
+    "load",
+]
+
+
+def load(model: Any = "demo", device: str = "auto", engine: str = "auto") -> Codec:
+    """A codec; see :func:`mlic_fast.codec.load`."""
+    from mlic_fast.codec import load as load_codec
+
+    return load_codec(model, device=device, engine=engine)
+
+
+def compress(image: Any, quality: int | None = None) -> bytes | list[bytes]:
+    """Compress with the demo model; see :meth:`mlic_fast.codec.Codec.compress`."""
+    return _demo().compress(image, quality=quality)
+
+
+def decompress(data: Any, output: str = "torch") -> Any:
+    """Decompress a stream of the demo model; see :meth:`mlic_fast.codec.Codec.decompress`."""
+    return _demo().decompress(data, output=output)
+
+
+@cache
+def _demo() -> Codec:
+    return load("demo")
+
+
+def __getattr__(name: str) -> Any:
+    # The codec is imported on first use, so that ``import mlic_fast`` does not import PyTorch.
+    if name == "Codec":
+        from mlic_fast.codec import Codec
+
+        return Codec
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,3 +29,7 @@ class CheckpointError(MlicError):
 
 class EngineError(MlicError):
     """The requested engine or device is unknown or cannot run here."""
+
+
+class QualityError(MlicError, ValueError):
+    """The quality is out of range, or the model has a single rate and takes none."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mlic_fast.errors import CheckpointError
+from mlic_fast.images import write_atomically
 from mlic_fast.models.config import MlicConfig
 from mlic_fast.models.mlic import MlicModel, create_model
 
@@ -25,7 +25,7 @@ State = dict[str, Tensor]
 
 #: Made by ``update()`` from the weights: may be missing, and are resized to what a file has.
 _TABLES = re.compile(r"\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
-_CONFIG_KEY = "mlic_fast.config"
+CONFIG_KEY = "mlic_fast.config"
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> MlicModel:
@@ -44,18 +44,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> MlicModel:
     return model.eval()
 
 
-def save_checkpoint(model: MlicModel, path: str | os.PathLike[str]) -> None:
-    """Write a model with its configuration as safetensors, without the tables of ``update()``."""
-    path = Path(path)
+def save_checkpoint(
+    model: MlicModel, path: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> None:
+    """Write a model with its configuration as safetensors, without the tables of ``update()``.
+
+    Floating-point tensors are stored as ``dtype`` where one is given, e.g. half precision.
+    """
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not _TABLES.search(k)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(state, temporary, metadata={_CONFIG_KEY: model.config.to_json()})
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    if dtype is not None:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    write_atomically(path, save(state, metadata={CONFIG_KEY: model.config.to_json()}))
 
 
 def _read(path: Path) -> tuple[MlicConfig | None, State]:
@@ -65,7 +64,7 @@ def _read(path: Path) -> tuple[MlicConfig | None, State]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        config = MlicConfig.from_json(metadata[_CONFIG_KEY]) if _CONFIG_KEY in metadata else None
+        config = MlicConfig.from_json(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None
         return config, state
     except SafetensorError:
         pass  # Not safetensors: a file of torch.save, or nothing that can be read.

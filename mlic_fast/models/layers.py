@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, stride=stride)
+def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -113,10 +113,12 @@ class ResidualBlockWithStride(nn.Module):
         self.conv1 = conv3x3(in_channels, out_channels, stride=2)
         self.conv2 = conv3x3(out_channels, out_channels)
         self.gdn = GDN(out_channels)
-        self.skip = conv1x1(in_channels, out_channels, stride=2)
+        self.skip = conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gdn(self.conv2(F.gelu(self.conv1(x)))) + self.skip(x)
+        # Not a 1x1 convolution of stride 2, whose channels-last backward pass in PyTorch 2.13
+        # (oneDNN, AVX-512) writes outside its buffers.
+        return self.gdn(self.conv2(F.gelu(self.conv1(x)))) + self.skip(x[..., ::2, ::2])
 
 
 class ResidualBlockUpsample(nn.Module):

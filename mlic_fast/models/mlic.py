@@ -56,7 +56,33 @@ class TrainingQuantiser:
         return round_ste(keep(self._y[index], parity) - means) + means
 
 
-class MlicModel(nn.Module):
+class Transforms(nn.Module):
+    """g_a, h_a and g_s: the part of a model whose arithmetic is free."""
+
+    def __init__(self, config: MlicConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.g_a = AnalysisTransform(config)
+        self.g_s = SynthesisTransform(config)
+        self.h_a = HyperAnalysis(config)
+        if config.rates:
+            self.gain = GainUnits(config)
+
+    def analyse(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
+        """Image [B, 3, H, W] -> latents y [B, M, H/16, W/16], at ``rate`` for a variable-rate model."""
+        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % ALIGNMENT or x.shape[3] % ALIGNMENT:
+            raise ValueError(
+                f"expected [B, 3, H, W] with H and W multiples of {ALIGNMENT}, got {list(x.shape)}"
+            )
+        y = self.g_a(x)
+        return self.gain.apply(y, rate) if self.config.rates else y
+
+    def synthesise(self, y_hat: Tensor, rate: Tensor | None = None) -> Tensor:
+        """Decoded latents [B, M, H, W] -> image [B, 3, 16 H, 16 W]."""
+        return self.g_s(self.gain.undo(y_hat, rate) if self.config.rates else y_hat)
+
+
+class MlicModel(Transforms):
     """Common part of the three models; the configuration says which.
 
     ``model(x)`` for x [B, 3, H, W] in 0..1, H and W multiples of 64, gives ``x_hat`` of the same
@@ -72,18 +98,12 @@ class MlicModel(nn.Module):
     lrp_nonanchor: nn.ModuleList
 
     def __init__(self, config: MlicConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.entropy_bottleneck = EntropyBottleneck(config.N)
         self.gaussian_conditional = GaussianConditional()
-        self.g_a = AnalysisTransform(config)
-        self.g_s = SynthesisTransform(config)
-        self.h_a = HyperAnalysis(config)
         self.h_s = HyperSynthesis(config)
         for name, modules in (make_contexts(config) | make_parameters(config)).items():
             setattr(self, name, modules)
-        if config.rates:
-            self.gain = GainUnits(config)
 
     def code_latents(self, hyper: Tensor, code: PassCoder) -> Tensor:
         """The 2S coding passes: output of h_s [B, 2M, H, W] -> decoded latents [B, M, H, W]."""
@@ -112,16 +132,6 @@ class MlicModel(nn.Module):
             residual = self.lrp_nonanchor[i](torch.cat([hyper_means, *decoded, both], dim=1))
             decoded.append(both + keep(residual.float(), Parity.NON_ANCHOR))
         return torch.cat(decoded, dim=1)
-
-    def analyse(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
-        """Image [B, 3, H, W] -> latents y [B, M, H/16, W/16], at ``rate`` for a variable-rate model."""
-        self._check_image(x)
-        y = self.g_a(x)
-        return self.gain.apply(y, rate) if self.config.rates else y
-
-    def synthesise(self, y_hat: Tensor, rate: Tensor | None = None) -> Tensor:
-        """Decoded latents [B, M, H, W] -> image [B, 3, 16 H, 16 W]."""
-        return self.g_s(self.gain.undo(y_hat, rate) if self.config.rates else y_hat)
 
     def forward(self, x: Tensor, rate: Tensor | None = None) -> dict[str, Any]:
         """Image and likelihoods; ``rate`` [B] in 0 .. rates - 1 for a variable-rate model."""
@@ -164,13 +174,6 @@ class MlicModel(nn.Module):
         from mlic_fast.models import reference
 
         return reference.decompress(self, strings, shape, rate)
-
-    @staticmethod
-    def _check_image(x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % ALIGNMENT or x.shape[3] % ALIGNMENT:
-            raise ValueError(
-                f"expected [B, 3, H, W] with H and W multiples of {ALIGNMENT}, got {list(x.shape)}"
-            )
 
 
 class _Variant(MlicModel):

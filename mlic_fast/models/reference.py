@@ -74,25 +74,33 @@ def _decompress_hyper(prior: EntropyBottleneck, strings: list[bytes], shape: tup
     return z.reshape(len(strings), channels, *shape) + medians
 
 
-def compress(model: MlicModel, x: Tensor, rate: Tensor | None = None) -> dict[str, Any]:
-    """Image [B, 3, H, W] -> ``strings`` [[y], [z of each image]] and ``shape`` of z."""
-    y = model.analyse(x, rate)
+def encode_latents(model: MlicModel, y: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """Latents y [B, M, H, W] -> what ``compress`` returns, and the decoded latents."""
     z = model.h_a(y)
     z_strings = _compress_hyper(model.entropy_bottleneck, z)
     z_hat = _decompress_hyper(model.entropy_bottleneck, z_strings, (z.shape[2], z.shape[3]))
     collected = ListEncoder(y, model.config.slices, model.gaussian_conditional)
-    model.code_latents(model.h_s(z_hat), collected)
+    y_hat = model.code_latents(model.h_s(z_hat), collected)
     encoder = compressai_ans().BufferedRansEncoder()
     tables = model.gaussian_conditional.tables()
     encoder.encode_with_indexes(collected.symbols, collected.indexes, *tables)
-    return {"strings": [[encoder.flush()], z_strings], "shape": tuple(z.shape[2:])}
+    return {"strings": [[encoder.flush()], z_strings], "shape": tuple(z.shape[2:])}, y_hat
+
+
+def decode_latents(model: MlicModel, strings: list[list[bytes]], shape: tuple[int, int]) -> Tensor:
+    """Inverse of :func:`encode_latents`: the decoded latents [B, M, H, W]."""
+    z_hat = _decompress_hyper(model.entropy_bottleneck, strings[1], shape)
+    decoder = ListDecoder(strings[0][0], model.gaussian_conditional)
+    return model.code_latents(model.h_s(z_hat), decoder)
+
+
+def compress(model: MlicModel, x: Tensor, rate: Tensor | None = None) -> dict[str, Any]:
+    """Image [B, 3, H, W] -> ``strings`` [[y], [z of each image]] and ``shape`` of z."""
+    return encode_latents(model, model.analyse(x, rate))[0]
 
 
 def decompress(
     model: MlicModel, strings: list[list[bytes]], shape: tuple[int, int], rate: Tensor | None = None
 ) -> dict[str, Any]:
     """Inverse of :func:`compress`: ``x_hat`` [B, 3, H, W]."""
-    z_hat = _decompress_hyper(model.entropy_bottleneck, strings[1], shape)
-    decoder = ListDecoder(strings[0][0], model.gaussian_conditional)
-    y_hat = model.code_latents(model.h_s(z_hat), decoder)
-    return {"x_hat": model.synthesise(y_hat, rate)}
+    return {"x_hat": model.synthesise(decode_latents(model, strings, shape), rate)}

@@ -1,0 +1,397 @@
+"""The exact arithmetic of the entropy path: the specification that every engine must equal, bit for bit.
+
+The text is ``docs/arithmetic.md``. In short: products are sums of integers that fit int32 whatever
+the order; everything else is IEEE float32 addition, multiplication, division and square root in the
+order written here. numpy computes those correctly rounded on every machine (PyTorch's own square
+root and fused operations are not); integer sums go through float64 convolutions, which are exact
+below 2^53. Arrays are [B, H, W, C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from mlic_fast.coder import scale_indexes
+from mlic_fast.models.checkerboard import Parity
+
+if TYPE_CHECKING:
+    from mlic_fast.engine.packed import Layer, PackedModel
+
+Int16 = npt.NDArray[np.int16]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Float = npt.NDArray[np.float32]
+
+#: Largest magnitude of a quantised activation, of a weight, and of a softmax weight.
+ACTIVATION_LIMIT = 4095
+WEIGHT_LIMIT = 16383
+SOFTMAX_ONE = 16383
+#: Largest magnitude of an exponent.
+EXPONENT_LIMIT = 60
+#: Window of the local context, and the radius that the global context within a slice leaves to it.
+WINDOW = 5
+EXCLUDED_RADIUS = 2
+#: Queries of softmax attention handled at a time; bounds memory, changes no bit.
+QUERY_BLOCK = 512
+
+f32 = np.float32
+
+# gelu(x) = x (1/2 + t P(t^2)), t = x clamped to +-4: minimax, 5e-5 within the clamp.
+GELU_CLAMP = f32(4.0)
+GELU = tuple(
+    f32(c)
+    for c in (
+        0.3986733853816986,
+        -0.06588786095380783,
+        0.009505406953394413,
+        -0.0010064917150884867,
+        7.485509559046477e-05,
+        -3.657126626421814e-06,
+        1.0419547891160619e-07,
+        -1.3012811939105973e-09,
+    )
+)
+# 2^-g on [0, 1): minimax, relative error 3e-6.
+EXP2 = tuple(
+    f32(c)
+    for c in (
+        0.9999973773956299,
+        -0.6930297017097473,
+        0.2393394410610199,
+        -0.05307213217020035,
+        0.006766298320144415,
+    )
+)
+MINUS_LOG2_E = f32(-1.44269504)
+# tanh as a continued fraction of order 7, which reaches 1 at the clamp: 1e-4.
+TANH_CLAMP = f32(4.97)
+
+
+@dataclass(frozen=True)
+class Act:
+    """A quantised tensor: int16 values in +-ACTIVATION_LIMIT, real = q * 2^-exponent."""
+
+    q: Any
+    exponent: int
+
+
+def power_of_two(exponent: Any) -> Any:
+    """2^exponent as float32, for an integer or an array of them."""
+    return np.ldexp(f32(1.0), exponent)
+
+
+def exponents_of(largest: Float) -> Int32:
+    """The largest exponents with which values of these magnitudes do not saturate; 0 for zero."""
+    mantissa, exponent = np.frexp(largest)  # largest = mantissa * 2^exponent, mantissa in [1/2, 1)
+    bits = ACTIVATION_LIMIT.bit_length()
+    fits = f32(ACTIVATION_LIMIT / (ACTIVATION_LIMIT + 1))
+    exponent = np.clip(bits - exponent - (mantissa > fits), -EXPONENT_LIMIT, EXPONENT_LIMIT)
+    return np.where(largest > 0, exponent, 0).astype(np.int32)
+
+
+def quantise(r: Float, exponent: int) -> Int16:
+    """Round r * 2^exponent to the nearest integer, ties to even, after clamping."""
+    limit = f32(ACTIVATION_LIMIT)
+    return np.rint(np.clip(r * power_of_two(exponent), -limit, limit)).astype(np.int16)
+
+
+def gelu(r: Float) -> Float:
+    t = np.clip(r, -GELU_CLAMP, GELU_CLAMP)
+    s = t * t
+    p = np.full_like(s, GELU[-1])
+    for c in GELU[-2::-1]:
+        p = p * s + c
+    return r * (f32(0.5) + t * p)
+
+
+def half_tanh(r: Float) -> Float:
+    """tanh(r) / 2, the output of the latent residual prediction."""
+    t = np.clip(r, -TANH_CLAMP, TANH_CLAMP)
+    s = t * t
+    numerator = ((s + f32(378)) * s + f32(17325)) * s + f32(135135)
+    denominator = ((f32(28) * s + f32(3150)) * s + f32(62370)) * s + f32(135135)
+    return f32(0.5) * ((t * numerator) / denominator)
+
+
+def exp_int(x: Float) -> Int32:
+    """exp(x) for x <= 0 as an integer in 0 .. SOFTMAX_ONE."""
+    u = np.minimum(x * MINUS_LOG2_E, f32(24.0))
+    n = u.astype(np.int32)  # u >= 0: truncation is the floor
+    g = u - n.astype(f32)
+    p = np.full_like(g, EXP2[-1])
+    for c in EXP2[-2::-1]:
+        p = p * g + c
+    p = np.ldexp(p, -n)  # exact
+    return np.rint(p * f32(SOFTMAX_ONE)).astype(np.int32)
+
+
+def product(x: Int16, weight: Int16) -> Int32:
+    """k x k convolution of integers, stride 1, zero padded: [B,H,W,C], [O,k,k,C] -> [B,H,W,O]."""
+    out = F.conv2d(
+        torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).double(),
+        torch.from_numpy(weight).permute(0, 3, 1, 2).double(),
+        padding=weight.shape[1] // 2,
+    )
+    return np.ascontiguousarray(out.permute(0, 2, 3, 1).numpy()).astype(np.int32)
+
+
+def squeeze(x: npt.NDArray[Any], parity: Parity) -> npt.NDArray[Any]:
+    """The positions of one colour: [B, H, W, C] -> [B, H, W/2, C]."""
+    half = np.empty((*x.shape[:2], x.shape[2] // 2, x.shape[3]), x.dtype)
+    half[:, 0::2] = x[:, 0::2, parity::2]
+    half[:, 1::2] = x[:, 1::2, 1 - parity :: 2]
+    return half
+
+
+def place(half: npt.NDArray[Any], parity: Parity, into: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy of ``into`` [B, H, W, C] with the positions of one colour replaced by ``half``."""
+    x = into.copy()
+    x[:, 0::2, parity::2] = half[:, 0::2]
+    x[:, 1::2, 1 - parity :: 2] = half[:, 1::2]
+    return x
+
+
+class SpecOps:
+    """The operations of the entropy path, on numpy arrays.
+
+    ``layer`` arguments name layers of the packed model, ``out`` arguments name activations, whose
+    exponents the packed model knows too.
+    """
+
+    def __init__(self, packed: PackedModel) -> None:
+        self.layers: Mapping[str, Layer] = packed.layers
+        self.exponents: Mapping[str, int] = packed.exponents
+
+    # -- quantities ---------------------------------------------------------------------------
+
+    def quantise(self, r: Float, out: str) -> Act:
+        exponent = self.exponents[out]
+        return Act(quantise(r, exponent), exponent)
+
+    def hyper_latents(self, symbols: Int32) -> Act:
+        """Symbols of z [B, h, w, N] plus the medians."""
+        return self.quantise(symbols.astype(f32) + self.layers["medians"].bias, "z_hat")
+
+    def scale_indexes(self, scales: Float) -> npt.NDArray[np.uint8]:
+        return scale_indexes(scales)
+
+    def decoded(self, symbols: Int32, means: Float, parity: Parity, y: Float | None) -> Float:
+        """symbols + means at one colour; the other colour is y's, or zero."""
+        batch, height, half_width, channels = means.shape
+        if y is None:
+            y = np.zeros((batch, height, 2 * half_width, channels), f32)
+        return place(symbols.astype(f32) + means, parity, y)
+
+    def add_residual(self, y: Float, r: Float, parity: Parity) -> Float:
+        """y plus the predicted residual r [B, H, W/2, C] at one colour."""
+        return place(squeeze(y, parity) + half_tanh(r), parity, y)
+
+    # -- layouts ------------------------------------------------------------------------------
+
+    def channels(self, x: Act, start: int, stop: int) -> Act:
+        return Act(x.q[..., start:stop], x.exponent)
+
+    def keep(self, x: Act, parity: Parity) -> Act:
+        return Act(place(squeeze(x.q, parity), parity, np.zeros_like(x.q)), x.exponent)
+
+    def squeeze(self, x: Act, parity: Parity) -> Act:
+        return Act(squeeze(x.q, parity), x.exponent)
+
+    def unsqueeze(self, x: Act, parity: Parity) -> Act:
+        batch, height, half_width, channels = x.q.shape
+        zeros = np.zeros((batch, height, 2 * half_width, channels), x.q.dtype)
+        return Act(place(x.q, parity, zeros), x.exponent)
+
+    def pixel_shuffle(self, x: Act) -> Act:
+        """[B, H, W, 4C] -> [B, 2H, 2W, C], input channel 4c + 2 dy + dx."""
+        batch, height, width, channels = x.q.shape
+        q = x.q.reshape(batch, height, width, channels // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
+        q = np.ascontiguousarray(q).reshape(batch, 2 * height, 2 * width, channels // 4)
+        return Act(q, x.exponent)
+
+    # -- products -----------------------------------------------------------------------------
+
+    def conv(
+        self,
+        layer: str,
+        inputs: Sequence[Act],
+        *,
+        partial: Float | None = None,
+        at: Parity | None = None,
+        activation: bool = False,
+        residual: Float | Act | None = None,
+        out: str | None = None,
+    ) -> Any:
+        """Convolution of a concatenation: one integer product for each input, added in order.
+
+        The sum starts from the bias, or from ``partial`` (the sum over the first inputs, when
+        ``inputs`` are the remaining ones). GELU with ``activation``; then ``residual`` is added.
+        With ``at`` only the positions of one colour are computed, [B, H, W/2, O]; partial and
+        residual are of that shape too. Gives an Act named ``out``, or float32 without it.
+        """
+        weights = self.layers[layer]
+        start = 0 if partial is None else len(weights.segments) - len(inputs)
+        segments = weights.segments[start : start + len(inputs)]
+        r = weights.bias if partial is None else partial
+        for x, segment in zip(inputs, segments, strict=True):
+            total = product(x.q, segment.weight)
+            if at is not None:
+                total = squeeze(total, at)
+            r = r + total.astype(f32) * (segment.scale * power_of_two(-x.exponent))
+        if activation:
+            r = gelu(r)
+        if isinstance(residual, Act):
+            residual = residual.q.astype(f32) * power_of_two(-residual.exponent)
+        if residual is not None:
+            r = r + residual
+        return r if out is None else self.quantise(r, out)
+
+    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
+        """Depthwise 3x3."""
+        weights = self.layers[layer]
+        (segment,) = weights.segments
+        _, height, width, _ = x.q.shape
+        padded = np.pad(x.q, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(np.int32)
+        total = np.zeros(x.q.shape, np.int32)
+        for dy in range(3):
+            for dx in range(3):
+                tap = segment.weight[:, dy, dx, 0].astype(np.int32)
+                total += padded[:, dy : dy + height, dx : dx + width] * tap
+        r = weights.bias + total.astype(f32) * (segment.scale * power_of_two(-x.exponent))
+        return self.quantise(gelu(r) if activation else r, out)
+
+    # -- attention ----------------------------------------------------------------------------
+
+    def layer_norm(self, layer: str, x: Act, out: str) -> Act:
+        """LayerNorm over the channels."""
+        weights = self.layers[layer]
+        q = x.q.astype(np.int64)
+        channels = q.shape[-1]
+        total = q.sum(-1, keepdims=True)
+        deviation = channels * q - total
+        variance = channels * (q * q).sum(-1, keepdims=True) - total * total
+        epsilon = f32(1e-5 * channels**2) * power_of_two(2 * x.exponent)
+        root = np.sqrt(variance.astype(f32) + epsilon)
+        return self.quantise((deviation.astype(f32) / root) * weights.gain + weights.bias, out)
+
+    def window_attention(self, layer: str, qkv: Act, out: str) -> Act:
+        """Local attention in the windows around non-anchors: [B, H, W, 3C] -> [B, H, W/2, 25 C].
+
+        Channels of q, k and v are (d, head), the head fastest; of the output (token, head, d).
+        """
+        bias = self.layers[layer].bias  # [heads, 25, 25]
+        heads = len(bias)
+        batch, height, width, triple = qkv.q.shape
+        dim = triple // 3
+        depth = dim // heads
+        c = f32(depth**-0.5) * power_of_two(-2 * qkv.exponent)
+        reach = WINDOW // 2
+        # [B, H, W/2, 25, 3, depth, heads]
+        padded = np.pad(qkv.q, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+        tokens = _windows(padded, height, width)
+        tokens = tokens.reshape(*tokens.shape[:4], 3, depth, heads).astype(np.int64)
+        q, k, v = (np.moveaxis(tokens[..., i, :, :], -1, 3) for i in range(3))
+        logits = (q @ np.swapaxes(k, -1, -2)).astype(f32) * c + bias
+
+        rows, columns = np.mgrid[0:height, 0:width]
+        anchors = ((rows + columns) % 2 == int(Parity.ANCHOR))[None, :, :, None]
+        anchors = np.pad(anchors, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+        anchors = _windows(anchors, height, width)[..., 0]  # [1, H, W/2, 25]
+        allowed = anchors[..., None, :] | ~anchors[..., :, None]
+        allowed = np.broadcast_to(allowed[:, :, :, None], logits.shape)
+
+        top = np.where(allowed, logits, f32(-np.inf)).max(-1, keepdims=True)
+        p = np.where(allowed, exp_int(np.minimum(logits - top, f32(0))), 0).astype(np.int64)
+        total = p.sum(-1, keepdims=True).astype(f32)
+        r = ((p @ v).astype(f32) / total) * power_of_two(-qkv.exponent)
+        r = np.moveaxis(r, 3, 4).reshape(batch, height, width // 2, WINDOW**2 * dim)
+        return self.quantise(r, out)
+
+    def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
+        """softmax over channels (q) times (softmax over positions (k) times v)."""
+        depth = q.q.shape[-1] // heads
+        keys = _split_heads(k.q, heads)  # [B, heads, N, depth]
+        top = keys.max(2, keepdims=True)
+        pk = exp_int((keys - top).astype(f32) * power_of_two(-k.exponent)).astype(np.int64)
+        total = pk.sum(2)[..., None].astype(f32)
+        context = np.swapaxes(pk, 2, 3) @ _split_heads(v.q, heads)
+        # Averages of v: how much smaller than v depends on the image, so each head of each image
+        # has an exponent of its own, [B, heads, 1, 1].
+        real = context.astype(f32) / total
+        exponents = exponents_of(np.abs(real).max((2, 3), keepdims=True))
+        ctx = np.rint(real * power_of_two(exponents)).astype(np.int64)
+        queries = _split_heads(q.q, heads)
+        top = queries.max(3, keepdims=True)
+        pq = exp_int((queries - top).astype(f32) * power_of_two(-q.exponent)).astype(np.int64)
+        weighted = (pq @ ctx).astype(f32)
+        r = (weighted / pq.sum(3, keepdims=True).astype(f32)) * power_of_two(-exponents - v.exponent)
+        return self.quantise(_merge_heads(r, q.q.shape), out)
+
+    def softmax_attention(
+        self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
+    ) -> Act:
+        """softmax(q k^T / sqrt(d)) v over all positions.
+
+        With ``exclude``, q is the squeezed non-anchors and k, v the squeezed anchors; keys within
+        Chebyshev distance 2 are left out, and a query without keys gives 0.
+        """
+        depth = q.q.shape[-1] // heads
+        c = f32(depth**-0.5) * power_of_two(-q.exponent - k.exponent)
+        queries, keys, values = (_split_heads(x.q, heads) for x in (q, k, v))
+        query_at, key_at = _positions(q.q.shape, exclude, False), _positions(k.q.shape, exclude, True)
+        r = np.zeros(queries.shape, f32)
+        for start in range(0, queries.shape[2], QUERY_BLOCK):
+            block = slice(start, start + QUERY_BLOCK)
+            logits = queries[:, :, block] @ np.swapaxes(keys, 2, 3)
+            allowed = np.ones(logits.shape[2:], bool)
+            if exclude:
+                distance = np.abs(query_at[block, None] - key_at[None]).max(-1)
+                allowed = distance > EXCLUDED_RADIUS
+            lowest = np.iinfo(np.int64).min // 2
+            top = np.where(allowed, logits, lowest).max(-1, keepdims=True)
+            x = np.minimum(logits - top, 0).astype(f32) * c
+            p = np.where(allowed, exp_int(x), 0).astype(np.int64)
+            total = p.sum(-1, keepdims=True)
+            real = ((p @ values).astype(f32) / np.maximum(total, 1).astype(f32)) * power_of_two(
+                -v.exponent
+            )
+            r[:, :, block] = real
+        return self.quantise(_merge_heads(r, q.q.shape), out)
+
+
+def _windows(padded: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
+    """The 25 tokens around every non-anchor: [B, H + 4, W + 4, C] -> [B, H, W/2, 25, C]."""
+    taps = [
+        squeeze(padded[:, dy : dy + height, dx : dx + width], Parity.NON_ANCHOR)
+        for dy in range(WINDOW)
+        for dx in range(WINDOW)
+    ]
+    return np.stack(taps, axis=3)
+
+
+def _split_heads(q: Int16, heads: int) -> Int64:
+    """[B, H, W, heads * depth] -> int64 [B, heads, H * W, depth]."""
+    batch, height, width, channels = q.shape
+    split = q.reshape(batch, height * width, heads, channels // heads)
+    return split.transpose(0, 2, 1, 3).astype(np.int64)
+
+
+def _merge_heads(r: Float, shape: tuple[int, ...]) -> Float:
+    """Inverse of :func:`_split_heads`."""
+    return np.ascontiguousarray(r.transpose(0, 2, 1, 3)).reshape(shape)
+
+
+def _positions(shape: tuple[int, ...], squeezed: bool, anchors: bool) -> Int64:
+    """Row and column of every position of a (squeezed) grid, [H * W, 2]."""
+    _, height, width, _ = shape
+    rows, columns = np.mgrid[0:height, 0:width]
+    if squeezed:
+        columns = 2 * columns + (rows + anchors) % 2
+    return np.stack([rows.reshape(-1), columns.reshape(-1)], axis=-1)

@@ -1,0 +1,123 @@
+"""The exact engine: streams that decode everywhere, on any backend of the entropy path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mlic_fast.bitstream import EXACT
+from mlic_fast.coder import Decoder, Encoder
+from mlic_fast.engine.arithmetic import Float, Int32, SpecOps, squeeze
+from mlic_fast.engine.digest import latents_digest
+from mlic_fast.engine.pack import FIRST_HYPER_TABLE
+from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.path import code_latents
+from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.mlic import Transforms
+
+Indexes = npt.NDArray[np.uint8]
+
+#: Largest magnitude of a symbol: float32 holds it exactly, and no latent comes near it.
+SYMBOL_LIMIT = 1 << 22
+
+
+class ExactEngine:
+    """Transforms in PyTorch, the entropy path in exact arithmetic, the range coder in C++.
+
+    Args:
+        model: the transforms.
+        packed: its entropy path.
+        ops: backend of the entropy path.
+        name: of the engine.
+        dtype: of the synthesis transform; pixels may differ by rounding between machines.
+    """
+
+    arithmetic_version = EXACT
+
+    def __init__(
+        self, model: Transforms, packed: PackedModel, ops: SpecOps, name: str, dtype: torch.dtype
+    ) -> None:
+        self.name = name
+        self._model = model
+        self._packed = packed
+        self._ops = ops
+        self._dtype = dtype
+
+    def encode(self, x: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
+        model, encoder = self._model, Encoder(self._packed.tables)
+        with torch.autocast(x.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            y = model.analyse(x, rate)
+            z = model.h_a(y).float()
+        symbols = _to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
+        _encode_pass(encoder, symbols, self._hyper_indexes(symbols.shape))
+        rounding = _Rounding(_channels_last(y.float()), self._packed.config.slices, encoder)
+        y_hat = code_latents(self._ops, self._packed.config, symbols, rounding)
+        return encoder.finish(latents_digest(_to_tensor(y_hat))), encoder.lanes
+
+    def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Tensor, int]:
+        decoder = Decoder(self._packed.tables, payload, lanes)
+        shape = (1, *size, self._packed.config.N)
+        symbols = _decode_pass(decoder, self._hyper_indexes(shape))
+        y_hat = code_latents(self._ops, self._packed.config, symbols, _Decoding(decoder))
+        return _to_tensor(y_hat), decoder.finish()
+
+    def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
+        y_hat = y_hat.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(y_hat.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return self._model.synthesise(y_hat, rate)
+
+    def _hyper_indexes(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint16]:
+        channels = np.arange(FIRST_HYPER_TABLE, FIRST_HYPER_TABLE + shape[-1], dtype=np.uint16)
+        return np.broadcast_to(channels, shape)
+
+
+class _Rounding:
+    """Pass coder of an encoder: rounds y about the means."""
+
+    def __init__(self, y: Float, slices: int, encoder: Encoder) -> None:
+        self._y = np.split(y, slices, axis=-1)
+        self._encoder = encoder
+
+    def __call__(self, index: int, parity: Parity, scale_indexes: Indexes, means: Float) -> Int32:
+        symbols = _to_symbols(squeeze(self._y[index], parity) - means)
+        _encode_pass(self._encoder, symbols, scale_indexes)
+        return symbols
+
+
+class _Decoding:
+    """Pass coder of a decoder."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def __call__(self, index: int, parity: Parity, scale_indexes: Indexes, means: Float) -> Int32:
+        return _decode_pass(self._decoder, scale_indexes)
+
+
+def _to_symbols(x: Float) -> Int32:
+    # A latent that is not a number (the transforms are free arithmetic) is coded as zero.
+    x = np.nan_to_num(x, nan=0.0, posinf=SYMBOL_LIMIT, neginf=-SYMBOL_LIMIT)
+    return np.clip(np.rint(x), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
+
+
+def _encode_pass(encoder: Encoder, symbols: Int32, indexes: npt.NDArray[Any]) -> None:
+    """Symbols [1, H, W, C] go into the stream in (channel, row, column) order."""
+    encoder.encode(np.moveaxis(symbols, -1, 1), np.moveaxis(indexes, -1, 1))
+
+
+def _decode_pass(decoder: Decoder, indexes: npt.NDArray[Any]) -> Int32:
+    return np.ascontiguousarray(np.moveaxis(decoder.decode(np.moveaxis(indexes, -1, 1)), 1, -1))
+
+
+def _channels_last(x: Tensor) -> Float:
+    """[B, C, H, W] -> array [B, H, W, C]."""
+    return np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
+
+
+def _to_tensor(slices: list[Float]) -> Tensor:
+    """Decoded slices [B, H, W, C] -> latents [B, M, H, W]."""
+    return torch.from_numpy(np.concatenate(slices, axis=-1)).permute(0, 3, 1, 2).contiguous()

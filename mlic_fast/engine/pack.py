@@ -1,0 +1,246 @@
+"""The packer: float checkpoint -> packed model. Deterministic: the same bits on every machine.
+
+Weights get one scale an output channel and input. Activations get a power-of-two scale each, found
+by decoding noise: symbols are drawn from the model's own distributions, the exact path runs on
+them, and every activation is given the exponent that fits the largest value seen, with headroom.
+No image is needed, and what does not fit later saturates, alike in encoder and decoder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from mlic_fast.coder import Tables, factorized_tables, gaussian_tables
+from mlic_fast.engine.arithmetic import (
+    ACTIVATION_LIMIT,
+    WEIGHT_LIMIT,
+    Act,
+    Float,
+    Int32,
+    SpecOps,
+    exponents_of,
+    quantise,
+)
+from mlic_fast.engine.packed import Layer, PackedModel, Segment
+from mlic_fast.engine.path import code_latents
+from mlic_fast.errors import CheckpointError
+from mlic_fast.images import write_atomically
+from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.checkpoints import CONFIG_KEY
+from mlic_fast.models.config import MlicConfig
+from mlic_fast.models.contexts import GlobalInterContext, LocalContext, StackedCheckerboardContext
+from mlic_fast.models.mlic import MlicModel, Transforms
+
+#: First table of the hyper-latents: those before it are of the 64 scales.
+FIRST_HYPER_TABLE = 64
+#: How far an activation may exceed the largest one seen in calibration before it saturates.
+HEADROOM = 8.0
+#: Calibration: size of z, and samples drawn at that size.
+CALIBRATION_SIZE = 3
+CALIBRATION_SAMPLES = 4
+
+_TRANSFORMS = ("g_a.", "g_s.", "h_a.", "gain.")
+_NAMES_KEY = "mlic_fast.exponents"
+
+Array = npt.NDArray[Any]
+
+
+def pack(model: MlicModel) -> PackedModel:
+    """Quantise the entropy path of a model.
+
+    Raises CheckpointError for weights that are not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise CheckpointError(f"the model cannot be packed: {name} has values that are not finite")
+    packed = PackedModel(model.config, _layers(model), {}, _tables(model))
+    ops = _CalibratingOps(packed)
+    noise = _Noise(packed)
+    code_latents(ops, model.config, noise.hyper_symbols(), noise)
+    return PackedModel(packed.config, packed.layers, ops.exponents, packed.tables)
+
+
+def save_packed(model: Transforms, packed: PackedModel, path: str | os.PathLike[str]) -> None:
+    """Write a packed file: the entropy path in integers, the transforms as they are."""
+    tensors = {f"packed.{k}": torch.from_numpy(v.copy()) for k, v in packed.arrays().items()}
+    for name, tensor in model.state_dict().items():
+        if name.startswith(_TRANSFORMS):
+            tensors[name] = tensor.contiguous()
+    metadata = {CONFIG_KEY: packed.config.to_json(), _NAMES_KEY: json.dumps(sorted(packed.exponents))}
+    write_atomically(path, save(tensors, metadata))
+
+
+def load_packed(path: str | os.PathLike[str]) -> tuple[Transforms, PackedModel] | None:
+    """Read a packed file; None for a file of another kind.
+
+    Raises CheckpointError for a packed file that is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if _NAMES_KEY not in metadata:
+                return None
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return None
+    prefix = "packed."
+    arrays = {k.removeprefix(prefix): v.numpy() for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        config = MlicConfig.from_json(metadata[CONFIG_KEY])
+        packed = PackedModel.from_arrays(config, arrays, json.loads(metadata[_NAMES_KEY]))
+        model = Transforms(config)
+        model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(prefix)})
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is a damaged packed model: {error}") from error
+    return model, packed
+
+
+def pack_weight(weight: Array) -> Segment:
+    """Float weight [O, k, k, C] -> integers whose worst-case product with any activation fits int32."""
+    w = weight.astype(np.float64)
+    flat = np.abs(w).reshape(len(w), -1)
+    largest = flat.max(axis=1)
+    # The sum of magnitudes, in units of the largest and exactly, so that no order of adding matters.
+    unit = np.where(largest > 0, largest, 1.0)
+    total = np.rint(flat / unit[:, None] * 2.0**40).astype(np.int64).sum(axis=1) / 2.0**40 * unit
+    budget = (2**31 - 1) // ACTIVATION_LIMIT
+    # Rounding may add a half to every weight.
+    scale = np.maximum(largest / WEIGHT_LIMIT, total / (budget - flat.shape[1] / 2))
+    scale = np.where(largest > 0, scale, 1.0).astype(np.float32)
+    q = np.rint(w / scale.astype(np.float64).reshape(-1, 1, 1, 1))
+    q = np.clip(q, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int16)
+    assert np.abs(q.astype(np.int64)).reshape(len(q), -1).sum(1).max() <= budget
+    return Segment(q, scale)
+
+
+class _CalibratingOps(SpecOps):
+    """The specification, choosing the exponent of every activation at its first use."""
+
+    exponents: dict[str, int]
+
+    def quantise(self, r: Float, out: str) -> Act:
+        if out not in self.exponents:
+            self.exponents[out] = int(exponents_of(np.abs(r).max() * np.float32(HEADROOM)))
+        return Act(quantise(r, self.exponents[out]), self.exponents[out])
+
+
+class _Noise:
+    """Pass coder that draws symbols from the distributions that the model itself predicts."""
+
+    def __init__(self, packed: PackedModel) -> None:
+        self._tables = packed.tables
+        self._channels = packed.config.N
+        self._random = np.random.Generator(np.random.PCG64(0))
+
+    def hyper_symbols(self) -> Int32:
+        """z of several samples: half of them constant over the image, as in flat regions."""
+        channels = np.arange(self._channels) + FIRST_HYPER_TABLE
+        size = CALIBRATION_SIZE
+        shape = (CALIBRATION_SAMPLES, size, size, self._channels)
+        symbols = self._draw(np.broadcast_to(channels, shape))
+        flat = CALIBRATION_SAMPLES // 2
+        symbols[:flat] = symbols[:flat, :1, :1]
+        return symbols
+
+    def __call__(self, index: int, parity: Parity, scale_indexes: Array, means: Float) -> Int32:
+        return self._draw(scale_indexes)
+
+    def _draw(self, indexes: Array) -> Int32:
+        """Symbols of the given tables; an escape counts as the largest symbol."""
+        tables = self._tables
+        ends = np.cumsum(tables.frequencies, dtype=np.int64)
+        first = (np.cumsum(tables.sizes) - tables.sizes)[indexes]
+        uniform = self._random.integers(0, 1 << 16, indexes.shape, dtype=np.int64)
+        slot = uniform >> (16 - tables.precisions[indexes].astype(np.int64))
+        slot += np.where(first > 0, ends[first - 1], 0)
+        entry = np.searchsorted(ends, slot, side="right") - first
+        return (tables.minima[indexes] + np.minimum(entry, tables.sizes[indexes] - 2)).astype(np.int32)
+
+
+def _tables(model: MlicModel) -> Tables:
+    prior = model.entropy_bottleneck
+    parts = (prior.matrices, prior.biases, prior.factors)
+    arrays = [[_array(parameter) for parameter in part] for part in parts]
+    medians = _array(prior.quantiles)[:, 0, 1]
+    return Tables.concatenate([gaussian_tables(), factorized_tables(*arrays, medians)])
+
+
+def _array(tensor: Any) -> Array:
+    return tensor.detach().float().cpu().contiguous().numpy()
+
+
+def _layers(model: MlicModel) -> dict[str, Layer]:
+    medians = _array(model.entropy_bottleneck.quantiles)[:, 0, 1]
+    layers = {"medians": Layer(np.ascontiguousarray(medians))}
+    for name, module in model.named_modules():
+        if name.startswith(_TRANSFORMS):
+            continue
+        if isinstance(module, nn.Conv2d):
+            layers[name] = _conv_layer(model, name, module)
+        elif isinstance(module, nn.Linear):
+            weight = _array(module.weight)[:, None, None, :]
+            layers[name] = Layer(_array(module.bias), (pack_weight(weight),))
+        elif isinstance(module, nn.LayerNorm):
+            layers[name] = Layer(_array(module.bias), gain=_array(module.weight))
+        elif isinstance(module, LocalContext):
+            bias = module.relative_position_table[module.relative_position_index]
+            layers[f"{name}.attention"] = Layer(_array(bias.permute(2, 0, 1)))
+    return layers
+
+
+def _conv_layer(model: MlicModel, name: str, conv: nn.Conv2d) -> Layer:
+    weight = _array(conv.weight)
+    bias = _array(conv.bias)
+    parent = model.get_submodule(".".join(name.split(".")[:2]))
+    if isinstance(parent, StackedCheckerboardContext):
+        weight = weight * _array(parent.mask)
+    weight = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))  # [O, k, k, C]
+    if isinstance(parent, LocalContext):
+        # The windows come as vectors of 25 tokens times C: the fusion is a 1x1 convolution.
+        weight = weight.reshape(len(weight), 1, 1, -1)
+    parts = np.split(weight, np.cumsum(_input_channels(model, name, weight.shape[-1]))[:-1], axis=-1)
+    segments = _segment_order(name, parts)
+    return Layer(bias, tuple(pack_weight(part) for part in segments))
+
+
+def _input_channels(model: MlicModel, name: str, channels: int) -> list[int]:
+    """Channels of the tensors that are concatenated at the input of a layer of the float model."""
+    c, m = model.config.slice_channels, model.config.M
+    root, _, layer = name.partition(".")
+    first = layer.endswith((".fusion.0", ".lrp_transform.0", ".fushion.0"))
+    if root in ("entropy_parameters_anchor", "entropy_parameters_nonanchor") and first:
+        inter = [] if model.config.variant == "mlic" else [2 * c]
+        later = not layer.startswith("0.")
+        shared = [*inter, 4 * c] if later else []
+        own = ([2 * c, 2 * c] if later else [2 * c]) if root.endswith("nonanchor") else []
+        return [*own, *shared, 2 * m]
+    if root in ("lrp_anchor", "lrp_nonanchor") and first:
+        return [m] + [c] * ((channels - m) // c)
+    if root == "channel_context" and first:
+        return [c] * (channels // c)
+    parent = model.get_submodule(".".join(name.split(".")[:2])) if root == "global_inter_context" else None
+    if isinstance(parent, GlobalInterContext) and name.endswith(("queries.0", "keys.0", "values.0")):
+        return [c] * (channels // c)
+    return [channels]
+
+
+def _segment_order(name: str, parts: list[Array]) -> list[Array]:
+    """Order of the inputs on the exact path: what is known first comes first.
+
+    Entropy parameters: hyper, inter, channel, local, intra (float: local, intra, inter, channel,
+    hyper). Everything else keeps its order.
+    """
+    if not (name.startswith("entropy_parameters") and name.endswith("fusion.0")):
+        return parts
+    *contexts, hyper = parts
+    own = 0 if name.startswith("entropy_parameters_anchor") else min(2, len(contexts))
+    return [hyper, *contexts[own:], *contexts[:own]]

@@ -1,0 +1,96 @@
+"""The packed model: integer weights, scales and exponents of the entropy path, and CDF tables."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlic_fast.coder import Tables
+from mlic_fast.models.config import MlicConfig
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Weights for one input of a concatenation.
+
+    ``weight`` int16 [O, k, k, C] (depthwise: [C, 3, 3, 1]), real = weight * scale[o].
+    """
+
+    weight: npt.NDArray[np.int16]
+    scale: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer: its bias, the gain of a norm, and the weights for each of its inputs in order."""
+
+    bias: npt.NDArray[np.float32]
+    segments: tuple[Segment, ...] = ()
+    gain: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """All that an encoder and a decoder must share to agree on every bit.
+
+    Attributes:
+        config: hyper-parameters.
+        layers: by the names of the float model.
+        exponents: of every activation, by name.
+        tables: 64 Gaussian tables, then one for each channel of z.
+    """
+
+    config: MlicConfig
+    layers: dict[str, Layer]
+    exponents: dict[str, int]
+    tables: Tables
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Every array of the model under a name of its own, in a fixed order."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for name, layer in sorted(self.layers.items()):
+            arrays[f"{name}.bias"] = layer.bias
+            if layer.gain is not None:
+                arrays[f"{name}.gain"] = layer.gain
+            for i, segment in enumerate(layer.segments):
+                arrays[f"{name}.{i}.weight"] = segment.weight
+                arrays[f"{name}.{i}.scale"] = segment.scale
+        for name, array in sorted(self.tables.to_arrays().items()):
+            arrays[f"tables.{name}"] = array
+        arrays["exponents"] = np.array([e for _, e in sorted(self.exponents.items())], np.int32)
+        return arrays
+
+    @classmethod
+    def from_arrays(
+        cls, config: MlicConfig, arrays: dict[str, npt.NDArray[Any]], names: list[str]
+    ) -> PackedModel:
+        """Inverse of :meth:`arrays`; ``names`` are those of the exponents, sorted."""
+        layers: dict[str, Layer] = {}
+        tables = {}
+        segments: dict[str, dict[int, dict[str, npt.NDArray[Any]]]] = {}
+        for name, array in arrays.items():
+            layer, _, kind = name.rpartition(".")
+            if layer == "tables":
+                tables[kind] = array
+            elif kind in ("weight", "scale"):
+                layer, _, index = layer.rpartition(".")
+                segments.setdefault(layer, {}).setdefault(int(index), {})[kind] = array
+        for name, bias in arrays.items():
+            if name.endswith(".bias"):
+                layer = name.removesuffix(".bias")
+                parts = tuple(Segment(**s) for _, s in sorted(segments.get(layer, {}).items()))
+                layers[layer] = Layer(bias, parts, arrays.get(f"{layer}.gain"))
+        exponents = dict(zip(names, arrays["exponents"].tolist(), strict=True))
+        return cls(config, layers, exponents, Tables.from_arrays(tables))
+
+    def digest(self) -> bytes:
+        """SHA-256 of the configuration and all arrays (little-endian bytes)."""
+        digest = hashlib.sha256(self.config.to_json().encode())
+        for name, array in self.arrays().items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.digest()

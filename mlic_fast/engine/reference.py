@@ -1,0 +1,46 @@
+"""The reference engine behind the codec's interface: the baseline of every benchmark.
+
+Float32 and ``compressai.ans``, as the public code does it (:mod:`mlic_fast.models.reference`). Its
+streams decode on the machine that made them, if at all, and are marked as provisional.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from torch import Tensor
+
+from mlic_fast.bitstream import PROVISIONAL
+from mlic_fast.engine.digest import latents_digest
+from mlic_fast.errors import CorruptStreamError
+from mlic_fast.models import reference
+from mlic_fast.models.mlic import MlicModel
+
+_PREFIX = struct.Struct("<II")  # digest of the latents, bytes of the string of z
+
+
+class ReferenceEngine:
+    """Payload: digest, length of the string of z, string of z, string of y."""
+
+    name = "reference"
+    arithmetic_version = PROVISIONAL
+
+    def __init__(self, model: MlicModel) -> None:
+        self._model = model
+        model.update()
+
+    def encode(self, x: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
+        encoded, y_hat = reference.encode_latents(self._model, self._model.analyse(x, rate))
+        (y_string,), (z_string,) = encoded["strings"]
+        prefix = _PREFIX.pack(latents_digest(y_hat), len(z_string))
+        return prefix + z_string + y_string, 1 << 1
+
+    def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Tensor, int]:
+        if len(payload) < _PREFIX.size:
+            raise CorruptStreamError("the stream is cut short; get a fresh copy of it")
+        digest, length = _PREFIX.unpack_from(payload)
+        z_string, y_string = payload[_PREFIX.size :][:length], payload[_PREFIX.size + length :]
+        return reference.decode_latents(self._model, [[y_string], [z_string]], size), digest
+
+    def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
+        return self._model.synthesise(y_hat, rate)
