@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import os
@@ -18,8 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlic_fast.cli import UsageError
-from mlic_fast.cli import train as command
+from mlic_fast.cli import main
 from mlic_fast.errors import CheckpointError
 from mlic_fast.images import save_image
 from mlic_fast.models import PRESETS, MlicConfig, create_model, load_checkpoint, save_checkpoint
@@ -372,13 +370,12 @@ def test_wrong_options(changes: dict[str, Any], message: str) -> None:
 # ---------------------------------------------------------------------- command, several processes
 
 
-def call(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+def test_command_trains_and_resumes_with_its_options(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*arguments: object) -> int:
+        return main(["train", *map(str, arguments)])
 
-
-def test_command_trains_and_resumes_with_its_options(photographs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     common = ("--batch-size", 1, "--patch-size", 64, "--log-every", 1, "--device", "cpu")
     assert call(photographs, "--output", run, "--model", "tiny", "--steps", 1, *common) == 0
@@ -387,8 +384,9 @@ def test_command_trains_and_resumes_with_its_options(photographs: Path, tmp_path
     state = load_state(run)
     assert state["step"] == 3 and state["options"]["batch_size"] == 1
     assert [row["step"] for row in rows(run / "log.csv")] == ["1", "2", "3"]
-    with pytest.raises(UsageError, match="--output"):
-        call(photographs)
+    assert call(photographs) == 2
+    assert call(photographs, "--output", run, "--model", "missing.pth") == 1
+    assert "--output RUNDIR" in (errors := capsys.readouterr().err) and "missing.pth" in errors
 
 
 TWO_PROCESSES = """

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from mlic_fast.evaluation.errors import EvaluationError
+
 # MS-SSIM halves an image four times and then needs a window of 11 pixels.
 SMALLEST_SIDE = 161
 
@@ -43,12 +45,25 @@ def ms_ssim(reference: Tensor, image: Tensor) -> float:
     Raises:
         ValueError: the shapes differ, the values are not uint8 or a side is too short.
     """
-    from pytorch_msssim import ms_ssim as multi_scale
-
     _check(reference, image)
     if min(image.shape[1:]) < SMALLEST_SIDE:
         raise ValueError(f"MS-SSIM needs sides of at least {SMALLEST_SIDE} pixels")
-    return float(multi_scale(reference[None].float(), image[None].float(), data_range=255.0))
+    return float(multi_scale(reference[None].float(), image[None].float(), 255.0))
+
+
+def multi_scale(reference: Tensor, image: Tensor, data_range: float) -> Tensor:
+    """Differentiable MS-SSIM of each image of a batch, [B, 3, H, W] -> [B].
+
+    Raises :class:`EvaluationError` where pytorch-msssim is not installed.
+    """
+    try:
+        import pytorch_msssim
+    except ImportError as error:
+        raise EvaluationError(
+            "MS-SSIM needs pytorch-msssim: pip install 'mlic_fast[train]'"
+        ) from error
+    value: Tensor = pytorch_msssim.ms_ssim(reference, image, data_range, size_average=False)
+    return value
 
 
 def ms_ssim_db(value: float) -> float:

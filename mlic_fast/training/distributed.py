@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from mlic_fast.training.config import TrainingError
+
 
 def start(device: str) -> torch.device:
     """Joins the processes that torchrun started, if it did, and returns this process's device."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise TrainingError(f"device {device!r} cannot be used here: choose auto, cpu or cuda")
     if "LOCAL_RANK" in os.environ:
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mlic_fast.evaluation.metrics import multi_scale
+
 
 def bits_per_pixel(likelihoods: dict[str, Tensor], pixels: int) -> Tensor:
     """Estimated rate of each sample: ``sum(-log2 p) / pixels``, float32 [batch]."""
@@ -62,9 +64,7 @@ class RateDistortionLoss(nn.Module):
         if self.metric == "mse":
             distortion = 255**2 * mse
         else:
-            from pytorch_msssim import ms_ssim
-
-            distortion = 1 - ms_ssim(x_hat, x, data_range=1.0, size_average=False)
+            distortion = 1 - multi_scale(x_hat, x, 1.0)
         lambdas = self.lambdas(torch.zeros_like(bpp) if rate is None else rate)
         rd = lambdas * distortion + bpp
         loss = self.weights(lambdas) * rd

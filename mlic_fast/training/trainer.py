@@ -96,7 +96,12 @@ class Trainer:
         self.config = config
         self.device = distributed.start(config.device)
         self.folder = Path(config.output)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder} cannot be a run folder: {error.strerror}"
+            ) from error
         self.is_main = distributed.rank() == 0
         self.sampler = self._open_data()
         self.validation_images = []
