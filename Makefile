@@ -1,0 +1,54 @@
+# Everything is installed into .venv; nothing else on the machine changes.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+# compressai, the baseline of tests and benchmarks, has no wheels for Python 3.13.
+SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
+	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo    compress a photograph and show it beside the original"
+	@echo "make test    run the tests"
+	@echo "make lint    check style, types and formatting"
+	@echo "make format  correct formatting"
+	@echo "make bench   time the range coder against others"
+	@echo "make clean   remove .venv and everything that was built"
+
+$(INSTALLED): pyproject.toml constraints.txt setup.py CMakeLists.txt $(CXX_SOURCES)
+	@test -n "$(PYTHON)" || \
+		{ echo "No Python 3.10, 3.11 or 3.12 found. Name one: make PYTHON=/path/to/python"; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+format: $(INSTALLED)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_coder.py
+
+clean:
+	rm -rf $(VENV) build dist demo mlic_fast.egg-info mlic_fast/_C*.so
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
