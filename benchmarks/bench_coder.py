@@ -2,14 +2,16 @@
 
     python benchmarks/bench_coder.py [--symbols FILE.npz] [--repeats 20] [--json FILE]
 
-FILE.npz holds `symbols` and `indexes` [passes, K]; without it, symbols are drawn to the statistics of MLIC++ at about 0.3 bit
-a pixel. All coders get integer arrays and give bytes, and the reverse, pass by pass in decoding, as a codec must.
+FILE.npz holds `symbols` and `indexes` [passes, K]; without it, symbols are drawn to the statistics
+of MLIC++ at about 0.3 bit a pixel. All coders get integer arrays and give bytes, and the reverse,
+pass by pass in decoding, as a codec must.
 Every coder's result is compared with the input before it is timed, and the coders take turns.
 
 - mlic_fast: this project's stream.
 - compressai.ans: as the public MLIC++ code calls it, through lists; tables are made lists once.
 - drop-in: mlic_fast.coder.compressai on arrays (the bytes of compressai.ans).
-- constriction: an independent coder, for its size and speed on the probabilities of the Gaussian model.
+- constriction: an independent coder, for its size and speed on the probabilities of the Gaussian
+  model.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ class Coder:
 
 
 def draw_symbols(seed: int = 0) -> tuple[Array, Array]:
-    """Symbols and indexes [20, 24576]: 57 to 78 % in the lowest table, the others' indexes falling geometrically."""
+    """Symbols and indexes [20, 24576].
+
+    57 to 78 % are in the lowest table; the others' indexes fall off geometrically.
+    """
     rng = np.random.default_rng(seed)
     shape = (20, 24576)
     floor = rng.random(shape) < np.linspace(0.57, 0.78, 20)[:, None]
@@ -116,7 +121,6 @@ def dropped_in() -> Coder:
 
 def independent() -> Coder:
     model = constriction.stream.model.QuantizedGaussian(-2048, 2047)
-    means = np.zeros(24576)
     scales = SCALES.astype(np.float64)
 
     def encode(symbols: Array, indexes: Array) -> bytes:
@@ -165,8 +169,8 @@ def main() -> None:
     ideal = ideal_bytes(symbols, indexes)
     lowest = float(np.mean(indexes == 0))
     print(
-        f"{symbols.shape[0]} passes of {symbols.shape[1]} symbols, {lowest:.0%} in the lowest table, ideal {ideal:.0f} bytes"
-        f" ({ideal * 8 / PIXELS:.3f} bit a pixel at 768x512)"
+        f"{symbols.shape[0]} passes of {symbols.shape[1]} symbols, {lowest:.0%} in the lowest "
+        f"table, ideal {ideal:.0f} bytes ({ideal * 8 / PIXELS:.3f} bit a pixel at 768x512)"
     )
 
     coders = [ours(), reference(), dropped_in(), independent()]
@@ -189,7 +193,8 @@ def main() -> None:
 
     results = {}
     print(
-        f"\n{'':16}{'bytes':>8}{'vs ideal':>10}{'encode ms':>11}{'ratio':>7}{'decode ms':>11}{'ratio':>7}"
+        f"\n{'':16}{'bytes':>8}{'vs ideal':>10}{'encode ms':>11}{'ratio':>7}"
+        f"{'decode ms':>11}{'ratio':>7}"
     )
     best = {key: float(np.median(values)) for key, values in times.items()}
     for coder in coders:

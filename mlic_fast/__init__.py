@@ -24,7 +24,7 @@ from mlic_fast.errors import (
 )
 
 if TYPE_CHECKING:
-    from mlic_fast.codec import Codec
+    from mlic_fast.codec import Codec, Output
 
 __version__ = metadata.version("mlic_fast")
 
@@ -56,7 +56,7 @@ def compress(image: Any, quality: int | None = None) -> bytes | list[bytes]:
     return _demo().compress(image, quality=quality)
 
 
-def decompress(data: Any, output: str = "torch") -> Any:
+def decompress(data: Any, output: Output = "torch") -> Any:
     """Decompress a stream of the demo model; see :meth:`mlic_fast.codec.Codec.decompress`."""
     return _demo().decompress(data, output=output)
 

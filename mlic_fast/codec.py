@@ -142,7 +142,7 @@ class Codec:
             )
         return y_hat
 
-    def _open(self, data: bytes) -> tuple[bitstream.Header, bytes]:
+    def _open(self, data: bytes | bytearray | memoryview) -> tuple[bitstream.Header, bytes]:
         header, payload = bitstream.read(data)
         if header.arithmetic_version != self._engine.arithmetic_version:
             made = "provisional" if header.arithmetic_version == bitstream.PROVISIONAL else "exact"

@@ -12,7 +12,7 @@ class CorruptStreamError(MlicError):
 
 
 class UnsupportedStreamError(MlicError):
-    """The stream is of a version of the format or of the arithmetic that this release cannot decode."""
+    """The stream's format or arithmetic is of a version that this release cannot decode."""
 
 
 class WrongModelError(MlicError):

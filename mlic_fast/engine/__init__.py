@@ -49,7 +49,9 @@ def create_engine(
         from mlic_fast.engine.reference import ReferenceEngine
 
         if not isinstance(model, MlicModel):
-            raise EngineError("a packed file has no float model: load the checkpoint it was made of")
+            raise EngineError(
+                "a packed file has no float model: load the checkpoint it was made of"
+            )
         return ReferenceEngine(model)
     if device.type != "cpu":
         raise EngineError(f"the engine {name!r} runs on the CPU only: load with device='cpu'")

@@ -1,4 +1,4 @@
-"""The exact arithmetic of the entropy path: the specification that every engine must equal, bit for bit.
+"""The exact arithmetic of the entropy path: what every engine must equal, bit for bit.
 
 The text is ``docs/arithmetic.md``. In short: products are sums of integers that fit int32 whatever
 the order; everything else is IEEE float32 addition, multiplication, division and square root in the
@@ -122,7 +122,7 @@ def half_tanh(r: Float) -> Float:
 
 def exp_int(x: Float) -> Int32:
     """exp(x) for x <= 0 as an integer in 0 .. SOFTMAX_ONE."""
-    u = np.minimum(x * MINUS_LOG2_E, f32(24.0))
+    u: Float = np.minimum(x * MINUS_LOG2_E, f32(24.0))
     n = u.astype(np.int32)  # u >= 0: truncation is the floor
     g = u - n.astype(f32)
     p = np.full_like(g, EXP2[-1])
@@ -239,7 +239,7 @@ class SpecOps:
         weights = self.layers[layer]
         start = 0 if partial is None else len(weights.segments) - len(inputs)
         segments = weights.segments[start : start + len(inputs)]
-        r = weights.bias if partial is None else partial
+        r: Float = weights.bias if partial is None else partial
         for x, segment in zip(inputs, segments, strict=True):
             total = product(x.q, segment.weight)
             if at is not None:
@@ -248,8 +248,8 @@ class SpecOps:
         if activation:
             r = gelu(r)
         if isinstance(residual, Act):
-            residual = residual.q.astype(f32) * power_of_two(-residual.exponent)
-        if residual is not None:
+            r = r + residual.q.astype(f32) * power_of_two(-residual.exponent)
+        elif residual is not None:
             r = r + residual
         return r if out is None else self.quantise(r, out)
 
@@ -316,7 +316,6 @@ class SpecOps:
 
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
         """softmax over channels (q) times (softmax over positions (k) times v)."""
-        depth = q.q.shape[-1] // heads
         keys = _split_heads(k.q, heads)  # [B, heads, N, depth]
         top = keys.max(2, keepdims=True)
         pk = exp_int((keys - top).astype(f32) * power_of_two(-k.exponent)).astype(np.int64)
@@ -331,7 +330,9 @@ class SpecOps:
         top = queries.max(3, keepdims=True)
         pq = exp_int((queries - top).astype(f32) * power_of_two(-q.exponent)).astype(np.int64)
         weighted = (pq @ ctx).astype(f32)
-        r = (weighted / pq.sum(3, keepdims=True).astype(f32)) * power_of_two(-exponents - v.exponent)
+        r = (weighted / pq.sum(3, keepdims=True).astype(f32)) * power_of_two(
+            -exponents - v.exponent
+        )
         return self.quantise(_merge_heads(r, q.q.shape), out)
 
     def softmax_attention(
@@ -345,7 +346,10 @@ class SpecOps:
         depth = q.q.shape[-1] // heads
         c = f32(depth**-0.5) * power_of_two(-q.exponent - k.exponent)
         queries, keys, values = (_split_heads(x.q, heads) for x in (q, k, v))
-        query_at, key_at = _positions(q.q.shape, exclude, False), _positions(k.q.shape, exclude, True)
+        query_at, key_at = (
+            _positions(q.q.shape, exclude, False),
+            _positions(k.q.shape, exclude, True),
+        )
         r = np.zeros(queries.shape, f32)
         for start in range(0, queries.shape[2], QUERY_BLOCK):
             block = slice(start, start + QUERY_BLOCK)

@@ -61,7 +61,9 @@ def pack(model: MlicModel) -> PackedModel:
     """
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
-            raise CheckpointError(f"the model cannot be packed: {name} has values that are not finite")
+            raise CheckpointError(
+                f"the model cannot be packed: {name} has values that are not finite"
+            )
     packed = PackedModel(model.config, _layers(model), {}, _tables(model))
     ops = _CalibratingOps(packed)
     noise = _Noise(packed)
@@ -75,7 +77,10 @@ def save_packed(model: Transforms, packed: PackedModel, path: str | os.PathLike[
     for name, tensor in model.state_dict().items():
         if name.startswith(_TRANSFORMS):
             tensors[name] = tensor.contiguous()
-    metadata = {CONFIG_KEY: packed.config.to_json(), _NAMES_KEY: json.dumps(sorted(packed.exponents))}
+    metadata = {
+        CONFIG_KEY: packed.config.to_json(),
+        _NAMES_KEY: json.dumps(sorted(packed.exponents)),
+    }
     write_atomically(path, save(tensors, metadata))
 
 
@@ -105,11 +110,11 @@ def load_packed(path: str | os.PathLike[str]) -> tuple[Transforms, PackedModel] 
 
 
 def pack_weight(weight: Array) -> Segment:
-    """Float weight [O, k, k, C] -> integers whose worst-case product with any activation fits int32."""
+    """Float weight [O, k, k, C] -> integers whose product with any activation fits int32."""
     w = weight.astype(np.float64)
     flat = np.abs(w).reshape(len(w), -1)
     largest = flat.max(axis=1)
-    # The sum of magnitudes, in units of the largest and exactly, so that no order of adding matters.
+    # The sum of magnitudes, in units of the largest and exactly: no order of adding matters.
     unit = np.where(largest > 0, largest, 1.0)
     total = np.rint(flat / unit[:, None] * 2.0**40).astype(np.int64).sum(axis=1) / 2.0**40 * unit
     budget = (2**31 - 1) // ACTIVATION_LIMIT
@@ -163,15 +168,18 @@ class _Noise:
         slot = uniform >> (16 - tables.precisions[indexes].astype(np.int64))
         slot += np.where(first > 0, ends[first - 1], 0)
         entry = np.searchsorted(ends, slot, side="right") - first
-        return (tables.minima[indexes] + np.minimum(entry, tables.sizes[indexes] - 2)).astype(np.int32)
+        return (tables.minima[indexes] + np.minimum(entry, tables.sizes[indexes] - 2)).astype(
+            np.int32
+        )
 
 
 def _tables(model: MlicModel) -> Tables:
     prior = model.entropy_bottleneck
     parts = (prior.matrices, prior.biases, prior.factors)
-    arrays = [[_array(parameter) for parameter in part] for part in parts]
+    matrices, biases, factors = ([_array(parameter) for parameter in part] for part in parts)
     medians = _array(prior.quantiles)[:, 0, 1]
-    return Tables.concatenate([gaussian_tables(), factorized_tables(*arrays, medians)])
+    hyper_tables = factorized_tables(matrices, biases, factors, medians)
+    return Tables.concatenate([gaussian_tables(), hyper_tables])
 
 
 def _array(tensor: Any) -> Array:
@@ -207,7 +215,9 @@ def _conv_layer(model: MlicModel, name: str, conv: nn.Conv2d) -> Layer:
     if isinstance(parent, LocalContext):
         # The windows come as vectors of 25 tokens times C: the fusion is a 1x1 convolution.
         weight = weight.reshape(len(weight), 1, 1, -1)
-    parts = np.split(weight, np.cumsum(_input_channels(model, name, weight.shape[-1]))[:-1], axis=-1)
+    parts = np.split(
+        weight, np.cumsum(_input_channels(model, name, weight.shape[-1]))[:-1], axis=-1
+    )
     segments = _segment_order(name, parts)
     return Layer(bias, tuple(pack_weight(part) for part in segments))
 
@@ -227,8 +237,14 @@ def _input_channels(model: MlicModel, name: str, channels: int) -> list[int]:
         return [m] + [c] * ((channels - m) // c)
     if root == "channel_context" and first:
         return [c] * (channels // c)
-    parent = model.get_submodule(".".join(name.split(".")[:2])) if root == "global_inter_context" else None
-    if isinstance(parent, GlobalInterContext) and name.endswith(("queries.0", "keys.0", "values.0")):
+    parent = (
+        model.get_submodule(".".join(name.split(".")[:2]))
+        if root == "global_inter_context"
+        else None
+    )
+    if isinstance(parent, GlobalInterContext) and name.endswith(
+        ("queries.0", "keys.0", "values.0")
+    ):
         return [c] * (channels // c)
     return [channels]
 

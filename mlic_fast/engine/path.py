@@ -108,7 +108,9 @@ class _Passes:
         contexts = [self._channel_context(i)]
         return contexts if self.config.variant == "mlic" else [self._inter_context(i), *contexts]
 
-    def _entropy_parameters(self, i: int, parity: Parity, contexts: Sequence[Act]) -> tuple[Any, Real]:
+    def _entropy_parameters(
+        self, i: int, parity: Parity, contexts: Sequence[Act]
+    ) -> tuple[Any, Real]:
         """Scale indexes and means at one colour, from contexts squeezed to it."""
         ops = self.ops
         first = _entropy_parameters(parity, i, 0)
@@ -140,7 +142,9 @@ class _Passes:
         x = ops.window_attention(f"{prefix}.attention", x, f"{prefix}.attention")
         x = ops.conv(f"{prefix}.fusion", [x], out=f"{prefix}.fusion")
         fused = ops.conv(f"{prefix}.proj", [x])
-        x = ops.layer_norm(f"{prefix}.norm2", ops.quantise(fused, f"{prefix}.proj"), f"{prefix}.norm2")
+        x = ops.layer_norm(
+            f"{prefix}.norm2", ops.quantise(fused, f"{prefix}.proj"), f"{prefix}.norm2"
+        )
         x = ops.conv(f"{prefix}.mlp.fc1", [x], activation=True, out=f"{prefix}.mlp.fc1")
         return ops.conv(f"{prefix}.mlp.fc2", [x], residual=fused, out=f"{prefix}.mlp.fc2")
 
@@ -164,7 +168,8 @@ class _Passes:
     def _inter_context(self, i: int) -> Act:
         ops, prefix = self.ops, f"global_inter_context.{i}"
         q, k, v = (
-            self._project(f"{prefix}.{name}", self.decoded) for name in ("queries", "keys", "values")
+            self._project(f"{prefix}.{name}", self.decoded)
+            for name in ("queries", "keys", "values")
         )
         heads = i * self.config.slice_channels // 32
         attend = (

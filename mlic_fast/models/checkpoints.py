@@ -80,7 +80,7 @@ def _read(path: Path) -> tuple[MlicConfig | None, State]:
 
 
 def _from_old_compressai(state: State) -> State:
-    """CompressAI before 1.2.7 called the parts of the factorised prior _matrix0, _bias0, _factor0."""
+    """CompressAI before 1.2.7 called the factorised prior's parts _matrix0, _bias0, _factor0."""
     plural = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
     return {
         re.sub(
@@ -117,7 +117,10 @@ def _from_compressai(state: State) -> State:
         if match and match[2] in parts:
             name = f"{parts[match[2]]}.{match[1]}.{match[3]}"
         renamed[name] = value
-    if "local_context.0.context.0.weight" in renamed or "global_inter_context.1.mlp.0.weight" not in renamed:
+    if (
+        "local_context.0.context.0.weight" in renamed
+        or "global_inter_context.1.mlp.0.weight" not in renamed
+    ):
         raise CheckpointError(
             "this is CompressAI's MLIC or MLIC+: their contexts differ from the ones here, so only "
             "its MLIC++ can be read"
@@ -133,7 +136,9 @@ def _infer_config(state: State) -> MlicConfig:
             raise CheckpointError(f"not a checkpoint of the MLIC family: {name} is missing")
         return state[name].shape
 
-    slices = 1 + max((int(m[1]) for k in state if (m := re.match(r"lrp_anchor\.(\d+)\.", k))), default=0)
+    slices = 1 + max(
+        (int(m[1]) for k in state if (m := re.match(r"lrp_anchor\.(\d+)\.", k))), default=0
+    )
     old = "lrp_anchor.0.lrp_transform.6.weight" in state
     ep = "entropy_parameters_anchor.0.fusion"
     channel = "channel_context.1.fushion"
@@ -159,7 +164,9 @@ def _infer_config(state: State) -> MlicConfig:
                 shape(f"{ep}.2.weight")[0],
                 shape(f"{ep}.4.weight")[0],
             ),
-            lrp_channels=(shape(f"{lrp}.0.weight")[0], shape(f"{lrp}.2.weight")[0]) if not old else (224, 128),
+            lrp_channels=(shape(f"{lrp}.0.weight")[0], shape(f"{lrp}.2.weight")[0])
+            if not old
+            else (224, 128),
             weight_family="2023" if old else "current",
         )
     except ValueError as error:
@@ -177,7 +184,11 @@ def _fit(model: MlicModel, state: State, path: Path) -> None:
         for k in own
         if k in state and state[k].shape != own[k].shape and not _TABLES.search(k)
     )
-    for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
+    for what, names in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", shapes),
+    ):
         if names:
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             problems.append(f"{what}: {shown}")

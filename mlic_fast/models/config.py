@@ -24,7 +24,7 @@ class MlicConfig:
 
     Attributes:
         variant: which of the three entropy models.
-        N: channels of the hyper-latents z, and of the transforms unless ``stage_channels`` is given.
+        N: channels of the hyper-latents z, and of the transforms without ``stage_channels``.
         M: channels of the latents y.
         slices: number of channel slices; M / slices channels each.
         stage_channels: channels of the transforms at 1/2, 1/4 and 1/8 of the image.
@@ -86,7 +86,8 @@ class MlicConfig:
             unknown = set(values) - {f.name for f in fields(cls)}
             if unknown:
                 raise ValueError(f"unknown fields {sorted(unknown)}")
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the model configuration cannot be read: {error}") from error
 

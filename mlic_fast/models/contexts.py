@@ -101,7 +101,7 @@ class StackedCheckerboardContext(nn.Module):
     """Stacked checkerboard convolutions of MLIC (section 3.3).
 
     Three 5x5 convolutions that read only the other colour: anchors -> non-anchors -> anchors ->
-    non-anchors. Anchors [B, C, H, W], zero elsewhere -> [B, 2C, H, W], of which non-anchors are used.
+    non-anchors. Anchors [B, C, H, W], zero elsewhere -> [B, 2C, H, W]; non-anchors are used.
     """
 
     mask: Tensor
@@ -119,6 +119,7 @@ class StackedCheckerboardContext(nn.Module):
         for i, conv in enumerate(self.convs):
             if i:
                 x = F.gelu(x)
+            assert isinstance(conv, nn.Conv2d)
             x = F.conv2d(x, conv.weight * self.mask, conv.bias, padding=WINDOW // 2)
         return x
 
@@ -164,7 +165,9 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     batch = q.shape[0]
     out = []
     # One head at a time, as the public code has it: this model is the baseline of the benchmarks.
-    for query, key, value in zip(q.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True):
+    for query, key, value in zip(
+        q.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True
+    ):
         context = torch.softmax(key, dim=2) @ value.transpose(1, 2)
         out.append(context.transpose(1, 2) @ torch.softmax(query, dim=1))
     return torch.cat(out, dim=1).reshape(batch, q.shape[1], q.shape[2])
@@ -176,7 +179,7 @@ def softmax_attention(
     """softmax(q k^T / sqrt(d)) v, in blocks of queries, so never the whole map (MLIC, equation 6).
 
     Shapes as :func:`linear_attention`; ``query_at``, ``key_at``: [positions, 2] rows and columns.
-    With ``exclude``, keys within Chebyshev distance 2 are left out; a query with no key left gives 0.
+    With ``exclude``, keys within Chebyshev distance 2 are left out; a query without keys gives 0.
     """
     batch, channels, queries = q.shape
     q, k, v = (t.reshape(batch, heads, channels // heads, -1).transpose(2, 3) for t in (q, k, v))
@@ -239,7 +242,7 @@ class GlobalIntraContext(nn.Module):
 
 
 class GlobalInterContext(nn.Module):
-    """Global context across slices (MLIC+, MLIC++): previous slices [B, iC, H, W] -> [B, 2C, H, W]."""
+    """Global context across slices (MLIC+, MLIC++): previous [B, iC, H, W] -> [B, 2C, H, W]."""
 
     def __init__(self, dim: int, out_dim: int, num_heads: int, linear: bool) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 class EntropyModel(nn.Module):
-    """Integer tables for CompressAI's coder: ``_quantized_cdf`` [T, L], ``_cdf_length``, ``_offset``."""
+    """Tables for CompressAI's coder: ``_quantized_cdf`` [T, L], ``_cdf_length``, ``_offset``."""
 
     _offset: Tensor
     _quantized_cdf: Tensor
@@ -161,7 +161,7 @@ class GaussianConditional(EntropyModel):
         return self.likelihood_lower_bound(upper - lower)
 
     def forward(self, y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
-        """Likelihood of y [B, C, H, W]; uniform noise in training, rounding about the means otherwise."""
+        """Likelihood of y [B, C, H, W]; noise in training, rounding about the means otherwise."""
         if self.training:
             return self.likelihood(y + (torch.rand_like(y) - 0.5) - means, scales)
         return self.likelihood(torch.round(y - means), scales)

@@ -33,7 +33,7 @@ class _LowerBound(torch.autograd.Function):
         return torch.maximum(x, bound)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         x, bound = ctx.saved_tensors
         return gradient * ((x >= bound) | (gradient < 0)), None
 
@@ -72,7 +72,7 @@ class NonNegativeParameter(nn.Module):
 class GDN(nn.Module):
     """Generalised divisive normalisation (Balle et al., ICLR 2016).
 
-    y_c = x_c / sqrt(beta_c + sum_k gamma_ck x_k^2), or times the root for the inverse. [B, C, H, W].
+    y_c = x_c / sqrt(beta_c + sum_k gamma_ck x_k^2), times the root for the inverse. [B, C, H, W].
     """
 
     def __init__(self, channels: int, inverse: bool = False) -> None:
@@ -122,7 +122,7 @@ class ResidualBlockWithStride(nn.Module):
 
 
 class ResidualBlockUpsample(nn.Module):
-    """Subpixel conv3x3, GELU, conv3x3, inverse GDN, plus subpixel conv3x3. Doubles height and width."""
+    """Subpixel conv3x3, GELU, conv3x3, inverse GDN, plus subpixel conv3x3. Doubles the sides."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ class Transforms(nn.Module):
             self.gain = GainUnits(config)
 
     def analyse(self, x: Tensor, rate: Tensor | None = None) -> Tensor:
-        """Image [B, 3, H, W] -> latents y [B, M, H/16, W/16], at ``rate`` for a variable-rate model."""
+        """Image [B, 3, H, W] -> latents y [B, M, H/16, W/16], at ``rate`` if of variable rate."""
         if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % ALIGNMENT or x.shape[3] % ALIGNMENT:
             raise ValueError(
                 f"expected [B, 3, H, W] with H and W multiples of {ALIGNMENT}, got {list(x.shape)}"
@@ -126,8 +126,8 @@ class MlicModel(Transforms):
             contexts = [self.local_context[i](anchors)]
             if i:
                 contexts.append(self.global_intra_context[i](decoded[-1], anchors))
-            contexts = torch.cat([*contexts, *shared], dim=1)
-            parameters = self.entropy_parameters_nonanchor[i](contexts).float()
+            joined = torch.cat([*contexts, *shared], dim=1)
+            parameters = self.entropy_parameters_nonanchor[i](joined).float()
             both = anchors + code(i, Parity.NON_ANCHOR, *parameters.chunk(2, 1))
             residual = self.lrp_nonanchor[i](torch.cat([hyper_means, *decoded, both], dim=1))
             decoded.append(both + keep(residual.float(), Parity.NON_ANCHOR))

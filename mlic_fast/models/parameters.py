@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,7 @@ class LatentResidualPrediction(nn.Module):
         super().__init__()
         widths = (in_dim, *hidden, out_dim)
         layers: list[nn.Module] = [conv3x3(widths[0], widths[1])]
-        for a, b in zip(widths[1:-1], widths[2:], strict=True):
+        for a, b in pairwise(widths[1:]):
             layers += [nn.GELU(), conv3x3(a, b)]
         self.lrp_transform = nn.Sequential(*layers)
 

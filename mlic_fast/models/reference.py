@@ -64,7 +64,9 @@ def _compress_hyper(prior: EntropyBottleneck, z: Tensor) -> list[bytes]:
     return [encoder.encode_with_indexes(s.reshape(-1).tolist(), indexes, *tables) for s in symbols]
 
 
-def _decompress_hyper(prior: EntropyBottleneck, strings: list[bytes], shape: tuple[int, int]) -> Tensor:
+def _decompress_hyper(
+    prior: EntropyBottleneck, strings: list[bytes], shape: tuple[int, int]
+) -> Tensor:
     decoder, tables = compressai_ans().RansDecoder(), prior.tables()
     channels = len(prior.quantiles)
     indexes = _channel_indexes(channels, *shape)
