@@ -16,6 +16,7 @@ from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.pack import FIRST_HYPER_TABLE
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
+from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import Transforms
 
@@ -33,7 +34,7 @@ class ExactEngine:
         packed: its entropy path.
         ops: backend of the entropy path.
         name: of the engine.
-        dtype: of the synthesis transform; pixels may differ by rounding between machines.
+        dtype: of the transforms; pixels may differ by rounding between machines.
     """
 
     arithmetic_version = EXACT
@@ -42,19 +43,16 @@ class ExactEngine:
         self, model: Transforms, packed: PackedModel, ops: SpecOps, name: str, dtype: torch.dtype
     ) -> None:
         self.name = name
-        self._model = model
+        self._transforms = EngineTransforms(model, dtype)
         self._packed = packed
         self._ops = ops
-        self._dtype = dtype
 
     def encode(self, x: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
-        model, encoder = self._model, Encoder(self._packed.tables)
-        with torch.autocast(x.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            y = model.analyse(x, rate)
-            z = model.h_a(y).float()
+        encoder = Encoder(self._packed.tables)
+        y, z = self._transforms.analyse(x, rate)
         symbols = _to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
         _encode_pass(encoder, symbols, self._hyper_indexes(symbols.shape))
-        rounding = _Rounding(_channels_last(y.float()), self._packed.config.slices, encoder)
+        rounding = _Rounding(_channels_last(y), self._packed.config.slices, encoder)
         y_hat = code_latents(self._ops, self._packed.config, symbols, rounding)
         return encoder.finish(latents_digest(_to_tensor(y_hat))), encoder.lanes
 
@@ -66,9 +64,7 @@ class ExactEngine:
         return _to_tensor(y_hat), decoder.finish()
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
-        y_hat = y_hat.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(y_hat.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self._model.synthesise(y_hat, rate)
+        return self._transforms.synthesise(y_hat, rate)
 
     def _hyper_indexes(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint16]:
         channels = np.arange(FIRST_HYPER_TABLE, FIRST_HYPER_TABLE + shape[-1], dtype=np.uint16)

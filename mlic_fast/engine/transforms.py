@@ -1,0 +1,43 @@
+"""The transforms of an engine, in the arithmetic that the device is fastest with."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mlic_fast.models.mlic import Transforms
+
+
+class EngineTransforms:
+    """g_a, h_a and g_s in one dtype; images, latents and the gains stay float32.
+
+    The last layer of g_s stays float32 too: the pixels come from it, and bfloat16 has no more than
+    8 bits for them. The weights are converted once, not at every call as autocast does.
+    """
+
+    def __init__(self, model: Transforms, dtype: torch.dtype) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._g_a, self._h_a = self._convert(model.g_a), self._convert(model.h_a)
+        layers = model.g_s.synthesis_transform
+        self._g_s, self._last = self._convert(layers[:-1]), layers[-1]
+
+    def analyse(self, x: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Image [B, 3, H, W] -> latents y [B, M, H/16, W/16] and hyper-latents z [B, N, H/64, W/64]."""
+        y = self._g_a(x.to(self._dtype, memory_format=torch.channels_last)).float()
+        if self._model.config.rates:
+            y = self._model.gain.apply(y, rate)
+        return y, self._h_a(y.to(self._dtype)).float()
+
+    def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
+        """Decoded latents [B, M, H/16, W/16] -> image [B, 3, H, W]."""
+        if self._model.config.rates:
+            y_hat = self._model.gain.undo(y_hat, rate)
+        return self._last(self._g_s(y_hat.to(self._dtype, memory_format=torch.channels_last)).float())
+
+    def _convert(self, module: nn.Module) -> nn.Module:
+        if self._dtype == torch.float32:
+            return module
+        return copy.deepcopy(module).to(self._dtype)
