@@ -62,6 +62,7 @@ def create_engine(
         from mlic_fast.engine.arithmetic import SpecOps
 
         return ExactEngine(model, packed, SpecOps(packed), name, torch.float32)
-    from mlic_fast.engine.cpu import CpuOps, transform_dtype
+    from mlic_fast.engine.cpu import CpuOps
+    from mlic_fast.engine.transforms import cpu_dtype
 
-    return ExactEngine(model, packed, CpuOps(packed), name, transform_dtype())
+    return ExactEngine(model, packed, CpuOps(packed), name, cpu_dtype())

@@ -41,3 +41,10 @@ class EngineTransforms:
         if self._dtype == torch.float32:
             return module
         return copy.deepcopy(module).to(self._dtype)
+
+
+def cpu_dtype() -> torch.dtype:
+    """bfloat16 where this CPU multiplies it natively, else float32."""
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
