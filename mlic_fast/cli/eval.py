@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mlic_fast.evaluation import Curve, Measurement
 
 _CURVE = (1, 20, 40, 60, 80, 100)
-_HEADER = f"{'image':24} {'bpp':>8} {'PSNR':>7} {'MS-SSIM':>8} {'dB':>6} {'enc s':>8} {'dec s':>8}"
+_WIDTH = 36
+_HEADER = f"{'bpp':>8} {'PSNR':>7} {'MS-SSIM':>8} {'dB':>6} {'enc s':>8} {'dec s':>8}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     with _progress(steps) as bar:
         measured = [measure_curve(name, s, files, bar.update) for name, s in curves]
     rates = _bd_rates(measured)
-    for curve in measured:
-        _print_curve(curve, with_images=curve is measured[0])
+    _print_images(measured[0])
+    _print_means(measured)
     for other, values in rates.items():
         shown = ", ".join(f"{m} {v:+.2f} %" for m, v in values.items()) or "no common quality"
         print(f"BD-rate of mlic_fast against {other}: {shown}")
@@ -96,7 +97,7 @@ def _settings(args: argparse.Namespace) -> list[tuple[str, Any, int | None]]:
         if codec.model.config.rates and not args.quality and args.against:
             qualities = _CURVE
         for quality in qualities:
-            label = Path(name).name if quality is None else f"{Path(name).name} quality {quality}"
+            label = Path(name).stem if quality is None else f"{Path(name).stem} quality {quality}"
             settings.append((label, codec, quality))
     return settings
 
@@ -122,19 +123,29 @@ def _bd_rates(curves: list[Curve]) -> dict[str, dict[str, float]]:
     return rates
 
 
-def _print_curve(curve: Curve, with_images: bool) -> None:
+def _print_images(curve: Curve) -> None:
     for point in curve.points:
-        print(f"{curve.name}, {point.setting}\n{_HEADER}")
-        for measurement in [*(point.images if with_images else []), point.mean]:
-            print(_line(measurement))
-        print()
+        print(f"{point.setting}\n{'image':{_WIDTH}}{_HEADER}")
+        for image in point.images:
+            print(_line(image.image, image))
+        print(_line("mean", point.mean) + "\n")
 
 
-def _line(m: Measurement) -> str:
+def _print_means(curves: list[Curve]) -> None:
+    """One line a setting; with a single one the table above has said it."""
+    if sum(len(curve.points) for curve in curves) == 1:
+        return
+    print(f"{'mean of all images':{_WIDTH}}{_HEADER}")
+    for curve in curves:
+        for point in curve.points:
+            print(_line(f"{curve.name} {point.setting}", point.mean))
+
+
+def _line(name: str, m: Measurement) -> str:
     similarity = "-" if m.ms_ssim is None else f"{m.ms_ssim:.4f}"
     decibel = "-" if m.ms_ssim_db is None else f"{m.ms_ssim_db:.2f}"
     return (
-        f"{m.image:24} {m.bits_per_pixel:8.4f} {m.psnr:7.3f} {similarity:>8} {decibel:>6} "
+        f"{name:{_WIDTH}}{m.bits_per_pixel:8.4f} {m.psnr:7.3f} {similarity:>8} {decibel:>6} "
         f"{m.encode_seconds:8.3f} {m.decode_seconds:8.3f}"
     )
 

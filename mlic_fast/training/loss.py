@@ -61,10 +61,8 @@ class RateDistortionLoss(nn.Module):
         x_hat, x = x_hat.float(), x.float()
         bpp = bits_per_pixel(likelihoods, x.shape[2] * x.shape[3])
         mse = (x_hat - x).square().flatten(1).mean(1)
-        if self.metric == "mse":
-            distortion = 255**2 * mse
-        else:
-            distortion = 1 - multi_scale(x_hat, x, 1.0)
+        squared = self.metric == "mse"
+        distortion = 255**2 * mse if squared else 1 - multi_scale(x_hat, x, 1.0)
         lambdas = self.lambdas(torch.zeros_like(bpp) if rate is None else rate)
         rd = lambdas * distortion + bpp
         loss = self.weights(lambdas) * rd
