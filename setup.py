@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -54,18 +54,24 @@ class CMakeBuild(build_ext):
 
 
 def drop_stale_cache(build_dir: Path) -> None:
-    """Removes a cache that names tools which are gone, as isolated builds leave behind."""
+    """Removes a cache of another source tree, or that names tools an isolated build took away."""
     cache = build_dir / "CMakeCache.txt"
     if not cache.exists():
         return
-    wanted = ("CMAKE_COMMAND:", "CMAKE_MAKE_PROGRAM:", "Python_EXECUTABLE:", "CMAKE_CXX_COMPILER:")
-    entries = [line for line in cache.read_text().splitlines() if line.startswith(wanted)]
-    paths = [Path(entry.partition("=")[2]) for entry in entries]
-    if any(path.is_absolute() and not path.exists() for path in paths):
+    lines = [line for line in cache.read_text().splitlines() if ":" in line and "=" in line]
+    paths = {line.partition(":")[0]: Path(line.partition("=")[2]) for line in lines}
+    tools = ("CMAKE_COMMAND", "CMAKE_MAKE_PROGRAM", "CMAKE_CXX_COMPILER", "Python_EXECUTABLE")
+    moved = paths.get("CMAKE_HOME_DIRECTORY") != ROOT
+    if moved or any(not paths.get(tool, cache).exists() for tool in tools):
         shutil.rmtree(build_dir)
 
 
+# kernels/ is mlic_fast.kernels. A link serves runs from the source tree, but an sdist drops it.
+packages = {"mlic_fast.kernels", *find_packages(include=["mlic_fast", "mlic_fast.*"])}
+
 setup(
+    packages=sorted(packages),
+    package_dir={"mlic_fast.kernels": "kernels"},
     ext_modules=[Extension("mlic_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     setup_requires=[name for name in ("cmake", "ninja") if find_tool(name) is None],
