@@ -96,14 +96,18 @@ def exponents_of(largest: Float) -> Int32:
     return np.where(largest > 0, exponent, 0).astype(np.int32)
 
 
+def clamp(r: Float, limit: np.float32) -> Float:
+    """min(max(r, -limit), limit), where not-a-number counts as -limit."""
+    return np.fmin(np.fmax(r, -limit), limit)
+
+
 def quantise(r: Float, exponent: int) -> Int16:
     """Round r * 2^exponent to the nearest integer, ties to even, after clamping."""
-    limit = f32(ACTIVATION_LIMIT)
-    return np.rint(np.clip(r * power_of_two(exponent), -limit, limit)).astype(np.int16)
+    return np.rint(clamp(r * power_of_two(exponent), f32(ACTIVATION_LIMIT))).astype(np.int16)
 
 
 def gelu(r: Float) -> Float:
-    t = np.clip(r, -GELU_CLAMP, GELU_CLAMP)
+    t = clamp(r, GELU_CLAMP)
     s = t * t
     p = np.full_like(s, GELU[-1])
     for c in GELU[-2::-1]:
@@ -113,7 +117,7 @@ def gelu(r: Float) -> Float:
 
 def half_tanh(r: Float) -> Float:
     """tanh(r) / 2, the output of the latent residual prediction."""
-    t = np.clip(r, -TANH_CLAMP, TANH_CLAMP)
+    t = clamp(r, TANH_CLAMP)
     s = t * t
     numerator = ((s + f32(378)) * s + f32(17325)) * s + f32(135135)
     denominator = ((f32(28) * s + f32(3150)) * s + f32(62370)) * s + f32(135135)
@@ -121,8 +125,8 @@ def half_tanh(r: Float) -> Float:
 
 
 def exp_int(x: Float) -> Int32:
-    """exp(x) for x <= 0 as an integer in 0 .. SOFTMAX_ONE."""
-    u: Float = np.minimum(x * MINUS_LOG2_E, f32(24.0))
+    """exp(x) for x <= 0 as an integer in 0 .. SOFTMAX_ONE; 0 for not-a-number."""
+    u: Float = np.fmin(x * MINUS_LOG2_E, f32(24.0))
     n = u.astype(np.int32)  # u >= 0: truncation is the floor
     g = u - n.astype(f32)
     p = np.full_like(g, EXP2[-1])

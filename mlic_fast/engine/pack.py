@@ -48,6 +48,9 @@ HEADROOM = 8.0
 CALIBRATION_SIZE = 3
 CALIBRATION_SAMPLES = 4
 
+#: A channel whose weights are all below this is packed as zero.
+SMALLEST_WEIGHT = 2.0**-100
+
 _TRANSFORMS = ("g_a.", "g_s.", "h_a.", "gain.")
 _NAMES_KEY = "mlic_fast.exponents"
 
@@ -57,7 +60,7 @@ Array = npt.NDArray[Any]
 def pack(model: MlicModel) -> PackedModel:
     """Quantise the entropy path of a model.
 
-    Raises CheckpointError for weights that are not finite.
+    Raises CheckpointError for weights that are not finite, or so large that activations overflow.
     """
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
@@ -114,6 +117,8 @@ def pack_weight(weight: Array) -> Segment:
     w = weight.astype(np.float64)
     flat = np.abs(w).reshape(len(w), -1)
     largest = flat.max(axis=1)
+    # Too small for a scale in float32 (training leaves such subnormal rests): nothing.
+    largest[largest < SMALLEST_WEIGHT] = 0
     # The sum of magnitudes, in units of the largest and exactly: no order of adding matters.
     unit = np.where(largest > 0, largest, 1.0)
     total = np.rint(flat / unit[:, None] * 2.0**40).astype(np.int64).sum(axis=1) / 2.0**40 * unit
@@ -134,7 +139,10 @@ class _CalibratingOps(SpecOps):
 
     def quantise(self, r: Float, out: str) -> Act:
         if out not in self.exponents:
-            self.exponents[out] = int(exponents_of(np.abs(r).max() * np.float32(HEADROOM)))
+            largest = np.abs(r).max() * np.float32(HEADROOM)
+            if not np.isfinite(largest):
+                raise CheckpointError(f"the model cannot be packed: {out} overflows float32")
+            self.exponents[out] = int(exponents_of(largest))
         return Act(quantise(r, self.exponents[out]), self.exponents[out])
 
 
@@ -144,7 +152,8 @@ class _Noise:
     def __init__(self, packed: PackedModel) -> None:
         self._tables = packed.tables
         self._channels = packed.config.N
-        self._random = np.random.Generator(np.random.PCG64(0))
+        # Raw bits: numpy keeps these, but not what it makes of them, the same in all versions.
+        self._random = np.random.PCG64(0)
 
     def hyper_symbols(self) -> Int32:
         """z of several samples: half of them constant over the image, as in flat regions."""
@@ -164,7 +173,8 @@ class _Noise:
         tables = self._tables
         ends = np.cumsum(tables.frequencies, dtype=np.int64)
         first = (np.cumsum(tables.sizes) - tables.sizes)[indexes]
-        uniform = self._random.integers(0, 1 << 16, indexes.shape, dtype=np.int64)
+        raw = self._random.random_raw(indexes.size) >> np.uint64(48)
+        uniform = raw.astype(np.int64).reshape(indexes.shape)
         slot = uniform >> (16 - tables.precisions[indexes].astype(np.int64))
         slot += np.where(first > 0, ends[first - 1], 0)
         entry = np.searchsorted(ends, slot, side="right") - first
