@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -45,16 +46,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> MlicModel:
 
 
 def save_checkpoint(
-    model: MlicModel, path: str | os.PathLike[str], dtype: torch.dtype | None = None
+    model: MlicModel, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a model with its configuration as safetensors, without the tables of ``update()``.
 
-    Floating-point tensors are stored as ``dtype`` where one is given, e.g. half precision.
+    Tensors keep their dtype (a model in half precision gives half the size); ``metadata`` joins the
+    configuration in the header of the file.
     """
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not _TABLES.search(k)}
-    if dtype is not None:
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    write_atomically(path, save(state, metadata={CONFIG_KEY: model.config.to_json()}))
+    write_atomically(path, save(state, {CONFIG_KEY: model.config.to_json(), **(metadata or {})}))
 
 
 def _read(path: Path) -> tuple[MlicConfig | None, State]:
