@@ -84,7 +84,17 @@ def save_packed(model: Transforms, packed: PackedModel, path: str | os.PathLike[
         CONFIG_KEY: packed.config.to_json(),
         _NAMES_KEY: json.dumps(sorted(packed.exponents)),
     }
-    write_atomically(path, save(tensors, metadata))
+    write_atomically(path, _in_order(save(tensors, metadata)))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: safetensors writes them in random order."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    metadata = dict(sorted(header.pop("__metadata__").items()))
+    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def load_packed(path: str | os.PathLike[str]) -> tuple[Transforms, PackedModel] | None:
