@@ -183,6 +183,8 @@ class _Variant(MlicModel):
         config = PRESETS[self.variant] if config is None else config
         if config.variant != self.variant:
             raise ValueError(f"{type(self).__name__} cannot take a {config.variant} configuration")
+        if config.stage_channels == (config.N,) * 3:
+            changes.setdefault("stage_channels", (0, 0, 0))  # they follow N
         super().__init__(replace(config, **changes))
 
 

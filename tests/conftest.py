@@ -1,0 +1,80 @@
+"""What all tests share: vectors beside the checkout, poisoned buffers, seeds."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lively import SMALL, lively_model
+
+from mlic_fast.models import MlicModel
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Vectors of the public code and test images, not part of the repository; skips without them."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("MLIC_FAST_SHARED", default))
+    if not folder.is_dir():
+        pytest.skip("no ../shared beside the checkout (nor MLIC_FAST_SHARED)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", params=sorted(SMALL))
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def small_models() -> dict[str, MlicModel]:
+    """One model of each variant, in evaluation mode; not to be changed."""
+    return {name: lively_model(config).eval() for name, config in SMALL.items()}
+
+
+@pytest.fixture
+def model(small_models: dict[str, MlicModel], variant: str) -> MlicModel:
+    return small_models[variant]
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fresh buffers of PyTorch and numpy hold garbage, not zeros by luck."""
+
+    def fill_tensor(make: Any) -> Any:
+        def poison(*args: Any, **kwargs: Any) -> Any:
+            x = make(*args, **kwargs)
+            return x.fill_(float("nan") if x.is_floating_point() else 93)
+
+        return poison
+
+    def fill_array(make: Any) -> Any:
+        def poison(*args: Any, **kwargs: Any) -> Any:
+            x = make(*args, **kwargs)
+            if x.dtype.kind in "fiu":
+                x.fill(np.nan if x.dtype.kind == "f" else 93)
+            return x
+
+        return poison
+
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch.Tensor, "new_empty"),
+    ):
+        monkeypatch.setattr(owner, name, fill_tensor(getattr(owner, name)))
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(np, name, fill_array(getattr(np, name)))
+    yield
