@@ -1,0 +1,54 @@
+"""The README's examples run as they are written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+from lively import SMALL, lively_model
+from PIL import Image
+
+from mlic_fast.cli import main
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the examples take for granted, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    photograph = Image.fromarray(skimage.data.chelsea()[100:197, 150:281])
+    photograph.save("photo.png")
+    Path("photos").mkdir()
+    for name in ("a.png", "b.webp"):
+        photograph.save(Path("photos") / name)
+    state = lively_model(SMALL["mlic_plus_plus"]).state_dict()
+    torch.save({"state_dict": state}, "mlicpp.pth.tar")
+    return tmp_path
+
+
+def test_python_examples(files: Path) -> None:
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert tuple(names["image"].shape) == (3, 97, 131)
+    assert tuple(names["x_hat"].shape) == (1, 3, 128, 192)
+
+
+def test_commands(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [line for block in blocks("console") for line in block.splitlines()]
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "mlic-fast"
+        assert main(arguments) == 0, capsys.readouterr().err
+    with Image.open("decoded.png") as decoded:
+        assert decoded.size == (131, 97)
+    assert sorted(path.name for path in Path("decoded").iterdir()) == ["a.png", "b.png"]
