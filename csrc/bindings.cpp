@@ -1,5 +1,7 @@
 // Python module mlic_fast._C. Shapes, dtypes and contiguity are the business of the Python side;
 // here arrays are taken only as they are (no conversion), and the GIL is released around the work.
+#include "exact/bindings.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -237,4 +239,5 @@ PYBIND11_MODULE(_C, m) {
   py::register_local_exception_translator(&translate_exceptions);
   bind_rans(m);
   bind_compressai(m);
+  bind_exact(m);
 }

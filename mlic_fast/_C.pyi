@@ -1,5 +1,10 @@
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+#: Submodule; mlic_fast.engine.cpu is its typed front.
+exact: Any
 
 class RansTables:
     def __init__(

@@ -1,0 +1,380 @@
+// Submodule mlic_fast._C.exact. All arrays are checked here, beside the code that trusts them: what
+// does not fit is a ValueError. The GIL is released around the work.
+#include "exact/bindings.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "exact/constants.h"
+#include "exact/dispatch.h"
+#include "exact/ops.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+namespace exact = mlic::exact;
+
+namespace {
+
+using Shape = std::vector<py::ssize_t>;
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+std::string text(const Shape& shape) {
+  std::string s = "[";
+  for (const py::ssize_t n : shape) s += (s.size() > 1 ? ", " : "") + std::to_string(n);
+  return s + "]";
+}
+
+Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
+template <class T>
+void require_type(const py::array& array, const char* name) {
+  if (!py::isinstance<py::array_t<T>>(array)) {
+    throw std::invalid_argument(std::string(name) + " must be " +
+                                std::string(py::str(py::dtype::of<T>())));
+  }
+}
+
+void require_shape(const py::array& array, const Shape& shape, const char* name) {
+  if (shape_of(array) != shape) {
+    throw std::invalid_argument(std::string(name) + " must be " + text(shape) + ", not " +
+                                text(shape_of(array)));
+  }
+}
+
+bool contiguous(const py::array& array) { return (array.flags() & py::array::c_style) != 0; }
+
+// Of type T and the given shape; copied where it is not contiguous and aligned.
+template <class T>
+class Contiguous {
+ public:
+  Contiguous(const py::array& array, const Shape& shape, const char* name) {
+    require_type<T>(array, name);
+    require_shape(array, shape, name);
+    const bool aligned = reinterpret_cast<uintptr_t>(array.data()) % alignof(T) == 0;
+    array_ = contiguous(array) && aligned ? array : py::array(array.attr("copy")());
+  }
+  const T* data() const { return static_cast<const T*>(array_.data()); }
+
+ private:
+  py::array array_;
+};
+
+// An array that is written: contiguous.
+template <class T>
+T* output(py::array& array, const Shape& shape, const char* name) {
+  require_type<T>(array, name);
+  require_shape(array, shape, name);
+  require(contiguous(array), "outputs must be contiguous");
+  return static_cast<T*>(array.mutable_data());  // throws where it is read-only
+}
+
+// A quantised tensor, a channel slice of a wider one perhaps; copied where its positions are not
+// evenly spaced.
+class ActView {
+ public:
+  ActView(const py::array& array, const char* name) : array_(array) {
+    require_type<int16_t>(array, name);
+    if (array.ndim() != 4 || array.shape(3) < 1) {
+      throw std::invalid_argument(std::string(name) + " must be [B, H, W, C]");
+    }
+    py::ssize_t stride = pixel_stride();
+    if (stride == 0) {
+      array_ = py::array(array.attr("copy")());
+      stride = array.shape(3);
+    }
+    act_ = {static_cast<const int16_t*>(array_.data()),
+            array.shape(0),
+            array.shape(1),
+            array.shape(2),
+            array.shape(3),
+            stride};
+  }
+  const exact::Act& act() const { return act_; }
+
+ private:
+  // In integers; 0 where there is none.
+  py::ssize_t pixel_stride() const {
+    constexpr py::ssize_t size = sizeof(int16_t);
+    if (array_.shape(3) > 1 && array_.strides(3) != size) return 0;
+    if (reinterpret_cast<uintptr_t>(array_.data()) % alignof(int16_t) != 0) return 0;
+    py::ssize_t stride = 0;
+    py::ssize_t positions = 1;
+    for (int axis = 2; axis >= 0; --axis) {
+      if (array_.shape(axis) <= 1) continue;
+      if (stride == 0) stride = array_.strides(axis) / positions;
+      if (array_.strides(axis) != stride * positions) return 0;
+      positions *= array_.shape(axis);
+    }
+    if (positions == 1) return array_.shape(3);
+    return stride > 0 && stride % size == 0 ? stride / size : 0;
+  }
+
+  py::array array_;
+  exact::Act act_{};
+};
+
+exact::Positions positions_of(int at) {
+  require(at >= -1 && at <= 1, "positions must be -1 (all), 0 (non-anchors) or 1 (anchors)");
+  return static_cast<exact::Positions>(at);
+}
+
+bool is_float(const py::array& array) { return py::isinstance<py::array_t<float>>(array); }
+
+using Array = std::optional<py::array>;
+
+class Kernels {
+ public:
+  Kernels(const std::string& isa, int threads) : run_{&exact::kernels_for(isa), threads} {
+    require(threads >= 1, "threads must be positive");
+  }
+
+  void conv(const std::vector<py::array>& inputs,
+            const std::vector<std::shared_ptr<exact::Weights>>& weights,
+            const std::vector<py::array>& multipliers, int at, const Array& bias,
+            const Array& partial, bool gelu, const Array& residual, float residual_scale,
+            py::array out, float out_scale) const {
+    require(inputs.size() == weights.size() && inputs.size() == multipliers.size(),
+            "inputs, weights and multipliers differ in number");
+    require(out.ndim() == 4, "the output must be [B, H, W, O]");
+    require(bias.has_value() != partial.has_value(), "either a bias or a partial sum is needed");
+    const Shape shape = shape_of(out);
+    const py::ssize_t outputs = shape[3];
+    require(outputs >= 1 && outputs < 1 << 24, "the output must have channels");
+    const exact::Positions positions = positions_of(at);
+    const py::ssize_t width = shape[2] * (positions == exact::Positions::kAll ? 1 : 2);
+
+    std::vector<ActView> views;
+    std::vector<Contiguous<float>> scales;
+    views.reserve(inputs.size());
+    scales.reserve(inputs.size());
+    std::vector<exact::Input> list;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      require(weights[i] != nullptr, "weights are missing");
+      views.emplace_back(inputs[i], "an input");
+      scales.emplace_back(multipliers[i], Shape{outputs}, "multipliers");
+      require_shape(inputs[i], {shape[0], shape[1], width, weights[i]->channels()}, "an input");
+      require(weights[i]->outputs() == outputs, "weights and output differ in channels");
+      require(weights[i]->kernel() == weights[0]->kernel(), "weights differ in kernel size");
+      list.push_back({views[i].act(), weights[i].get(), scales[i].data()});
+    }
+
+    exact::Conv c{};
+    c.outputs = static_cast<int>(outputs);
+    c.gelu = gelu;
+    std::optional<Contiguous<float>> start;
+    if (bias) {
+      c.bias = start.emplace(*bias, Shape{outputs}, "the bias").data();
+    } else {
+      c.partial = start.emplace(*partial, shape, "the partial sum").data();
+    }
+    std::optional<Contiguous<float>> residual_float;
+    std::optional<ActView> residual_act;
+    if (residual && is_float(*residual)) {
+      c.residual = residual_float.emplace(*residual, shape, "the residual").data();
+    } else if (residual) {
+      require_shape(*residual, shape, "the residual");
+      const exact::Act& act = residual_act.emplace(*residual, "the residual").act();
+      c.residual_act = act.data;
+      c.residual_stride = act.stride;
+      c.residual_scale = residual_scale;
+    }
+    if (is_float(out)) {
+      c.out_float = output<float>(out, shape, "the output");
+    } else {
+      c.out_act = output<int16_t>(out, shape, "the output");
+      c.out_scale = out_scale;
+    }
+    const py::ssize_t count = shape[0] * shape[1] * shape[2];
+    if (count == 0) return;
+    const py::gil_scoped_release release;
+    run_.conv(list, positions, count, c);
+  }
+
+  void depthwise(const py::array& x, const py::array& weights, const py::array& multipliers,
+                 const py::array& bias, bool gelu, py::array out, float out_scale) const {
+    const ActView view(x, "the input");
+    const exact::Act& act = view.act();
+    const Contiguous<int16_t> w(weights, {3, 3, act.channels}, "weights");
+    const Contiguous<float> m(multipliers, {act.channels}, "multipliers");
+    const Contiguous<float> b(bias, {act.channels}, "the bias");
+    exact::Depthwise d{};
+    d.x = act.data;
+    d.pixel_stride = act.stride;
+    d.height = act.height;
+    d.width = act.width;
+    d.channels = act.channels;
+    d.bias = b.data();
+    d.multipliers = m.data();
+    d.gelu = gelu;
+    d.out = output<int16_t>(out, shape_of(x), "the output");
+    d.out_scale = out_scale;
+    const py::gil_scoped_release release;
+    run_.depthwise(w.data(), act.batch, d);
+  }
+
+  void layer_norm(const py::array& x, const py::array& gain, const py::array& bias, float epsilon,
+                  py::array out, float out_scale) const {
+    const ActView view(x, "the input");
+    const exact::Act& act = view.act();
+    require(act.channels <= 1 << 14, "a norm takes at most 16384 channels");
+    const Contiguous<float> g(gain, {act.channels}, "the gain");
+    const Contiguous<float> b(bias, {act.channels}, "the bias");
+    int16_t* to = output<int16_t>(out, shape_of(x), "the output");
+    const exact::LayerNorm l{act.data, act.stride, act.channels, g.data(),
+                             b.data(), epsilon,    to,           out_scale};
+    const py::gil_scoped_release release;
+    run_.layer_norm(l, act.positions());
+  }
+
+  void window_attention(const py::array& qkv, const py::array& bias, float logit_scale,
+                        float value_scale, py::array out, float out_scale) const {
+    const ActView view(qkv, "the input");
+    const exact::Act& act = view.act();
+    require(bias.ndim() == 3, "the bias must be [heads, 25, 25]");
+    const py::ssize_t heads = bias.shape(0);
+    const Contiguous<float> b(bias, {heads, exact::kTokens, exact::kTokens}, "the bias");
+    require_heads(heads, act.channels, 3);
+    require(act.width % 2 == 0, "the width must be even");
+    exact::WindowAttention a{};
+    a.heads = static_cast<int>(heads);
+    a.logit_scale = logit_scale;
+    a.value_scale = value_scale;
+    a.out = output<int16_t>(
+        out, {act.batch, act.height, act.width / 2, exact::kTokens * (act.channels / 3)},
+        "the output");
+    a.out_scale = out_scale;
+    const py::gil_scoped_release release;
+    run_.window_attention(act, b.data(), a);
+  }
+
+  void linear_attention(const py::array& q, const py::array& k, const py::array& v, int heads,
+                        float query_scale, float key_scale, int value_exponent, py::array out,
+                        float out_scale) const {
+    const ActView qv(q, "queries"), kv(k, "keys"), vv(v, "values");
+    require_attention(q, k, v, heads);
+    int16_t* to = output<int16_t>(out, shape_of(q), "the output");
+    require(value_exponent >= -60 && value_exponent <= 60, "exponents are -60 .. 60");
+    const py::gil_scoped_release release;
+    run_.linear_attention(qv.act(), kv.act(), vv.act(), heads, query_scale, key_scale,
+                          value_exponent, out_scale, to);
+  }
+
+  void softmax_attention(const py::array& q, const py::array& k, const py::array& v, int heads,
+                         bool exclude, float logit_scale, float value_scale, py::array out,
+                         float out_scale) const {
+    const ActView qv(q, "queries"), kv(k, "keys"), vv(v, "values");
+    require_attention(q, k, v, heads);
+    if (exclude) require_shape(k, shape_of(q), "keys");
+    int16_t* to = output<int16_t>(out, shape_of(q), "the output");
+    const py::gil_scoped_release release;
+    run_.softmax_attention(qv.act(), kv.act(), vv.act(), heads, exclude, logit_scale, value_scale,
+                           out_scale, to);
+  }
+
+  void quantise(const py::array& r, py::array out, float out_scale) const {
+    const Contiguous<float> from(r, shape_of(r), "the input");
+    int16_t* to = output<int16_t>(out, shape_of(r), "the output");
+    const py::ssize_t count = r.size();
+    const py::gil_scoped_release release;
+    run_.quantise(from.data(), out_scale, to, count);
+  }
+
+  void add_half_tanh(const py::array& r, int parity, py::array y) const {
+    require(r.ndim() == 4, "the residual must be [B, H, W/2, C]");
+    require(parity == 0 || parity == 1, "the parity must be 0 (non-anchors) or 1 (anchors)");
+    const Shape half = shape_of(r);
+    const Contiguous<float> from(r, half, "the residual");
+    float* to = output<float>(y, {half[0], half[1], 2 * half[2], half[3]}, "the latents");
+    const py::gil_scoped_release release;
+    run_.add_half_tanh(from.data(), positions_of(parity), half[0] * half[1], half[1], 2 * half[2],
+                       half[3], to);
+  }
+
+  int64_t peak(int64_t iterations) const {
+    const py::gil_scoped_release release;
+    return run_.kernels->peak(iterations);
+  }
+
+ private:
+  static void require_heads(py::ssize_t heads, py::ssize_t channels, py::ssize_t parts) {
+    require(heads >= 1 && channels % (parts * heads) == 0,
+            "the channels must be a multiple of the heads");
+    require(channels / (parts * heads) <= exact::kMaxDepth, "a head takes at most 64 channels");
+  }
+
+  static void require_attention(const py::array& q, const py::array& k, const py::array& v,
+                                int heads) {
+    require_heads(heads, q.shape(3), 1);
+    require_shape(v, shape_of(k), "values");
+    require(k.shape(0) == q.shape(0) && k.shape(3) == q.shape(3),
+            "queries and keys differ in batch or channels");
+    require(k.shape(1) * k.shape(2) >= 1, "there must be keys");
+  }
+
+  exact::Runner run_;
+};
+
+std::shared_ptr<exact::Weights> make_weights(const py::array& w, int threads) {
+  require(w.ndim() == 4 && w.shape(1) == w.shape(2) && w.shape(1) % 2 == 1 && w.size() > 0,
+          "weights must be [O, k, k, C], k odd");
+  require(w.shape(0) < 1 << 24, "there are too many outputs");
+  const Contiguous<int16_t> from(w, shape_of(w), "weights");
+  const py::ssize_t outputs = w.shape(0), kernel = w.shape(1), channels = w.shape(3);
+  const py::gil_scoped_release release;
+  return std::make_shared<exact::Weights>(from.data(), outputs, kernel, channels, threads);
+}
+
+py::dict constants() {
+  py::dict d;
+  d["GELU_CLAMP"] = exact::kGeluClamp;
+  d["GELU"] = std::vector<float>(std::begin(exact::kGelu), std::end(exact::kGelu));
+  d["EXP2"] = std::vector<float>(std::begin(exact::kExp2), std::end(exact::kExp2));
+  d["MINUS_LOG2_E"] = exact::kMinusLog2E;
+  d["TANH_CLAMP"] = exact::kTanhClamp;
+  d["ACTIVATION_LIMIT"] = exact::kActivationLimit;
+  d["WEIGHT_LIMIT"] = exact::kWeightLimit;
+  d["SOFTMAX_ONE"] = exact::kSoftmaxOne;
+  d["WINDOW"] = exact::kWindow;
+  d["EXCLUDED_RADIUS"] = exact::kExcludedRadius;
+  return d;
+}
+
+}  // namespace
+
+void bind_exact(py::module_& parent) {
+  auto m = parent.def_submodule("exact", "Kernels of the entropy path; see mlic_fast.engine.cpu.");
+  m.def("instruction_sets", &exact::instruction_sets);
+  m.def("constants", &constants);
+
+  py::class_<exact::Weights, std::shared_ptr<exact::Weights>>(m, "Weights")
+      .def(py::init(&make_weights), "weights"_a, "threads"_a = 1);
+
+  py::class_<Kernels>(m, "Kernels")
+      .def(py::init<const std::string&, int>(), "isa"_a, "threads"_a)
+      .def("conv", &Kernels::conv, "inputs"_a, "weights"_a, "multipliers"_a, py::kw_only(), "at"_a,
+           "bias"_a, "partial"_a, "gelu"_a, "residual"_a, "residual_scale"_a, "out"_a,
+           "out_scale"_a)
+      .def("depthwise", &Kernels::depthwise, "x"_a, "weights"_a, "multipliers"_a, "bias"_a,
+           py::kw_only(), "gelu"_a, "out"_a, "out_scale"_a)
+      .def("layer_norm", &Kernels::layer_norm, "x"_a, "gain"_a, "bias"_a, py::kw_only(),
+           "epsilon"_a, "out"_a, "out_scale"_a)
+      .def("window_attention", &Kernels::window_attention, "qkv"_a, "bias"_a, py::kw_only(),
+           "logit_scale"_a, "value_scale"_a, "out"_a, "out_scale"_a)
+      .def("linear_attention", &Kernels::linear_attention, "q"_a, "k"_a, "v"_a, py::kw_only(),
+           "heads"_a, "query_scale"_a, "key_scale"_a, "value_exponent"_a, "out"_a, "out_scale"_a)
+      .def("softmax_attention", &Kernels::softmax_attention, "q"_a, "k"_a, "v"_a, py::kw_only(),
+           "heads"_a, "exclude"_a, "logit_scale"_a, "value_scale"_a, "out"_a, "out_scale"_a)
+      .def("quantise", &Kernels::quantise, "r"_a, py::kw_only(), "out"_a, "out_scale"_a)
+      .def("add_half_tanh", &Kernels::add_half_tanh, "r"_a, "parity"_a, "y"_a)
+      .def("peak", &Kernels::peak, "iterations"_a);
+}

@@ -1,0 +1,154 @@
+// The inner kernels, compiled once for each instruction set, and the plain structs they work on.
+//
+// Only plain data crosses this boundary: no inline function of the standard library may be compiled
+// with wider instructions, lest the linker keep that copy for everybody.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mlic::exact {
+
+// Outputs come in groups of 16; up to three groups are computed together and share a panel of the
+// packed weights, [pair of channels][groups][16][2].
+constexpr int kGroup = 16;
+constexpr int kPanelGroups = 3;
+
+// (Internal linkage, for the reason above.)
+struct Panel {
+  int first;   // first group
+  int groups;  // 1 .. kPanelGroups
+};
+
+static inline int panel_count(int groups) { return (groups + kPanelGroups - 1) / kPanelGroups; }
+
+// Threes, with a remainder of one avoided where possible: 4 groups are 2 + 2.
+static inline Panel panel_of(int groups, int index) {
+  const int threes = groups % 3 == 1 && groups > 1 ? groups / 3 - 1 : groups / 3;
+  if (index < threes) return {3 * index, 3};
+  const int first = 3 * threes + 2 * (index - threes);
+  return {first, groups - first < 2 ? 1 : 2};
+}
+
+// One input of a convolution. Position n of the output sees, for each of `rows` kernel rows,
+// 2 * pairs consecutive integers from x + pixels[n] * pixel_stride + row * row_stride.
+struct Segment {
+  const int16_t* x;
+  ptrdiff_t pixel_stride;
+  ptrdiff_t row_stride;
+  ptrdiff_t pairs;
+  const int16_t* weights;
+  const float* multipliers;  // [outputs]
+};
+
+struct Conv {
+  const Segment* segments;
+  int segment_count;
+  int rows;
+  int outputs;
+  const ptrdiff_t* pixels;
+  const float* bias;     // [outputs], or null
+  const float* partial;  // [positions, outputs], or null
+  bool gelu;
+  const float* residual;        // [positions, outputs], or null
+  const int16_t* residual_act;  // likewise, with a stride between positions
+  ptrdiff_t residual_stride;
+  float residual_scale;
+  float* out_float;  // one of the two is null
+  int16_t* out_act;
+  float out_scale;
+};
+
+struct Depthwise {
+  const int16_t* x;
+  ptrdiff_t pixel_stride;
+  ptrdiff_t height, width, channels;
+  const int32_t* weights;  // [9, channels], each in 0 .. 65535: the bits of an int16
+  const float* bias;
+  const float* multipliers;
+  bool gelu;
+  const int16_t* zeros;  // [channels]
+  int16_t* out;
+  float out_scale;
+};
+
+struct LayerNorm {
+  const int16_t* x;
+  ptrdiff_t pixel_stride;
+  ptrdiff_t channels;
+  const float* gain;
+  const float* bias;
+  float epsilon;
+  int16_t* out;
+  float out_scale;
+};
+
+// Queries, keys and values of all positions, each [positions, heads, 2 * pairs], depth padded to
+// even; kTokens keys are padded to kPaddedTokens.
+constexpr int kPaddedTokens = 32;
+// Of the heads of all attentions; the difference of two logits must fit int32.
+constexpr int kMaxDepth = 64;
+
+struct WindowAttention {
+  const int16_t* q;
+  const int16_t* k;
+  const int16_t* v;
+  ptrdiff_t height, width;
+  int heads, depth;
+  float logit_scale;
+  const float* bias;  // [heads, kTokens, kPaddedTokens], -infinity in the padding
+  float value_scale;
+  int16_t* out;  // [positions / 2, kTokens, heads, depth]
+  float out_scale;
+};
+
+// One head of softmax attention.
+constexpr int kQueryRows = 8;
+constexpr int kKeyBlock = 256;
+
+struct SoftmaxAttention {
+  const int16_t* q;  // [queries, 2 * pairs]
+  ptrdiff_t queries, query_width, query_stride;
+  ptrdiff_t pairs;
+  const int16_t* keys;    // [key blocks of 16, pairs, 16, 2]
+  const int16_t* values;  // [padded keys / 2, 16 * value_groups, 2]
+  ptrdiff_t key_count, key_width;
+  int value_groups;
+  bool exclude;  // queries are squeezed non-anchors, keys squeezed anchors
+  float logit_scale;
+};
+
+struct Kernels {
+  // Positions begin .. end of one panel.
+  void (*conv)(const Conv&, int panel, ptrdiff_t begin, ptrdiff_t end);
+  // Row of the output, out of batch * height.
+  void (*depthwise)(const Depthwise&, ptrdiff_t row);
+  void (*layer_norm)(const LayerNorm&, ptrdiff_t begin, ptrdiff_t end);
+  // Row of windows, out of batch * height.
+  void (*window_attention)(const WindowAttention&, ptrdiff_t row);
+  // exp_int(-i * scale) for i < count.
+  void (*exp_table)(float scale, int16_t* table, ptrdiff_t count);
+  // sums[row, 16 * groups] += x[row, 2 * pairs] times packed weights [pairs, 16 * groups, 2].
+  // Products of a softmax weight and an activation: any number of them.
+  void (*accumulate)(const int16_t* x, ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t pairs,
+                     const int16_t* weights, int groups, int64_t* sums);
+  // At most kQueryRows queries from `first` on: sums [kQueryRows, 16 * value_groups] (zeroed by the
+  // caller) and totals [kQueryRows].
+  void (*softmax_attention)(const SoftmaxAttention&, ptrdiff_t first, int count, int64_t* sums,
+                            int64_t* totals);
+  // quantise(r[i] / divisor * real_scale)
+  void (*quantise_ratio)(const float* r, float divisor, float real_scale, float scale, int16_t* out,
+                         ptrdiff_t count);
+  void (*quantise)(const float* r, float scale, int16_t* out, ptrdiff_t count);
+  // y[i] = y[i] + half_tanh(r[i])
+  void (*add_half_tanh)(const float* r, float* y, ptrdiff_t count);
+  // A loop of products in registers alone; gives their number.
+  int64_t (*peak)(int64_t iterations);
+};
+
+// Null where the compiler has not been given the instructions (another architecture).
+const Kernels* scalar_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+
+}  // namespace mlic::exact

@@ -1,0 +1,571 @@
+// The inner kernels over the vector type Simd, which the including file has defined. Everything
+// here has internal linkage; see kernels.h for why nothing of the standard library is used.
+//
+// The order of float operations is that of mlic_fast/engine/arithmetic.py; the build forbids
+// contraction into fma.
+#pragma once
+
+#include <cstring>
+
+#include "exact/constants.h"
+#include "exact/kernels.h"
+
+#if defined(__clang__)
+#define MLIC_UNROLL _Pragma("unroll")
+#else
+#define MLIC_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+namespace mlic::exact {
+namespace {
+
+using F = Simd::F;
+using I = Simd::I;
+using S = Simd;
+constexpr int W = Simd::width;
+constexpr int kGroupVectors = kGroup / W;
+
+// ---- Elementwise ----
+
+inline F clamp(F x, float limit) { return S::min(S::max(x, S::set(-limit)), S::set(limit)); }
+
+inline F gelu(F r) {
+  const F t = clamp(r, kGeluClamp);
+  const F s = S::mul(t, t);
+  constexpr int n = sizeof(kGelu) / sizeof(kGelu[0]);
+  F p = S::set(kGelu[n - 1]);
+  MLIC_UNROLL
+  for (int i = n - 2; i >= 0; --i) p = S::add(S::mul(p, s), S::set(kGelu[i]));
+  return S::mul(r, S::add(S::set(0.5f), S::mul(t, p)));
+}
+
+inline F half_tanh(F r) {
+  const F t = clamp(r, kTanhClamp);
+  const F s = S::mul(t, t);
+  F top = S::mul(S::add(s, S::set(378.0f)), s);
+  top = S::mul(S::add(top, S::set(17325.0f)), s);
+  top = S::add(top, S::set(135135.0f));
+  F bottom = S::mul(S::add(S::mul(S::set(28.0f), s), S::set(3150.0f)), s);
+  bottom = S::mul(S::add(bottom, S::set(62370.0f)), s);
+  bottom = S::add(bottom, S::set(135135.0f));
+  return S::mul(S::set(0.5f), S::div(S::mul(t, top), bottom));
+}
+
+// exp(x) for x <= 0, in 0 .. 16383; 0 for -infinity.
+inline I exp_int(F x) {
+  const F u = S::min(S::mul(x, S::set(kMinusLog2E)), S::set(kExpClamp));
+  const I n = S::truncate(u);
+  const F g = S::sub(u, S::to_float(n));
+  constexpr int terms = sizeof(kExp2) / sizeof(kExp2[0]);
+  F p = S::set(kExp2[terms - 1]);
+  MLIC_UNROLL
+  for (int i = terms - 2; i >= 0; --i) p = S::add(S::mul(p, g), S::set(kExp2[i]));
+  const F power = S::from_bits(S::shift_left_23(S::sub(S::set(127), n)));
+  return S::round(S::mul(S::mul(p, power), S::set(kSoftmaxOne)));
+}
+
+inline I quantise(F r, F scale) { return S::round(clamp(S::mul(r, scale), kActivationLimit)); }
+
+// ---- Products ----
+
+// acc[p][v] += sum over 2 * pairs integers of x[p] and of column vector v of packed weights.
+template <int P, int V>
+inline void dot(I (&acc)[P][V], const int16_t* const (&x)[P], ptrdiff_t pairs, const int16_t* w,
+                ptrdiff_t w_step) {
+  for (ptrdiff_t i = 0; i < pairs; ++i, w += w_step) {
+    I column[V];
+    MLIC_UNROLL
+    for (int v = 0; v < V; ++v) column[v] = S::load_pairs(w + 2 * W * v);
+    MLIC_UNROLL
+    for (int p = 0; p < P; ++p) {
+      const I pair = S::set_pair(x[p] + 2 * i);
+      MLIC_UNROLL
+      for (int v = 0; v < V; ++v) acc[p][v] = S::dot(acc[p][v], pair, column[v]);
+    }
+  }
+}
+
+template <int P, int V>
+inline void clear(I (&acc)[P][V]) {
+  MLIC_UNROLL
+  for (int p = 0; p < P; ++p) {
+    MLIC_UNROLL
+    for (int v = 0; v < V; ++v) acc[p][v] = S::zero();
+  }
+}
+
+// r += float(acc) * m for one input at positions n[p].
+template <int P, int V>
+inline void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P], int panel_first,
+                        int panel_groups, int group, F (&r)[P][V]) {
+  I acc[P][V];
+  clear(acc);
+  const ptrdiff_t step = panel_groups * kGroup * 2;
+  const int16_t* w = s.weights + panel_first * kGroup * 2 * s.pairs * c.rows;
+  w += (group - panel_first) * kGroup * 2;
+  const int16_t* x[P];
+  for (int p = 0; p < P; ++p) x[p] = s.x + c.pixels[n[p]] * s.pixel_stride;
+  for (int row = 0; row < c.rows; ++row) {
+    dot(acc, x, s.pairs, w, step);
+    w += s.pairs * step;
+    for (int p = 0; p < P; ++p) x[p] += s.row_stride;
+  }
+  const ptrdiff_t first = ptrdiff_t{group} * kGroup;
+  MLIC_UNROLL
+  for (int v = 0; v < V; ++v) {
+    const ptrdiff_t o = first + v * W;
+    const F m = S::load(s.multipliers + o, c.outputs - o);
+    MLIC_UNROLL
+    for (int p = 0; p < P; ++p) r[p][v] = S::add(r[p][v], S::mul(S::to_float(acc[p][v]), m));
+  }
+}
+
+// P positions from `begin` on (of which `count` exist) times V vectors of outputs from `group` on.
+template <int P, int V>
+void conv_tile(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, int count) {
+  ptrdiff_t n[P];
+  for (int p = 0; p < P; ++p) n[p] = begin + (p < count ? p : count - 1);
+  const ptrdiff_t first = ptrdiff_t{group} * kGroup;
+
+  F r[P][V];
+  for (int v = 0; v < V; ++v) {
+    const ptrdiff_t o = first + v * W;
+    if (c.partial == nullptr) {
+      const F bias = S::load(c.bias + o, c.outputs - o);
+      for (int p = 0; p < P; ++p) r[p][v] = bias;
+    } else {
+      for (int p = 0; p < P; ++p) {
+        r[p][v] = S::load(c.partial + n[p] * c.outputs + o, c.outputs - o);
+      }
+    }
+  }
+  for (int s = 0; s < c.segment_count; ++s) {
+    add_segment(c, c.segments[s], n, panel.first, panel.groups, group, r);
+  }
+  for (int p = 0; p < count; ++p) {
+    for (int v = 0; v < V; ++v) {
+      const ptrdiff_t o = first + v * W;
+      const ptrdiff_t left = c.outputs - o;
+      const ptrdiff_t at = n[p] * c.outputs + o;
+      F y = r[p][v];
+      if (c.gelu) y = gelu(y);
+      if (c.residual != nullptr) y = S::add(y, S::load(c.residual + at, left));
+      if (c.residual_act != nullptr) {
+        const I q = S::widen(c.residual_act + n[p] * c.residual_stride + o, left);
+        y = S::add(y, S::mul(S::to_float(q), S::set(c.residual_scale)));
+      }
+      if (c.out_act != nullptr) {
+        S::narrow(c.out_act + at, quantise(y, S::set(c.out_scale)), left);
+      } else {
+        S::store(c.out_float + at, y, left);
+      }
+    }
+  }
+}
+
+template <int Groups>
+void conv_columns(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, ptrdiff_t end) {
+  constexpr int P = S::rows;
+  for (ptrdiff_t n = begin; n < end; n += P) {
+    const int count = static_cast<int>(end - n < P ? end - n : P);
+    conv_tile<P, Groups * kGroupVectors>(c, panel, group, n, count);
+  }
+}
+
+void conv(const Conv& c, int index, ptrdiff_t begin, ptrdiff_t end) {
+  const Panel panel = panel_of((c.outputs + kGroup - 1) / kGroup, index);
+  const int last = panel.first + panel.groups;
+  if constexpr (S::tile_groups == 3) {
+    if (panel.groups == 3) return conv_columns<3>(c, panel, panel.first, begin, end);
+    if (panel.groups == 2) return conv_columns<2>(c, panel, panel.first, begin, end);
+  }
+  for (int group = panel.first; group < last; ++group) {
+    conv_columns<1>(c, panel, group, begin, end);
+  }
+}
+
+void depthwise(const Depthwise& d, ptrdiff_t row) {
+  const ptrdiff_t y = row % d.height;
+  const ptrdiff_t row_stride = d.width * d.pixel_stride;
+  const int16_t* middle = d.x + row * row_stride;
+  const F scale = S::set(d.out_scale);
+  for (ptrdiff_t x = 0; x < d.width; ++x) {
+    const int16_t* taps[9];
+    for (int dy = 0; dy < 3; ++dy) {
+      for (int dx = 0; dx < 3; ++dx) {
+        const ptrdiff_t yy = y + dy - 1;
+        const ptrdiff_t xx = x + dx - 1;
+        const bool inside = yy >= 0 && yy < d.height && xx >= 0 && xx < d.width;
+        taps[3 * dy + dx] = inside ? middle + (dy - 1) * row_stride + xx * d.pixel_stride : d.zeros;
+      }
+    }
+    for (ptrdiff_t c = 0; c < d.channels; c += W) {
+      const ptrdiff_t left = d.channels - c;
+      I acc = S::zero();
+      MLIC_UNROLL
+      for (int tap = 0; tap < 9; ++tap) {
+        // The upper half of each weight is 0, so this is the product of the lower halves.
+        const I weight = S::load(d.weights + tap * d.channels + c, left);
+        acc = S::dot(acc, S::widen(taps[tap] + c, left), weight);
+      }
+      const F m = S::load(d.multipliers + c, left);
+      F r = S::add(S::load(d.bias + c, left), S::mul(S::to_float(acc), m));
+      if (d.gelu) r = gelu(r);
+      S::narrow(d.out + (row * d.width + x) * d.channels + c, quantise(r, scale), left);
+    }
+  }
+}
+
+// Correctly rounded on every machine (the build sets -fno-math-errno, which leaves the
+// instruction).
+inline float square_root(float x) { return __builtin_sqrtf(x); }
+
+void layer_norm(const LayerNorm& l, ptrdiff_t begin, ptrdiff_t end) {
+  const ptrdiff_t channels = l.channels;
+  const F scale = S::set(l.out_scale);
+  for (ptrdiff_t n = begin; n < end; ++n) {
+    const int16_t* x = l.x + n * l.pixel_stride;
+    int32_t sum = 0;
+    int64_t squares = 0;
+    for (ptrdiff_t c = 0; c < channels; ++c) {
+      sum += x[c];
+      squares += int32_t{x[c]} * x[c];
+    }
+    const int64_t variance = channels * squares - int64_t{sum} * sum;
+    const F root = S::set(square_root(static_cast<float>(variance) + l.epsilon));
+    for (ptrdiff_t c = 0; c < channels; c += W) {
+      const ptrdiff_t left = channels - c;
+      const I deviation =
+          S::dot(S::set(-sum), S::widen(x + c, left), S::set(static_cast<int32_t>(channels)));
+      F r = S::div(S::to_float(deviation), root);
+      r = S::add(S::mul(r, S::load(l.gain + c, left)), S::load(l.bias + c, left));
+      S::narrow(l.out + n * channels + c, quantise(r, scale), left);
+    }
+  }
+}
+
+void exp_table(float scale, int16_t* table, ptrdiff_t count) {
+  int32_t lanes[W];
+  for (int i = 0; i < W; ++i) lanes[i] = -i;
+  I x = S::load(lanes);
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    S::narrow(table + i, exp_int(S::mul(S::to_float(x), S::set(scale))), count - i);
+    x = S::sub(x, S::set(W));
+  }
+}
+
+// As Kernels::accumulate, for the rows of one tile.
+template <int P>
+inline void accumulate_tile(const int16_t* const (&x)[P], int count, ptrdiff_t pairs,
+                            const int16_t* weights, int groups, int64_t* sums) {
+  const ptrdiff_t columns = ptrdiff_t{groups} * kGroup;
+  constexpr ptrdiff_t block = kProductsInt32 / 2;
+  for (ptrdiff_t i = 0; i < pairs; i += block) {
+    const int16_t* at[P];
+    for (int p = 0; p < P; ++p) at[p] = x[p] + 2 * i;
+    const ptrdiff_t n = pairs - i < block ? pairs - i : block;
+    for (ptrdiff_t column = 0; column < columns; column += W) {
+      I acc[P][1];
+      clear(acc);
+      dot(acc, at, n, weights + 2 * (i * columns + column), 2 * columns);
+      for (int p = 0; p < count; ++p) S::add_to(sums + p * columns + column, acc[p][0]);
+    }
+  }
+}
+
+void accumulate(const int16_t* x, ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t pairs,
+                const int16_t* weights, int groups, int64_t* sums) {
+  constexpr int P = S::rows;
+  for (ptrdiff_t row = 0; row < rows; row += P) {
+    const int count = static_cast<int>(rows - row < P ? rows - row : P);
+    const int16_t* at[P];
+    for (int p = 0; p < P; ++p) at[p] = x + (row + (p < count ? p : count - 1)) * x_stride;
+    accumulate_tile(at, count, pairs, weights, groups, sums + row * groups * kGroup);
+  }
+}
+
+void quantise_ratio(const float* r, float divisor, float real_scale, float scale, int16_t* out,
+                    ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const F real = S::mul(S::div(S::load(r + i, count - i), S::set(divisor)), S::set(real_scale));
+    S::narrow(out + i, quantise(real, S::set(scale)), count - i);
+  }
+}
+
+void quantise_all(const float* r, float scale, int16_t* out, ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    S::narrow(out + i, quantise(S::load(r + i, count - i), S::set(scale)), count - i);
+  }
+}
+
+void add_half_tanh(const float* r, float* y, ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const ptrdiff_t left = count - i;
+    S::store(y + i, S::add(S::load(y + i, left), half_tanh(S::load(r + i, left))), left);
+  }
+}
+
+// ---- Window attention ----
+
+// Keys [pairs, kPaddedTokens, 2] and values [kPaddedTokens / 2, columns, 2] of one window and head.
+struct WindowScratch {
+  alignas(64) int16_t keys[kMaxDepth * kPaddedTokens];
+  alignas(64) int16_t values[kMaxDepth * kPaddedTokens];
+};
+
+// Tokens outside the image are zero.
+inline void pack_window(const WindowAttention& a, const ptrdiff_t (&positions)[kTokens], int head,
+                        WindowScratch& scratch) {
+  const ptrdiff_t pairs = (a.depth + 1) / 2;
+  const ptrdiff_t columns = (a.depth + kGroup - 1) / kGroup * kGroup;
+  memset(scratch.keys, 0, sizeof(int16_t) * static_cast<size_t>(pairs) * kPaddedTokens * 2);
+  memset(scratch.values, 0, sizeof(int16_t) * static_cast<size_t>(columns) * kPaddedTokens);
+  for (int b = 0; b < kTokens; ++b) {
+    if (positions[b] < 0) continue;
+    const ptrdiff_t at = (positions[b] * a.heads + head) * 2 * pairs;
+    for (ptrdiff_t i = 0; i < pairs; ++i) {
+      memcpy(scratch.keys + (i * kPaddedTokens + b) * 2, a.k + at + 2 * i, 2 * sizeof(int16_t));
+    }
+    int16_t* values = scratch.values + b / 2 * columns * 2 + b % 2;
+    for (int d = 0; d < a.depth; ++d) values[2 * d] = a.v[at + d];
+  }
+}
+
+// Softmax weights of query a: logits where `limits` is infinite, 0 where it is -infinity.
+// Returns their sum.
+inline int32_t window_weights(const I* logits, float logit_scale, const float* bias,
+                              const float* limits, int16_t* weights) {
+  constexpr int vectors = kPaddedTokens / W;
+  F x[vectors];
+  F top = S::set(-__builtin_inff());
+  for (int v = 0; v < vectors; ++v) {
+    x[v] = S::add(S::mul(S::to_float(logits[v]), S::set(logit_scale)), S::load(bias + v * W));
+    x[v] = S::min(x[v], S::load(limits + v * W));
+    top = S::max(top, x[v]);
+  }
+  top = S::set(S::horizontal_max(top));
+  I total = S::zero();
+  for (int v = 0; v < vectors; ++v) {
+    const I p = exp_int(S::sub(x[v], top));
+    total = S::add(total, p);
+    S::narrow(weights + v * W, p, W);
+  }
+  return S::horizontal_add(total);
+}
+
+void window(const WindowAttention& a, ptrdiff_t batch, ptrdiff_t y, ptrdiff_t x, int16_t* out) {
+  constexpr int P = kWindow;  // queries at a time: a row of the window
+  constexpr int vectors = kPaddedTokens / W;
+  const float infinity = __builtin_inff();
+  const ptrdiff_t pairs = (a.depth + 1) / 2;
+  const ptrdiff_t columns = (a.depth + kGroup - 1) / kGroup * kGroup;
+
+  ptrdiff_t positions[kTokens];
+  bool anchor[kTokens];
+  float all[kPaddedTokens];
+  float anchors[kPaddedTokens];
+  for (int i = 0; i < kPaddedTokens; ++i) all[i] = anchors[i] = infinity;
+  for (int t = 0; t < kTokens; ++t) {
+    const ptrdiff_t yy = y + t / kWindow - kWindow / 2;
+    const ptrdiff_t xx = x + t % kWindow - kWindow / 2;
+    const bool inside = yy >= 0 && yy < a.height && xx >= 0 && xx < a.width;
+    positions[t] = inside ? (batch * a.height + yy) * a.width + xx : -1;
+    anchor[t] = inside && t % 2 == 1;  // the centre, token 12, is a non-anchor
+    if (!anchor[t]) anchors[t] = -infinity;
+  }
+
+  static constexpr int16_t zeros[kMaxDepth] = {};
+  WindowScratch scratch;
+  int16_t weights[P][kPaddedTokens];
+  for (int head = 0; head < a.heads; ++head) {
+    pack_window(a, positions, head, scratch);
+    const float* bias = a.bias + ptrdiff_t{head} * kTokens * kPaddedTokens;
+    for (int first = 0; first < kTokens; first += P) {
+      const int16_t* queries[P];
+      for (int p = 0; p < P; ++p) {
+        const ptrdiff_t at = positions[first + p];
+        queries[p] = at < 0 ? zeros : a.q + (at * a.heads + head) * 2 * pairs;
+      }
+      I logits[P][vectors];
+      for (int v = 0; v < vectors; ++v) {
+        I acc[P][1];
+        clear(acc);
+        dot(acc, queries, pairs, scratch.keys + 2 * W * v, 2 * kPaddedTokens);
+        for (int p = 0; p < P; ++p) logits[p][v] = acc[p][0];
+      }
+      float totals[P];
+      const int16_t* rows[P];
+      for (int p = 0; p < P; ++p) {
+        const int token = first + p;
+        const float* limits = anchor[token] ? anchors : all;
+        const int32_t total = window_weights(
+            logits[p], a.logit_scale, bias + ptrdiff_t{token} * kPaddedTokens, limits, weights[p]);
+        totals[p] = static_cast<float>(total);
+        rows[p] = weights[p];
+      }
+      for (ptrdiff_t column = 0; column < a.depth; column += W) {
+        I acc[P][1];
+        clear(acc);
+        dot(acc, rows, (kTokens + 1) / 2, scratch.values + 2 * column, 2 * columns);
+        for (int p = 0; p < P; ++p) {
+          const F real =
+              S::mul(S::div(S::to_float(acc[p][0]), S::set(totals[p])), S::set(a.value_scale));
+          int16_t* to = out + (ptrdiff_t{first + p} * a.heads + head) * a.depth + column;
+          S::narrow(to, quantise(real, S::set(a.out_scale)), a.depth - column);
+        }
+      }
+    }
+  }
+}
+
+void window_attention(const WindowAttention& a, ptrdiff_t row) {
+  const ptrdiff_t batch = row / a.height;
+  const ptrdiff_t y = row % a.height;
+  const ptrdiff_t size = ptrdiff_t{kTokens} * a.heads * a.depth;
+  int16_t* out = a.out + row * (a.width / 2) * size;
+  for (ptrdiff_t x = y % 2; x < a.width; x += 2, out += size) {
+    window(a, batch, y, x, out);
+  }
+}
+
+// ---- Softmax attention ----
+
+// Below every logit; the difference to one still fits int32 (depth <= 64).
+constexpr int32_t kNoLogit = -(1 << 30);
+
+// Calls f(first, last) for the runs of keys in begin .. end that this query excludes: those within
+// Chebyshev distance 2. Column 2j + 1 - r % 2 of row r is anchor j, column 2j + r % 2 non-anchor j.
+template <class Function>
+inline void for_excluded(const SoftmaxAttention& a, ptrdiff_t query, ptrdiff_t begin, ptrdiff_t end,
+                         Function&& f) {
+  if (!a.exclude) return;
+  const ptrdiff_t row = query / a.query_width;
+  const ptrdiff_t column = 2 * (query % a.query_width) + row % 2;
+  for (ptrdiff_t r = row - kExcludedRadius; r <= row + kExcludedRadius; ++r) {
+    if (r < 0) continue;
+    const ptrdiff_t shift = 1 - r % 2;
+    ptrdiff_t low = column - kExcludedRadius - shift;  // 2j >= low
+    ptrdiff_t high = column + kExcludedRadius - shift;
+    low = low <= 0 ? 0 : (low + 1) / 2;
+    high = high < 0 ? -1 : high / 2;
+    if (high > a.key_width - 1) high = a.key_width - 1;
+    ptrdiff_t from = r * a.key_width + low;
+    ptrdiff_t to = r * a.key_width + high + 1;
+    if (from < begin) from = begin;
+    if (to > end) to = end;
+    if (from < to) f(from - begin, to - begin);
+  }
+}
+
+struct Queries {
+  const int16_t* x[kQueryRows];
+  ptrdiff_t index[kQueryRows];
+};
+
+// Logits of all queries with the keys from `begin` on; kNoLogit where excluded or past the end.
+inline void softmax_logits(const SoftmaxAttention& a, const Queries& queries, ptrdiff_t begin,
+                           int32_t (&logits)[kQueryRows][kKeyBlock]) {
+  const ptrdiff_t end = begin + kKeyBlock < a.key_count ? begin + kKeyBlock : a.key_count;
+  constexpr int P = S::rows < kQueryRows ? S::rows : kQueryRows;
+  for (int row = 0; row < kQueryRows; row += P) {
+    const int16_t* x[P];
+    for (int p = 0; p < P; ++p) x[p] = queries.x[row + p < kQueryRows ? row + p : kQueryRows - 1];
+    for (ptrdiff_t key = begin; key < end; key += kGroup) {
+      const int16_t* keys = a.keys + key * 2 * a.pairs;
+      for (int v = 0; v < kGroupVectors; ++v) {
+        I acc[P][1];
+        clear(acc);
+        dot(acc, x, a.pairs, keys + 2 * W * v, 2 * kGroup);
+        for (int p = 0; p < P && row + p < kQueryRows; ++p) {
+          S::store(logits[row + p] + (key - begin) + v * W, acc[p][0]);
+        }
+      }
+    }
+  }
+  for (int row = 0; row < kQueryRows; ++row) {
+    int32_t* l = logits[row];
+    for (ptrdiff_t i = end - begin; i < kKeyBlock; ++i) l[i] = kNoLogit;
+    for_excluded(a, queries.index[row], begin, end, [&](ptrdiff_t from, ptrdiff_t to) {
+      for (ptrdiff_t i = from; i < to; ++i) l[i] = kNoLogit;
+    });
+  }
+}
+
+void softmax_attention(const SoftmaxAttention& a, ptrdiff_t first, int count, int64_t* sums,
+                       int64_t* totals) {
+  Queries queries;
+  for (int row = 0; row < kQueryRows; ++row) {
+    queries.index[row] = first + (row < count ? row : count - 1);
+    queries.x[row] = a.q + queries.index[row] * a.query_stride;
+  }
+  alignas(64) int32_t logits[kQueryRows][kKeyBlock];
+  alignas(64) int16_t weights[kQueryRows][kKeyBlock];
+
+  I top[kQueryRows];
+  for (int row = 0; row < kQueryRows; ++row) top[row] = S::set(kNoLogit);
+  for (ptrdiff_t begin = 0; begin < a.key_count; begin += kKeyBlock) {
+    softmax_logits(a, queries, begin, logits);
+    for (int row = 0; row < kQueryRows; ++row) {
+      for (int i = 0; i < kKeyBlock; i += W) top[row] = S::max(top[row], S::load(logits[row] + i));
+    }
+  }
+  for (int row = 0; row < kQueryRows; ++row) {
+    top[row] = S::set(S::horizontal_max(top[row]));
+    totals[row] = 0;
+  }
+
+  const F scale = S::set(a.logit_scale);
+  for (ptrdiff_t begin = 0; begin < a.key_count; begin += kKeyBlock) {
+    const ptrdiff_t end = begin + kKeyBlock < a.key_count ? begin + kKeyBlock : a.key_count;
+    softmax_logits(a, queries, begin, logits);
+    for (int row = 0; row < kQueryRows; ++row) {
+      for (int i = 0; i < kKeyBlock; i += W) {
+        const I x = S::sub(S::load(logits[row] + i), top[row]);
+        S::narrow(weights[row] + i, exp_int(S::mul(S::to_float(x), scale)), W);
+      }
+      int16_t* p = weights[row];
+      for (ptrdiff_t i = end - begin; i < kKeyBlock; ++i) p[i] = 0;
+      for_excluded(a, queries.index[row], begin, end, [&](ptrdiff_t from, ptrdiff_t to) {
+        for (ptrdiff_t i = from; i < to; ++i) p[i] = 0;
+      });
+      for (int i = 0; i < kKeyBlock; ++i) totals[row] += p[i];
+    }
+    const ptrdiff_t pairs = (end - begin + 1) / 2;
+    accumulate(weights[0], kKeyBlock, kQueryRows, pairs, a.values + begin * a.value_groups * kGroup,
+               a.value_groups, sums);
+  }
+}
+
+// ---- Peak ----
+
+int64_t peak(int64_t iterations) {
+  constexpr int P = S::rows;
+  constexpr int V = S::tile_groups * kGroupVectors;
+  I acc[P][V];
+  clear(acc);
+  I x[P];
+  I column[V];
+  for (int p = 0; p < P; ++p) x[p] = S::set(p);
+  for (int v = 0; v < V; ++v) column[v] = S::set(v);
+  for (int64_t i = 0; i < iterations; ++i) {
+    MLIC_UNROLL
+    for (int p = 0; p < P; ++p) {
+      MLIC_UNROLL
+      for (int v = 0; v < V; ++v) acc[p][v] = S::dot(acc[p][v], x[p], column[v]);
+    }
+    asm volatile("" : "+m"(x));  // or products would be taken out of the loop
+  }
+  int32_t sum = 0;
+  for (int p = 0; p < P; ++p) {
+    for (int v = 0; v < V; ++v) sum ^= S::horizontal_max(acc[p][v]);
+  }
+  return sum == -1 ? 0 : iterations * P * V * 2 * W;
+}
+
+constexpr Kernels kKernels = {
+    &conv,       &depthwise,         &layer_norm,     &window_attention, &exp_table,
+    &accumulate, &softmax_attention, &quantise_ratio, &quantise_all,     &add_half_tanh,
+    &peak};
+
+}  // namespace
+}  // namespace mlic::exact

@@ -1,0 +1,422 @@
+#include "exact/ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+
+#include "exact/constants.h"
+#include "exact/pool.h"
+
+namespace mlic::exact {
+namespace {
+
+// Not initialised, unlike a vector.
+template <class T>
+std::unique_ptr<T[]> buffer(ptrdiff_t size) {
+  return std::unique_ptr<T[]>(new T[static_cast<size_t>(size)]);
+}
+
+ptrdiff_t divide_up(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
+ptrdiff_t round_up(ptrdiff_t a, ptrdiff_t b) { return divide_up(a, b) * b; }
+
+// ---- Convolution ----
+
+// Index of the top left tap of every output position in inputs with a border of `border` zeros.
+std::vector<ptrdiff_t> pixel_indexes(const Act& x, Positions at, ptrdiff_t border) {
+  std::vector<ptrdiff_t> pixels;
+  pixels.reserve(static_cast<size_t>(x.positions()));
+  const bool all = at == Positions::kAll;
+  for (ptrdiff_t row = 0; row < x.batch * x.height; ++row) {
+    const ptrdiff_t b = row / x.height;
+    const ptrdiff_t start = (row + 2 * border * b) * (x.width + 2 * border);
+    const ptrdiff_t first = all ? 0 : (row % x.height + static_cast<int>(at)) % 2;
+    for (ptrdiff_t j = first; j < x.width; j += all ? 1 : 2) pixels.push_back(start + j);
+  }
+  return pixels;
+}
+
+// A row of a copy with zeros around it and channels padded to `channels`.
+void copy_padded_row(const Act& x, ptrdiff_t border, ptrdiff_t channels, ptrdiff_t row,
+                     int16_t* copy) {
+  const ptrdiff_t height = x.height + 2 * border;
+  const ptrdiff_t width = x.width + 2 * border;
+  const ptrdiff_t y = row % height - border;
+  int16_t* to = copy + row * width * channels;
+  const auto bytes = [](ptrdiff_t n) { return static_cast<size_t>(n) * sizeof(int16_t); };
+  if (y < 0 || y >= x.height) {
+    std::memset(to, 0, bytes(width * channels));
+    return;
+  }
+  const int16_t* from = x.data + (row / height * x.height + y) * x.width * x.stride;
+  std::memset(to, 0, bytes(border * channels));
+  to += border * channels;
+  for (ptrdiff_t j = 0; j < x.width; ++j, from += x.stride, to += channels) {
+    std::memcpy(to, from, bytes(x.channels));
+    if (x.channels < channels) to[x.channels] = 0;
+  }
+  std::memset(to, 0, bytes(border * channels));
+}
+
+// ---- Attention ----
+
+// Rows 2i and 2i + 1 side by side, as products read them: `rows` rows of `depth` integers become
+// [rows / 2 rounded up, columns, 2], zero in the padding.
+void interleave(const int16_t* x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t depth,
+                ptrdiff_t columns, int16_t* to) {
+  for (ptrdiff_t row = 0; row < rows; row += 2, to += 2 * columns) {
+    const int16_t* even = x + row * stride;
+    const int16_t* odd = row + 1 < rows ? even + stride : nullptr;
+    for (ptrdiff_t c = 0; c < columns; ++c) {
+      to[2 * c] = c < depth ? even[c] : int16_t{0};
+      to[2 * c + 1] = c < depth && odd != nullptr ? odd[c] : int16_t{0};
+    }
+  }
+}
+
+void to_float(const int64_t* x, ptrdiff_t count, float* to) {
+  for (ptrdiff_t i = 0; i < count; ++i) to[i] = static_cast<float>(x[i]);
+}
+
+// The largest exponent with which a value of this magnitude does not saturate; 0 for zero.
+int exponent_of(float largest) {
+  constexpr int bits = 12;
+  constexpr int limit = 60;
+  if (!(largest > 0.0f)) return 0;
+  int exponent = 0;
+  const float mantissa = std::frexp(largest, &exponent);
+  const int fits = bits - exponent - (mantissa > kActivationLimit / (1 << bits) ? 1 : 0);
+  return std::clamp(fits, -limit, limit);
+}
+
+constexpr ptrdiff_t kDifferences = 2 * static_cast<ptrdiff_t>(kActivationLimit) + 1;
+
+// One head of linear attention: what the keys and values contribute to all queries.
+struct HeadContext {
+  const Kernels* kernels;
+  ptrdiff_t positions, depth;
+  const int16_t* table;  // softmax weights of the keys
+
+  ptrdiff_t columns() const { return round_up(depth, kGroup); }
+  ptrdiff_t padded_positions() const { return round_up(positions, 2); }
+  ptrdiff_t weights_size() const { return depth * padded_positions(); }
+  ptrdiff_t values_size() const { return padded_positions() * columns(); }
+  ptrdiff_t context_size() const { return round_up(depth, 2) * columns(); }
+
+  // Softmax weights of the keys, [depth, padded positions], and their sums.
+  void weigh(const int16_t* k, ptrdiff_t stride, int16_t* weights, int64_t* totals) const {
+    int16_t top[kMaxDepth];
+    std::fill_n(top, depth, std::numeric_limits<int16_t>::min());
+    for (ptrdiff_t n = 0; n < positions; ++n) {
+      for (ptrdiff_t d = 0; d < depth; ++d) top[d] = std::max(top[d], k[n * stride + d]);
+    }
+    const ptrdiff_t row = padded_positions();
+    if (row > positions) {
+      for (ptrdiff_t d = 0; d < depth; ++d) weights[d * row + positions] = 0;
+    }
+    std::fill_n(totals, depth, int64_t{0});
+    for (ptrdiff_t n = 0; n < positions; ++n) {
+      for (ptrdiff_t d = 0; d < depth; ++d) {
+        const int16_t p = table[std::min<ptrdiff_t>(top[d] - k[n * stride + d], kDifferences - 1)];
+        weights[d * row + n] = p;
+        totals[d] += p;
+      }
+    }
+  }
+
+  // Averages of the values: context [depth / 2 rounded up, columns, 2]. Returns their exponent
+  // relative to that of the values.
+  int run(const int16_t* k, ptrdiff_t k_stride, const int16_t* v, ptrdiff_t v_stride,
+          int16_t* weights, int16_t* values, int16_t* context) const {
+    int64_t totals[kMaxDepth];
+    int64_t sums[kMaxDepth * kMaxDepth];
+    float real[kMaxDepth * kMaxDepth];
+    int16_t rows[kMaxDepth * kMaxDepth];
+    weigh(k, k_stride, weights, totals);
+    interleave(v, v_stride, positions, depth, columns(), values);
+    std::fill_n(sums, depth * columns(), int64_t{0});
+    kernels->accumulate(weights, padded_positions(), depth, padded_positions() / 2, values,
+                        static_cast<int>(columns() / kGroup), sums);
+    float largest = 0.0f;
+    for (ptrdiff_t d = 0; d < depth; ++d) {
+      const auto total = static_cast<float>(totals[d]);
+      for (ptrdiff_t j = 0; j < depth; ++j) {
+        const float r = static_cast<float>(sums[d * columns() + j]) / total;
+        largest = std::max(largest, std::fabs(r));
+        real[d * depth + j] = r;
+      }
+    }
+    const int exponent = exponent_of(largest);
+    kernels->quantise(real, std::ldexp(1.0f, exponent), rows, depth * depth);
+    interleave(rows, depth, depth, depth, columns(), context);
+    return exponent;
+  }
+};
+
+constexpr ptrdiff_t kQueryBlock = 32;
+
+// Queries of one head of linear attention, at most kQueryBlock.
+void attend_linear(const Kernels& kernels, const int16_t* q, ptrdiff_t stride, ptrdiff_t count,
+                   ptrdiff_t depth, const int16_t* table, const int16_t* context, float real_scale,
+                   float scale, int16_t* out, ptrdiff_t out_stride) {
+  const ptrdiff_t row = round_up(depth, 2);
+  const ptrdiff_t columns = round_up(depth, kGroup);
+  int16_t weights[kQueryBlock * kMaxDepth] = {};
+  int32_t totals[kQueryBlock];
+  int64_t sums[kQueryBlock * kMaxDepth] = {};
+  float real[kMaxDepth];
+  for (ptrdiff_t n = 0; n < count; ++n) {
+    const int16_t* x = q + n * stride;
+    const int16_t top = *std::max_element(x, x + depth);
+    totals[n] = 0;
+    weights[n * row + row - 1] = 0;
+    for (ptrdiff_t d = 0; d < depth; ++d) {
+      const int16_t p = table[std::min<ptrdiff_t>(top - x[d], kDifferences - 1)];
+      weights[n * row + d] = p;
+      totals[n] += p;
+    }
+  }
+  kernels.accumulate(weights, row, count, row / 2, context, static_cast<int>(columns / kGroup),
+                     sums);
+  for (ptrdiff_t n = 0; n < count; ++n) {
+    to_float(sums + n * columns, depth, real);
+    kernels.quantise_ratio(real, static_cast<float>(totals[n]), real_scale, scale,
+                           out + n * out_stride, depth);
+  }
+}
+
+// Keys [n, depth] of one head in groups of 16: [groups, depth / 2 rounded up, 16, 2].
+void pack_keys(const int16_t* k, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t depth, int16_t* to) {
+  const ptrdiff_t row = round_up(depth, 2);
+  for (ptrdiff_t n = 0; n < round_up(count, kGroup); ++n) {
+    int16_t* group = to + n / kGroup * kGroup * row + n % kGroup * 2;
+    for (ptrdiff_t d = 0; d < row; ++d) {
+      const bool inside = n < count && d < depth;
+      group[d / 2 * kGroup * 2 + d % 2] = inside ? k[n * stride + d] : int16_t{0};
+    }
+  }
+}
+
+}  // namespace
+
+void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions,
+                  Conv c) const {
+  std::vector<Segment> segments;
+  std::vector<std::unique_ptr<int16_t[]>> copies;
+  std::vector<ptrdiff_t> pixels;
+  c.rows = inputs.empty() ? 1 : static_cast<int>(inputs[0].weights->kernel());
+  const ptrdiff_t border = c.rows / 2;
+  if (!inputs.empty()) pixels = pixel_indexes(inputs[0].x, at, border);
+  for (const Input& input : inputs) {
+    const Act& x = input.x;
+    const ptrdiff_t channels = input.weights->padded_channels();
+    Segment segment{x.data,           x.stride, 0, c.rows * channels / 2, input.weights->data(),
+                    input.multipliers};
+    if (border > 0 || channels != x.channels) {
+      const ptrdiff_t rows = x.batch * (x.height + 2 * border);
+      const ptrdiff_t row = (x.width + 2 * border) * channels;
+      copies.push_back(buffer<int16_t>(rows * row));
+      int16_t* copy = copies.back().get();
+      parallel_for(rows, rows * row < 1 << 16 ? 1 : threads,
+                   [&](ptrdiff_t r) { copy_padded_row(x, border, channels, r, copy); });
+      segment.x = copy;
+      segment.pixel_stride = channels;
+      segment.row_stride = row;
+    }
+    segments.push_back(segment);
+  }
+  c.segments = segments.data();
+  c.segment_count = static_cast<int>(segments.size());
+  c.pixels = pixels.data();
+
+  // Enough tasks to share out evenly, each of a multiple of every register tile's rows.
+  const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
+  const ptrdiff_t chunks = threads == 1 ? 1 : divide_up(ptrdiff_t{4} * threads, panels);
+  const ptrdiff_t chunk = round_up(divide_up(positions, chunks), 24);
+  const ptrdiff_t chunk_count = divide_up(positions, chunk);
+  parallel_for(panels * chunk_count, threads, [&](ptrdiff_t task) {
+    const ptrdiff_t begin = task % chunk_count * chunk;
+    kernels->conv(c, static_cast<int>(task / chunk_count), begin,
+                  std::min(begin + chunk, positions));
+  });
+}
+
+void Runner::depthwise(const int16_t* weights, ptrdiff_t batch, Depthwise d) const {
+  std::vector<int32_t> lower_halves(static_cast<size_t>(9 * d.channels));
+  std::transform(weights, weights + 9 * d.channels, lower_halves.begin(),
+                 [](int16_t w) { return int32_t{static_cast<uint16_t>(w)}; });
+  const std::vector<int16_t> zeros(static_cast<size_t>(d.channels));
+  d.weights = lower_halves.data();
+  d.zeros = zeros.data();
+  parallel_for(batch * d.height, threads, [&](ptrdiff_t row) { kernels->depthwise(d, row); });
+}
+
+void Runner::layer_norm(const LayerNorm& l, ptrdiff_t positions) const {
+  constexpr ptrdiff_t chunk = 64;
+  parallel_for(divide_up(positions, chunk), threads, [&](ptrdiff_t task) {
+    kernels->layer_norm(l, task * chunk, std::min((task + 1) * chunk, positions));
+  });
+}
+
+void Runner::window_attention(const Act& qkv, const float* bias, WindowAttention a) const {
+  const ptrdiff_t dim = qkv.channels / 3;
+  a.depth = static_cast<int>(dim / a.heads);
+  a.height = qkv.height;
+  a.width = qkv.width;
+  const ptrdiff_t row = round_up(a.depth, 2);
+  const ptrdiff_t position = a.heads * row;
+  const ptrdiff_t size = qkv.positions() * position;
+  const auto heads_first = buffer<int16_t>(3 * size);
+  a.q = heads_first.get();
+  a.k = a.q + size;
+  a.v = a.k + size;
+
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  std::vector<float> padded(static_cast<size_t>(a.heads * kTokens * kPaddedTokens), -infinity);
+  for (ptrdiff_t i = 0; i < ptrdiff_t{a.heads} * kTokens; ++i) {
+    std::copy_n(bias + i * kTokens, kTokens, padded.data() + i * kPaddedTokens);
+  }
+  a.bias = padded.data();
+
+  parallel_for(qkv.batch * qkv.height, threads, [&](ptrdiff_t image_row) {
+    for (ptrdiff_t n = image_row * qkv.width; n < (image_row + 1) * qkv.width; ++n) {
+      for (int part = 0; part < 3; ++part) {
+        const int16_t* from = qkv.data + n * qkv.stride + part * dim;
+        int16_t* to = heads_first.get() + part * size + n * position;
+        for (int head = 0; head < a.heads; ++head, to += row) {
+          to[row - 1] = 0;
+          for (int d = 0; d < a.depth; ++d) to[d] = from[d * a.heads + head];
+        }
+      }
+    }
+  });
+  parallel_for(qkv.batch * qkv.height, threads,
+               [&](ptrdiff_t image_row) { kernels->window_attention(a, image_row); });
+}
+
+void Runner::linear_attention(const Act& q, const Act& k, const Act& v, int heads,
+                              float query_scale, float key_scale, int value_exponent,
+                              float out_scale, int16_t* out) const {
+  int16_t key_table[kDifferences];
+  int16_t query_table[kDifferences];
+  parallel_for(2, 1, [&](ptrdiff_t i) {
+    kernels->exp_table(i == 0 ? key_scale : query_scale, i == 0 ? key_table : query_table,
+                       kDifferences);
+  });
+
+  const ptrdiff_t depth = q.channels / heads;
+  const ptrdiff_t keys = k.height * k.width;
+  const HeadContext head_context{kernels, keys, depth, key_table};
+  const ptrdiff_t all_heads = q.batch * heads;
+  const auto weights = buffer<int16_t>(all_heads * head_context.weights_size());
+  const auto values = buffer<int16_t>(all_heads * head_context.values_size());
+  const auto contexts = buffer<int16_t>(all_heads * head_context.context_size());
+  std::vector<float> real_scales(static_cast<size_t>(all_heads));
+  parallel_for(all_heads, threads, [&](ptrdiff_t task) {
+    const ptrdiff_t first = task / heads * keys;
+    const ptrdiff_t channel = task % heads * depth;
+    const int exponent = head_context.run(k.data + first * k.stride + channel, k.stride,
+                                          v.data + first * v.stride + channel, v.stride,
+                                          weights.get() + task * head_context.weights_size(),
+                                          values.get() + task * head_context.values_size(),
+                                          contexts.get() + task * head_context.context_size());
+    real_scales[static_cast<size_t>(task)] = std::ldexp(1.0f, -exponent - value_exponent);
+  });
+
+  const ptrdiff_t queries = q.height * q.width;
+  const ptrdiff_t blocks = divide_up(queries, kQueryBlock);
+  parallel_for(q.batch * blocks, threads, [&](ptrdiff_t task) {
+    const ptrdiff_t b = task / blocks;
+    const ptrdiff_t start = task % blocks * kQueryBlock;
+    const ptrdiff_t first = b * queries + start;
+    for (int head = 0; head < heads; ++head) {
+      attend_linear(*kernels, q.data + first * q.stride + head * depth, q.stride,
+                    std::min(kQueryBlock, queries - start), depth, query_table,
+                    contexts.get() + (b * heads + head) * head_context.context_size(),
+                    real_scales[static_cast<size_t>(b * heads + head)], out_scale,
+                    out + first * q.channels + head * depth, q.channels);
+    }
+  });
+}
+
+void Runner::softmax_attention(const Act& q, const Act& k, const Act& v, int heads, bool exclude,
+                               float logit_scale, float value_scale, float out_scale,
+                               int16_t* out) const {
+  const ptrdiff_t depth = q.channels / heads;
+  const ptrdiff_t row = round_up(depth, 2);
+  const ptrdiff_t columns = round_up(depth, kGroup);
+  const ptrdiff_t queries = q.height * q.width;
+  const ptrdiff_t keys = k.height * k.width;
+  const ptrdiff_t all_heads = q.batch * heads;
+  const ptrdiff_t query_size = queries * row;
+  const ptrdiff_t key_size = round_up(keys, kGroup) * row;
+  const ptrdiff_t value_size = round_up(keys, 2) * columns;
+  const auto packed_queries = buffer<int16_t>(all_heads * query_size);
+  const auto packed_keys = buffer<int16_t>(all_heads * key_size);
+  const auto packed_values = buffer<int16_t>(all_heads * value_size);
+  parallel_for(all_heads, threads, [&](ptrdiff_t task) {
+    const ptrdiff_t b = task / heads;
+    const ptrdiff_t channel = task % heads * depth;
+    const int16_t* from = q.data + b * queries * q.stride + channel;
+    int16_t* to = packed_queries.get() + task * query_size;
+    for (ptrdiff_t n = 0; n < queries; ++n, from += q.stride, to += row) {
+      to[row - 1] = 0;
+      std::copy_n(from, depth, to);
+    }
+    pack_keys(k.data + b * keys * k.stride + channel, k.stride, keys, depth,
+              packed_keys.get() + task * key_size);
+    interleave(v.data + b * keys * v.stride + channel, v.stride, keys, depth, columns,
+               packed_values.get() + task * value_size);
+  });
+
+  const ptrdiff_t blocks = divide_up(queries, kQueryRows);
+  parallel_for(all_heads * blocks, threads, [&](ptrdiff_t task) {
+    const ptrdiff_t head = task / blocks;
+    const ptrdiff_t first = task % blocks * kQueryRows;
+    const auto count = static_cast<int>(std::min<ptrdiff_t>(kQueryRows, queries - first));
+    const SoftmaxAttention attention{packed_queries.get() + head * query_size,
+                                     queries,
+                                     q.width,
+                                     row,
+                                     row / 2,
+                                     packed_keys.get() + head * key_size,
+                                     packed_values.get() + head * value_size,
+                                     keys,
+                                     k.width,
+                                     static_cast<int>(columns / kGroup),
+                                     exclude,
+                                     logit_scale};
+    int64_t sums[kQueryRows * kMaxDepth] = {};
+    int64_t totals[kQueryRows];
+    float real[kMaxDepth];
+    kernels->softmax_attention(attention, first, count, sums, totals);
+    int16_t* to = out + (head / heads * queries + first) * q.channels + head % heads * depth;
+    for (int n = 0; n < count; ++n, to += q.channels) {
+      to_float(sums + n * columns, depth, real);
+      const auto total = static_cast<float>(std::max<int64_t>(totals[n], 1));
+      kernels->quantise_ratio(real, total, value_scale, out_scale, to, depth);
+    }
+  });
+}
+
+void Runner::quantise(const float* r, float scale, int16_t* out, ptrdiff_t count) const {
+  constexpr ptrdiff_t chunk = 1 << 14;
+  parallel_for(divide_up(count, chunk), threads, [&](ptrdiff_t task) {
+    const ptrdiff_t begin = task * chunk;
+    kernels->quantise(r + begin, scale, out + begin, std::min(chunk, count - begin));
+  });
+}
+
+void Runner::add_half_tanh(const float* r, Positions at, ptrdiff_t rows, ptrdiff_t height,
+                           ptrdiff_t width, ptrdiff_t channels, float* y) const {
+  parallel_for(rows, threads, [&](ptrdiff_t row) {
+    const ptrdiff_t first = (row % height + static_cast<int>(at)) % 2;
+    for (ptrdiff_t j = 0; j < width / 2; ++j) {
+      kernels->add_half_tanh(r + (row * (width / 2) + j) * channels,
+                             y + (row * width + 2 * j + first) * channels, channels);
+    }
+  });
+}
+
+}  // namespace mlic::exact

@@ -1,0 +1,54 @@
+// The operations of the entropy path on whole arrays: layouts, memory and threads around the inner
+// kernels. Arguments have been checked (bindings.cpp).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "exact/kernels.h"
+#include "exact/weights.h"
+
+namespace mlic::exact {
+
+// [batch, height, width, channels] with `stride` integers from one position to the next.
+struct Act {
+  const int16_t* data;
+  ptrdiff_t batch, height, width, channels, stride;
+
+  ptrdiff_t positions() const { return batch * height * width; }
+};
+
+enum class Positions { kAll = -1, kNonAnchors = 0, kAnchors = 1 };
+
+struct Input {
+  Act x;
+  const Weights* weights;
+  const float* multipliers;
+};
+
+struct Runner {
+  const Kernels* kernels;
+  int threads;
+
+  // Fills in c's segments and pixels, and runs it. All inputs are of one size.
+  void conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions, Conv c) const;
+  // d lacks the weights, here [3, 3, channels], and the zeros.
+  void depthwise(const int16_t* weights, ptrdiff_t batch, Depthwise d) const;
+  void layer_norm(const LayerNorm& l, ptrdiff_t positions) const;
+  // bias: [heads, kTokens, kTokens]; a lacks q, k, v, bias, sizes and depth.
+  void window_attention(const Act& qkv, const float* bias, WindowAttention a) const;
+
+  // Scales: of queries, keys and the output; value_exponent: real = integer * 2^-exponent.
+  void linear_attention(const Act& q, const Act& k, const Act& v, int heads, float query_scale,
+                        float key_scale, int value_exponent, float out_scale, int16_t* out) const;
+  void softmax_attention(const Act& q, const Act& k, const Act& v, int heads, bool exclude,
+                         float logit_scale, float value_scale, float out_scale, int16_t* out) const;
+
+  void quantise(const float* r, float scale, int16_t* out, ptrdiff_t count) const;
+  // y [batch, height, width, channels] += half_tanh(r) at one colour; r is squeezed.
+  void add_half_tanh(const float* r, Positions at, ptrdiff_t rows, ptrdiff_t height,
+                     ptrdiff_t width, ptrdiff_t channels, float* y) const;
+};
+
+}  // namespace mlic::exact

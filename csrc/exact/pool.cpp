@@ -1,0 +1,175 @@
+#include "exact/pool.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <cfenv>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace mlic::exact {
+namespace {
+
+// Sets the default environment, and restores the former one at the end.
+class FloatEnvironment {
+ public:
+  FloatEnvironment() {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~FloatEnvironment() { std::fesetenv(&saved_); }
+  FloatEnvironment(const FloatEnvironment&) = delete;
+  FloatEnvironment& operator=(const FloatEnvironment&) = delete;
+
+ private:
+  std::fenv_t saved_;
+};
+
+struct Job {
+  Job(ptrdiff_t tasks, int helpers, void (*f)(void*, ptrdiff_t), void* context)
+      : tasks(tasks), helpers_wanted(helpers), f(f), context(context) {}
+
+  const ptrdiff_t tasks;
+  int helpers_wanted;  // guarded by the pool
+  void (*const f)(void*, ptrdiff_t);
+  void* const context;
+  std::atomic<ptrdiff_t> next{0};
+  std::atomic<int> helpers{0};  // raised under the pool's lock alone
+
+  bool exhausted() const { return next.load(std::memory_order_relaxed) >= tasks; }
+
+  void work() {
+    const FloatEnvironment environment;
+    for (;;) {
+      const ptrdiff_t task = next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= tasks) return;
+      f(context, task);
+    }
+  }
+};
+
+// A kernel call lasts tens of microseconds, about as long as it takes to wake a thread: so workers
+// look for the next job for a while before they sleep.
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+class Pool {
+ public:
+  void run(Job& job) {
+    {
+      const std::lock_guard lock(mutex_);
+      grow(job.helpers_wanted);
+      jobs_.push_back(&job);
+      posted_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    job.work();
+    {
+      const std::lock_guard lock(mutex_);
+      for (auto it = jobs_.begin(); it != jobs_.end(); ++it) {
+        if (*it == &job) {
+          jobs_.erase(it);
+          break;
+        }
+      }
+    }
+    // No worker can join any more; those inside are at their last task.
+    for (int spins = 0; job.helpers.load(std::memory_order_acquire) != 0; ++spins) {
+      if (spins > 1000) std::this_thread::yield();
+    }
+  }
+
+ private:
+  void grow(int wanted) {
+    while (workers_ < wanted) {
+      try {
+        std::thread([this] { serve(); }).detach();
+      } catch (const std::system_error&) {
+        return;  // fewer threads give the same result
+      }
+      ++workers_;
+    }
+  }
+
+  // Under the lock: a job that still wants help, or null.
+  Job* join() {
+    for (Job* job : jobs_) {
+      if (job->helpers_wanted > 0 && !job->exhausted()) {
+        --job->helpers_wanted;
+        job->helpers.fetch_add(1, std::memory_order_relaxed);
+        return job;
+      }
+    }
+    return nullptr;
+  }
+
+  [[noreturn]] void serve() {
+    for (;;) {
+      Job* job = nullptr;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return (job = join()) != nullptr; });
+      }
+      while (job != nullptr) {
+        job->work();
+        job->helpers.fetch_sub(1, std::memory_order_release);
+        job = spin();
+      }
+    }
+  }
+
+  Job* spin() {
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    unsigned seen = posted_.load(std::memory_order_acquire) - 1;  // look at least once
+    do {
+      const unsigned posted = posted_.load(std::memory_order_acquire);
+      if (posted != seen) {
+        seen = posted;
+        const std::lock_guard lock(mutex_);
+        if (Job* job = join()) return job;
+      }
+      std::this_thread::yield();
+    } while (std::chrono::steady_clock::now() < end);
+    return nullptr;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<Job*> jobs_;
+  std::atomic<unsigned> posted_{0};
+  int workers_ = 0;
+};
+
+// Never destroyed: workers use it until the process ends. A forked child has no workers and perhaps
+// a locked mutex, so it begins a new one.
+std::atomic<Pool*> g_pool{nullptr};
+
+Pool& pool() {
+  static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { g_pool.store(nullptr, std::memory_order_relaxed); });
+  static_cast<void>(registered);
+  Pool* current = g_pool.load(std::memory_order_acquire);
+  if (current == nullptr) {
+    auto* made = new Pool;
+    if (g_pool.compare_exchange_strong(current, made)) return *made;
+    delete made;
+  }
+  return *current;
+}
+
+}  // namespace
+
+void parallel_for(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), void* context) {
+  const ptrdiff_t helpers = (threads < tasks ? threads : tasks) - 1;
+  Job job(tasks, helpers < 0 ? 0 : static_cast<int>(helpers), f, context);
+  if (helpers <= 0) {
+    job.work();
+  } else {
+    pool().run(job);
+  }
+}
+
+}  // namespace mlic::exact

@@ -1,0 +1,81 @@
+// AVX-512 F, BW, DQ, VL and VNNI.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace mlic::exact {
+namespace {
+
+struct Simd {
+  using F = __m512;
+  using I = __m512i;
+  static constexpr int width = 16;
+  // Rows and vectors of a register tile: 8 x 3 accumulators.
+  static constexpr int rows = 8;
+  static constexpr int tile_groups = 3;
+
+  static __mmask16 first(ptrdiff_t n) {
+    return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
+  }
+
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F load(const float* p, ptrdiff_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
+  static void store(float* p, F a, ptrdiff_t n) { _mm512_mask_storeu_ps(p, first(n), a); }
+  static F set(float a) { return _mm512_set1_ps(a); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+  static I round(F a) { return _mm512_cvtps_epi32(a); }
+  static I truncate(F a) { return _mm512_cvttps_epi32(a); }
+  static F from_bits(I a) { return _mm512_castsi512_ps(a); }
+  static float horizontal_max(F a) { return _mm512_reduce_max_ps(a); }
+
+  static I set(int32_t a) { return _mm512_set1_epi32(a); }
+  static I zero() { return _mm512_setzero_si512(); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static I max(I a, I b) { return _mm512_max_epi32(a, b); }
+  static I shift_left_23(I a) { return _mm512_slli_epi32(a, 23); }
+  static I load(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static I load(const int32_t* p, ptrdiff_t n) { return _mm512_maskz_loadu_epi32(first(n), p); }
+  static void store(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
+  static int32_t horizontal_add(I a) { return _mm512_reduce_add_epi32(a); }
+  static int32_t horizontal_max(I a) { return _mm512_reduce_max_epi32(a); }
+
+  // 16-bit integers widened to 32, and back (values that fit).
+  static I widen(const int16_t* p, ptrdiff_t n) {
+    return _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
+  }
+  static void narrow(int16_t* p, I a, ptrdiff_t n) {
+    _mm512_mask_cvtepi32_storeu_epi16(p, first(n), a);
+  }
+
+  // Pairs of 16-bit integers.
+  static I load_pairs(const int16_t* p) { return _mm512_loadu_si512(p); }
+  static I set_pair(const int16_t* p) {
+    int32_t pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return _mm512_set1_epi32(pair);
+  }
+  // a + x[2i] y[2i] + x[2i+1] y[2i+1] in each lane, modulo 2^32.
+  static I dot(I a, I x, I y) { return _mm512_dpwssd_epi32(a, x, y); }
+
+  static void add_to(int64_t* p, I a) {
+    const __m512i low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(a));
+    const __m512i high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(a, 1));
+    _mm512_storeu_si512(p, _mm512_add_epi64(_mm512_loadu_si512(p), low));
+    _mm512_storeu_si512(p + 8, _mm512_add_epi64(_mm512_loadu_si512(p + 8), high));
+  }
+};
+
+}  // namespace
+}  // namespace mlic::exact

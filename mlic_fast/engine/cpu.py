@@ -1,0 +1,241 @@
+"""The CPU backend of the entropy path: the operations of the specification on C++ kernels.
+
+Bit-equal to :class:`mlic_fast.engine.arithmetic.SpecOps`, whose interface it has, on every machine,
+for every instruction set and any number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mlic_fast._C import exact
+from mlic_fast.engine.arithmetic import (
+    WINDOW,
+    Act,
+    Float,
+    Int16,
+    SpecOps,
+    f32,
+    power_of_two,
+)
+from mlic_fast.errors import EngineError
+from mlic_fast.models.checkerboard import Parity
+
+if TYPE_CHECKING:
+    from mlic_fast.engine.packed import PackedModel
+
+#: Environment variable that overrides the instruction set.
+ISA_VARIABLE = "MLIC_FAST_ISA"
+ISA_NAMES = ("avx512", "avx2", "scalar")
+
+_ALL_POSITIONS = -1
+
+
+def instruction_set(name: str | None = None) -> str:
+    """The instruction set that the kernels use.
+
+    Args:
+        name: ``"avx512"``, ``"avx2"`` or ``"scalar"``; default: that of MLIC_FAST_ISA, else the
+            fastest of this machine.
+
+    Raises:
+        EngineError: unknown, or not supported by this machine.
+    """
+    supported = exact.instruction_sets()
+    name = name or os.environ.get(ISA_VARIABLE) or supported[0]
+    if name not in ISA_NAMES:
+        raise EngineError(
+            f"unknown instruction set {name!r}: set {ISA_VARIABLE} to one of "
+            f"{', '.join(ISA_NAMES)}, or leave it unset."
+        )
+    if name not in supported:
+        raise EngineError(
+            f"this machine does not support {name}: set {ISA_VARIABLE} to one of "
+            f"{', '.join(supported)}, or leave it unset."
+        )
+    return name
+
+
+def _new(shape: Sequence[int], dtype: Any) -> npt.NDArray[Any]:
+    """Memory for a result; the kernels write all of it."""
+    return np.empty(shape, dtype)
+
+
+class CpuOps(SpecOps):
+    """The operations of the entropy path on C++ kernels; layouts are inherited.
+
+    Args:
+        packed: the packed model.
+        isa: as in :func:`instruction_set`.
+        threads: default: as many as PyTorch uses.
+
+    Raises:
+        EngineError: see :func:`instruction_set`.
+        ValueError: here, weights beyond what the arithmetic allows; in the operations, arrays whose
+            shapes or dtypes do not fit.
+    """
+
+    def __init__(
+        self, packed: PackedModel, *, isa: str | None = None, threads: int | None = None
+    ) -> None:
+        super().__init__(packed)
+        self.threads = threads or torch.get_num_threads()
+        self.isa = instruction_set(isa)
+        self._kernels = exact.Kernels(self.isa, self.threads)
+        self._weights = {
+            name: [exact.Weights(segment.weight, self.threads) for segment in layer.segments]
+            for name, layer in packed.layers.items()
+        }
+        #: [3, 3, C] of the layers that can be depthwise.
+        self._taps = {
+            name: np.ascontiguousarray(layer.segments[0].weight[..., 0].transpose(1, 2, 0))
+            for name, layer in packed.layers.items()
+            if layer.segments and layer.segments[0].weight.shape[1:] == (3, 3, 1)
+        }
+
+    # -- quantities ---------------------------------------------------------------------------
+
+    def quantise(self, r: Float, out: str) -> Act:
+        exponent = self.exponents[out]
+        q = _new(r.shape, np.int16)
+        self._kernels.quantise(r, out=q, out_scale=power_of_two(exponent))
+        return Act(q, exponent)
+
+    def add_residual(self, y: Float, r: Float, parity: Parity) -> Float:
+        y = y.copy()
+        self._kernels.add_half_tanh(r, int(parity), y)
+        return y
+
+    # -- products -----------------------------------------------------------------------------
+
+    def conv(
+        self,
+        layer: str,
+        inputs: Sequence[Act],
+        *,
+        partial: Float | None = None,
+        at: Parity | None = None,
+        activation: bool = False,
+        residual: Float | Act | None = None,
+        out: str | None = None,
+    ) -> Any:
+        weights = self.layers[layer]
+        start = 0 if partial is None else len(weights.segments) - len(inputs)
+        used = slice(start, start + len(inputs))
+        outputs = len(weights.bias)
+        if partial is not None:
+            shape = partial.shape[:3]
+        elif inputs:
+            batch, height, width, _ = inputs[0].q.shape
+            shape = (batch, height, width if at is None else width // 2)
+        else:
+            raise ValueError("a convolution needs an input or a partial sum")
+        exponent = 0 if out is None else self.exponents[out]
+        r = _new((*shape, outputs), np.float32 if out is None else np.int16)
+        added = residual.q if isinstance(residual, Act) else residual
+        self._kernels.conv(
+            [x.q for x in inputs],
+            self._weights[layer][used],
+            [
+                segment.scale * power_of_two(-x.exponent)
+                for x, segment in zip(inputs, weights.segments[used], strict=True)
+            ],
+            at=_ALL_POSITIONS if at is None else int(at),
+            bias=weights.bias if partial is None else None,
+            partial=partial,
+            gelu=activation,
+            residual=added,
+            residual_scale=power_of_two(-residual.exponent) if isinstance(residual, Act) else 0.0,
+            out=r,
+            out_scale=power_of_two(exponent),
+        )
+        return r if out is None else Act(r, exponent)
+
+    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
+        weights = self.layers[layer]
+        exponent = self.exponents[out]
+        q = _new(x.q.shape, np.int16)
+        self._kernels.depthwise(
+            x.q,
+            self._taps[layer],
+            weights.segments[0].scale * power_of_two(-x.exponent),
+            weights.bias,
+            gelu=activation,
+            out=q,
+            out_scale=power_of_two(exponent),
+        )
+        return Act(q, exponent)
+
+    # -- attention ----------------------------------------------------------------------------
+
+    def layer_norm(self, layer: str, x: Act, out: str) -> Act:
+        weights = self.layers[layer]
+        exponent = self.exponents[out]
+        q = _new(x.q.shape, np.int16)
+        epsilon = f32(1e-5 * x.q.shape[-1] ** 2) * power_of_two(2 * x.exponent)
+        self._kernels.layer_norm(
+            x.q,
+            weights.gain,
+            weights.bias,
+            epsilon=epsilon,
+            out=q,
+            out_scale=power_of_two(exponent),
+        )
+        return Act(q, exponent)
+
+    def window_attention(self, layer: str, qkv: Act, out: str) -> Act:
+        bias = self.layers[layer].bias
+        batch, height, width, triple = qkv.q.shape
+        depth = triple // 3 // len(bias)
+        exponent = self.exponents[out]
+        q = _new((batch, height, width // 2, WINDOW**2 * (triple // 3)), np.int16)
+        self._kernels.window_attention(
+            qkv.q,
+            bias,
+            logit_scale=f32(depth**-0.5) * power_of_two(-2 * qkv.exponent),
+            value_scale=power_of_two(-qkv.exponent),
+            out=q,
+            out_scale=power_of_two(exponent),
+        )
+        return Act(q, exponent)
+
+    def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
+        exponent = self.exponents[out]
+        r: Int16 = _new(q.q.shape, np.int16)
+        self._kernels.linear_attention(
+            q.q,
+            k.q,
+            v.q,
+            heads=heads,
+            query_scale=power_of_two(-q.exponent),
+            key_scale=power_of_two(-k.exponent),
+            value_exponent=v.exponent,
+            out=r,
+            out_scale=power_of_two(exponent),
+        )
+        return Act(r, exponent)
+
+    def softmax_attention(
+        self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
+    ) -> Act:
+        depth = q.q.shape[-1] // heads
+        exponent = self.exponents[out]
+        r: Int16 = _new(q.q.shape, np.int16)
+        self._kernels.softmax_attention(
+            q.q,
+            k.q,
+            v.q,
+            heads=heads,
+            exclude=exclude,
+            logit_scale=f32(depth**-0.5) * power_of_two(-q.exponent - k.exponent),
+            value_scale=power_of_two(-v.exponent),
+            out=r,
+            out_scale=power_of_two(exponent),
+        )
+        return Act(r, exponent)
