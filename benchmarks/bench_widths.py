@@ -81,7 +81,11 @@ def main() -> None:
     assert isinstance(model, MlicModel)
     paths = sorted(p for p in args.folder.iterdir() if p.suffix in (".png", ".webp"))
     images = [load_image(p) for p in paths[:: max(1, len(paths) // args.images)]][: args.images]
-    rates = [(q - 1) / 99 * (model.config.rates - 1) for q in QUALITIES] if model.config.rates else [None]
+    rates = (
+        [(q - 1) / 99 * (model.config.rates - 1) for q in QUALITIES]
+        if model.config.rates
+        else [None]
+    )
     inputs = [
         (pad(image[None]).float() / 255, image, None if rate is None else torch.tensor([rate]))
         for rate in rates
@@ -99,7 +103,9 @@ def main() -> None:
         for start in range(0, len(results), len(images)):
             bpp, psnr = [], []
             for (bits, y_hat), (_, _, image, rate) in zip(
-                results[start : start + len(images)], prepared[start : start + len(images)], strict=True
+                results[start : start + len(images)],
+                prepared[start : start + len(images)],
+                strict=True,
             ):
                 x_hat = model.synthesise(y_hat, rate)[0, :, : image.shape[1], : image.shape[2]]
                 mse = (x_hat.clamp(0, 1) - image / 255).square().mean()
@@ -139,10 +145,15 @@ def main() -> None:
             y_hat = torch.from_numpy(np.concatenate(slices, -1)).permute(0, 3, 1, 2).contiguous()
             results.append((exact.bits + hyper_bits(z), y_hat))
         points = curve(results)
-        bits = ", ".join(f"{(b / f - 1) * 100:+.3f} %" for (b, _), (f, _) in zip(points, reference, strict=True))
+        bits = ", ".join(
+            f"{(b / f - 1) * 100:+.3f} %" for (b, _), (f, _) in zip(points, reference, strict=True)
+        )
         psnr = max(abs(p - f) for (_, p), (_, f) in zip(points, reference, strict=True))
         rate = f"{bd_rate(reference, points):+.4f} %" if len(points) > 3 else "-"
-        print(f"| ±{activation} | ±{weight} | {headroom:g} | {bits} | ±{psnr:.4f} dB | {rate} |", flush=True)
+        print(
+            f"| ±{activation} | ±{weight} | {headroom:g} | {bits} | ±{psnr:.4f} dB | {rate} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class EngineTransforms:
         self._g_s, self._last = self._convert(layers[:-1]), layers[-1]
 
     def analyse(self, x: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Image [B, 3, H, W] -> latents y [B, M, H/16, W/16] and hyper-latents z [B, N, H/64, W/64]."""
+        """Image [B, 3, H, W] -> y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
         y = self._g_a(x.to(self._dtype, memory_format=torch.channels_last)).float()
         if self._model.config.rates:
             y = self._model.gain.apply(y, rate)
@@ -35,7 +35,9 @@ class EngineTransforms:
         """Decoded latents [B, M, H/16, W/16] -> image [B, 3, H, W]."""
         if self._model.config.rates:
             y_hat = self._model.gain.undo(y_hat, rate)
-        return self._last(self._g_s(y_hat.to(self._dtype, memory_format=torch.channels_last)).float())
+        return self._last(
+            self._g_s(y_hat.to(self._dtype, memory_format=torch.channels_last)).float()
+        )
 
     def _convert(self, module: nn.Module) -> nn.Module:
         if self._dtype == torch.float32:
