@@ -95,55 +95,84 @@ std::shared_ptr<Cdfs> CdfCache::get(std::vector<int32_t> rows, std::vector<int32
 void Encoder::encode(const int32_t* symbols, const int32_t* indexes, size_t count,
                      const Cdfs& cdfs) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const size_t before = events_.size();
+  const size_t before = intervals_.size();
+  const size_t escapes_before = escapes_.size();
   try {
-    for (size_t i = 0; i < count; ++i) add(symbols[i], cdfs.at(indexes[i]));
+    intervals_.resize(before + count);
+    Interval* intervals = intervals_.data() + before;
+    for (size_t i = 0; i < count; ++i) {
+      intervals[i] = add(symbols[i], cdfs.at(indexes[i]), before + i);
+    }
   } catch (...) {
-    events_.resize(before);
+    intervals_.resize(before);
+    escapes_.resize(escapes_before);
     throw;
   }
 }
 
-void Encoder::add(int32_t symbol, const Cdfs::Table& table) {
-  const int64_t number = int64_t{symbol} - table.offset;
-  if (exceeds_int32(number)) throw std::invalid_argument("symbol minus offset exceeds 32 bits");
-  const bool escapes = number < 0 || number >= table.escape;
-  const int32_t* slots = table.cdf + (escapes ? table.escape : number);
-  events_.push_back({static_cast<uint16_t>(slots[0]), static_cast<uint16_t>(slots[1] - slots[0])});
-  if (!escapes) return;
-  const uint32_t raw = raw_of(number, table.escape);
-  const uint32_t digits = count_digits(raw);
-  events_.push_back({static_cast<uint16_t>(digits), 0});
-  for (uint32_t i = 0; i < digits; ++i) {
-    events_.push_back({static_cast<uint16_t>(raw >> (kDigitBits * i) & kDigitMask), 0});
+Encoder::Interval Encoder::add(int32_t symbol, const Cdfs::Table& table, size_t position) {
+  int64_t number = int64_t{symbol} - table.offset;
+  if (number < 0 || number >= table.escape) {
+    if (exceeds_int32(number)) throw std::invalid_argument("symbol minus offset exceeds 32 bits");
+    escapes_.push_back({position, raw_of(number, table.escape)});
+    number = table.escape;
   }
+  const int32_t start = table.cdf[number];
+  return {static_cast<uint16_t>(start), static_cast<uint16_t>(table.cdf[number + 1] - start)};
 }
+
+// Codes in the reverse of the decoder's order, so the last word comes first.
+class Encoder::Writer {
+ public:
+  void put(Interval interval) {
+    make_room(interval.freq);
+    x_ = (x_ / interval.freq << kBits) + x_ % interval.freq + interval.start;
+  }
+
+  void put_digit(uint32_t digit) {
+    make_room(1 << (kBits - kDigitBits));
+    x_ = x_ << kDigitBits | digit;
+  }
+
+  std::vector<uint8_t> stream() {
+    words_.push_back(static_cast<uint32_t>(x_ >> 32));
+    words_.push_back(static_cast<uint32_t>(x_));
+    std::vector<uint8_t> bytes;
+    bytes.reserve(4 * words_.size());
+    for (auto word = words_.rbegin(); word != words_.rend(); ++word) {
+      for (int shift = 0; shift < 32; shift += 8) {
+        bytes.push_back(static_cast<uint8_t>(*word >> shift));
+      }
+    }
+    return bytes;
+  }
+
+ private:
+  void make_room(uint64_t freq) {
+    if (x_ < freq << 47) return;
+    words_.push_back(static_cast<uint32_t>(x_));
+    x_ >>= 32;
+  }
+
+  uint64_t x_ = kLowest;
+  std::vector<uint32_t> words_;
+};
 
 std::vector<uint8_t> Encoder::flush() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  std::vector<uint32_t> words;  // the last one first
-  words.reserve(events_.size() / 8 + 2);
-  uint64_t x = kLowest;
-  for (auto event = events_.rbegin(); event != events_.rend(); ++event) {
-    const uint64_t freq = event->freq != 0 ? event->freq : 1 << (kBits - kDigitBits);
-    if (x >= freq << 47) {
-      words.push_back(static_cast<uint32_t>(x));
-      x >>= 32;
+  Writer writer;
+  for (size_t i = intervals_.size(); i-- > 0;) {
+    if (!escapes_.empty() && escapes_.back().position == i) {
+      const uint32_t raw = escapes_.back().raw;
+      const uint32_t digits = count_digits(raw);
+      for (uint32_t k = digits; k-- > 0;) writer.put_digit(raw >> (kDigitBits * k) & kDigitMask);
+      writer.put_digit(digits);
+      escapes_.pop_back();
     }
-    x = event->freq != 0 ? (x / freq << kBits) + x % freq + event->start
-                         : x << kDigitBits | event->start;
+    writer.put(intervals_[i]);
   }
-  words.push_back(static_cast<uint32_t>(x >> 32));
-  words.push_back(static_cast<uint32_t>(x));
-  events_.clear();
-
-  std::vector<uint8_t> bytes;
-  bytes.reserve(4 * words.size());
-  for (auto word = words.rbegin(); word != words.rend(); ++word) {
-    for (int shift = 0; shift < 32; shift += 8)
-      bytes.push_back(static_cast<uint8_t>(*word >> shift));
-  }
-  return bytes;
+  intervals_.clear();
+  return writer.stream();
 }
 
 Decoder::Decoder(const uint8_t* data, size_t size) {

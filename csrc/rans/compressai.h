@@ -54,14 +54,20 @@ class Encoder {
   std::vector<uint8_t> flush();  // the stream of all symbols so far; then starts anew
 
  private:
-  struct Event {
+  struct Interval {
     uint16_t start;
-    uint16_t freq;  // 0: start is a digit
+    uint16_t freq;
   };
+  struct Escape {
+    size_t position;  // in intervals_
+    uint32_t raw;
+  };
+  class Writer;  // collects the words
 
-  void add(int32_t symbol, const Cdfs::Table& table);
+  Interval add(int32_t symbol, const Cdfs::Table& table, size_t position);
 
-  std::vector<Event> events_;
+  std::vector<Interval> intervals_;
+  std::vector<Escape> escapes_;
   std::mutex mutex_;
 };
 

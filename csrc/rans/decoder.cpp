@@ -51,11 +51,6 @@ class Reader {
   const uint8_t* end_;
 };
 
-// Positions of symbols when none is skipped.
-struct Identity {
-  size_t operator[](size_t k) const { return k; }
-};
-
 }  // namespace
 
 Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size_t size,
@@ -111,27 +106,16 @@ void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
   }
   if (skips_floor) {
     std::fill(symbols, symbols + count, 0);
-    find_coded();
+    find_coded(indexes_, positions_);
     decode_symbols(positions_.size(), positions_.data(), symbols);
   } else {
-    decode_symbols(count, Identity(), symbols);
+    decode_symbols(count, AllPositions(), symbols);
   }
   corrupt_ = false;
 }
 
 template void Decoder::decode(const uint8_t*, size_t, int32_t*);
 template void Decoder::decode(const int32_t*, size_t, int32_t*);
-
-// Positions of the symbols whose table is not the floor table.
-void Decoder::find_coded() {
-  positions_.resize(indexes_.size());
-  size_t coded = 0;
-  for (size_t i = 0; i < indexes_.size(); ++i) {
-    positions_[coded] = static_cast<uint32_t>(i);
-    coded += indexes_[i] != kFloorTable;
-  }
-  positions_.resize(coded);
-}
 
 template <class Positions>
 void Decoder::decode_symbols(size_t count, Positions positions, int32_t* symbols) {

@@ -32,7 +32,6 @@ class Decoder {
     const uint16_t* end;
   };
 
-  void find_coded();
   // The next symbols: the k-th goes to symbols[positions[k]] and has the table
   // indexes_[positions[k]].
   template <class Positions>

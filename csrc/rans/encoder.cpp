@@ -54,32 +54,38 @@ void Encoder::encode(const int32_t* symbols, const Index* indexes, size_t count)
   narrow_indexes(indexes, count, tables_->size(), indexes_);
   int32_t nonzero = 0;  // in the floor table
   for (size_t i = 0; i < count; ++i) nonzero |= symbols[i] & -int32_t{indexes_[i] == kFloorTable};
-  const bool flagged = has_floor(indexes_);
-  const bool skips_floor = flagged && nonzero == 0;
-
-  const TableSet set = tables_->view();
-  const uint32_t skipped = skips_floor ? kFloorTable : ~0u;
-  size_t end = entries_.size();
-  entries_.resize(end + count);
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t index = indexes_[i];
-    const Table& table = set.tables[index];
-    const uint32_t first = static_cast<uint32_t>(set.minima[index]) - table.offset;
-    uint32_t entry = static_cast<uint32_t>(symbols[i]) - table.offset;
-    const bool coded = index != skipped;
-    if (entry - first >= table.escape - first && coded) {
-      entry = table.escape;
-      escapes_.push_back({end, escape_of(table, set.minima[index], symbols[i])});
-    }
-    entries_[end] = entry;
-    end += coded;
+  const bool has_flag = has_floor(indexes_);
+  if (has_flag && nonzero == 0) {
+    find_coded(indexes_, positions_);
+    add_symbols(positions_.size(), positions_.data(), symbols);
+    passes_.push_back({entries_.size(), Flag::kSkipped});
+  } else {
+    add_symbols(count, AllPositions(), symbols);
+    passes_.push_back({entries_.size(), has_flag ? Flag::kCoded : Flag::kAbsent});
   }
-  entries_.resize(end);
-  passes_.push_back({end, !flagged ? Flag::kAbsent : skips_floor ? Flag::kSkipped : Flag::kCoded});
 }
 
 template void Encoder::encode(const int32_t*, const uint8_t*, size_t);
 template void Encoder::encode(const int32_t*, const int32_t*, size_t);
+
+template <class Positions>
+void Encoder::add_symbols(size_t count, Positions positions, const int32_t* symbols) {
+  const TableSet set = tables_->view();
+  const size_t begin = entries_.size();
+  entries_.resize(begin + count);
+  for (size_t k = 0; k < count; ++k) {
+    const int32_t symbol = symbols[positions[k]];
+    const uint16_t index = indexes_[positions[k]];
+    const Table& table = set.tables[index];
+    const uint32_t first = static_cast<uint32_t>(set.minima[index]) - table.offset;
+    uint32_t entry = static_cast<uint32_t>(symbol) - table.offset;
+    if (entry - first >= table.escape - first) {
+      entry = table.escape;
+      escapes_.push_back({begin + k, escape_of(table, set.minima[index], symbol)});
+    }
+    entries_[begin + k] = entry;
+  }
+}
 
 uint64_t Encoder::estimate_bytes() const {
   const EncoderEntry* table = tables_->encoder_entries();

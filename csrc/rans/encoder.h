@@ -39,6 +39,9 @@ class Encoder {
   class Writer;  // collects the words of all groups
 
   void check_open() const;
+  // The symbols to be coded: the k-th is symbols[positions[k]].
+  template <class Positions>
+  void add_symbols(size_t count, Positions positions, const int32_t* symbols);
   uint64_t estimate_bytes() const;  // of the payload, the same on every machine
   std::vector<size_t> measure_room(size_t width) const;
   template <uint32_t kWidth>
@@ -50,7 +53,8 @@ class Encoder {
   std::vector<uint32_t> entries_;  // numbers of encoder entries, in coding order
   std::vector<Pass> passes_;
   std::vector<Escape> escapes_;
-  std::vector<uint16_t> indexes_;  // of the current pass
+  std::vector<uint16_t> indexes_;    // of the current pass
+  std::vector<uint32_t> positions_;  // of its coded symbols if some are skipped
   std::mutex mutex_;
   uint32_t lanes_;
   bool finished_ = false;

@@ -33,4 +33,20 @@ inline bool has_floor(const std::vector<uint16_t>& indexes) {
   return std::find(indexes.begin(), indexes.end(), kFloorTable) != indexes.end();
 }
 
+// The coded symbols of a pass that skips its floor table: the k-th is at positions[k].
+inline void find_coded(const std::vector<uint16_t>& indexes, std::vector<uint32_t>& positions) {
+  positions.resize(indexes.size());
+  size_t coded = 0;
+  for (size_t i = 0; i < indexes.size(); ++i) {
+    positions[coded] = static_cast<uint32_t>(i);
+    coded += indexes[i] != kFloorTable;
+  }
+  positions.resize(coded);
+}
+
+// The coded symbols of a pass that skips nothing.
+struct AllPositions {
+  size_t operator[](size_t k) const { return k; }
+};
+
 }  // namespace mlic::rans
