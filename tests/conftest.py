@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared beside the checkout (nor MLIC_FAST_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def compressai_installed() -> None:
+    """Skips without compressai, an optional dependency of the reference engine."""
+    if find_spec("compressai") is None:
+        pytest.skip("compressai is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -80,6 +80,8 @@ def _value(name: str, parameter: Tensor, noise: Tensor) -> Tensor:
         return parameter + 0.2 * noise
     if name.endswith("quantiles"):
         return parameter + 0.4 * noise
+    if name.startswith("entropy_bottleneck.biases"):
+        return 0.5 * noise
     if name.startswith("entropy_bottleneck."):
         return parameter + 0.3 * noise
     if name.endswith((".beta", ".gamma")):

@@ -43,6 +43,7 @@ def test_forward_equals_the_public_code(
         np.testing.assert_allclose(value.numpy(), vectors[name], rtol=0, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.usefixtures("compressai_installed")
 def test_compress_gives_the_bytes_of_the_public_code(
     public_model: MlicModel, image: Tensor, vectors: dict[str, np.ndarray]
 ) -> None:
@@ -56,6 +57,7 @@ def test_compress_gives_the_bytes_of_the_public_code(
     np.testing.assert_allclose(x_hat.numpy(), vectors["x_hat_decoded"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.usefixtures("compressai_installed")
 def test_update_reproduces_the_published_tables(shared_dir: Path) -> None:
     path = shared_dir / "golden" / "mlicpp_small.safetensors"
     published, remade = load(path), load(path)
