@@ -176,8 +176,9 @@ std::vector<uint8_t> Encoder::flush() {
 }
 
 Decoder::Decoder(const uint8_t* data, size_t size) {
-  if (size < 8 || size % 4 != 0)
+  if (size < 8 || size % 4 != 0) {
     throw CorruptStream("the stream must be whole words of 4 bytes, at least two");
+  }
   words_.reserve(size / 4);
   for (size_t i = 0; i < size; i += 4) {
     words_.push_back(uint32_t{data[i]} | uint32_t{data[i + 1]} << 8 | uint32_t{data[i + 2]} << 16 |
@@ -190,8 +191,9 @@ Decoder::Decoder(const uint8_t* data, size_t size) {
 
 void Decoder::refill() {
   if (state_ >= kLowest) return;
-  if (next_ == words_.size())
+  if (next_ == words_.size()) {
     throw CorruptStream("the stream ends too early: it was cut short or altered");
+  }
   state_ = state_ << 32 | words_[next_++];
 }
 
@@ -204,13 +206,15 @@ uint32_t Decoder::take_digit() {
 
 int32_t Decoder::take_escape(const Cdfs::Table& table) {
   const uint32_t digits = take_digit();
-  if (digits > kMaxDigits)
+  if (digits > kMaxDigits) {
     throw CorruptStream("an escaped symbol is malformed: the stream was altered");
+  }
   uint32_t raw = 0;
   for (uint32_t i = 0; i < digits; ++i) raw |= take_digit() << (kDigitBits * i);
   const int64_t symbol = number_of(raw, table.escape) + table.offset;
-  if (exceeds_int32(symbol))
+  if (exceeds_int32(symbol)) {
     throw CorruptStream("a symbol exceeds 32 bits: the stream was altered");
+  }
   return static_cast<int32_t>(symbol);
 }
 

@@ -1,23 +1,22 @@
-// Interleaved rANS, one symbol of one lane at a time: what encoder and decoder share on host and
-// device.
+// Interleaved rANS, one symbol of one lane at a time: what encoder and decoder share, on host
+// and device.
 //
 // Invariants
-//   1. Between operations every lane's state x is in [2^16, 2^32).
-//   2. A symbol owns the slots [start, start + freq) of 2^bits, 1 <= bits <= 16, 1 <= freq <
-//   2^bits.
-//   3. Encoding first makes room: if x >= limit = freq << (32 - bits), the low 16 bits of x leave
-//   as a word.
-//      One word is enough, since x >> 16 < 2^16 <= limit, and then x is in [limit >> 16, limit): it
-//      was
-//      >= limit before a shift, and without one x >= 2^16 > limit >> 16. Within that interval
-//      x -> (x / freq) << bits | (x % freq + start) lands in [2^16, 2^32): 1 holds again.
-//   4. Decoding inverts it: x -> freq * (x >> bits) + slot - start is in [limit >> 16, limit), and
-//   a word is
-//      read exactly if that is below 2^16. The result is >= 1 for any x >= 2^16, so 1 also holds
-//      for words that no encoder wrote: damaged data give wrong symbols, never a state out of
-//      range.
-//   Nothing in 3 and 4 needs the same bits for every symbol: a flag (1 bit), a digit (4 bits),
-//   tables of 14 and of 16 bits follow one another on a lane.
+//   1. Between operations the state x of every lane is in [2^16, 2^32).
+//   2. A symbol owns the slots [start, start + freq) of 2^bits, where 1 <= bits <= 16 and
+//      1 <= freq < 2^bits.
+//   3. Encoding first makes room: if x >= limit = freq << (32 - bits), the low 16 bits of x
+//      leave as a word. One word is enough, since x >> 16 < 2^16 <= limit. Now x is in
+//      [limit >> 16, limit): with a word it was >= limit before, without one it is still
+//      >= 2^16 > limit >> 16. From there x -> (x / freq) << bits | (x % freq + start) lands
+//      in [2^16, 2^32), so 1 holds again.
+//   4. Decoding inverts it: x -> freq * (x >> bits) + slot - start lands in
+//      [limit >> 16, limit), and takes a word exactly if that is below 2^16. As it is >= 1 for
+//      any x >= 2^16, 1 also holds for words that no encoder wrote: damaged data give wrong
+//      symbols, never a state out of range.
+//
+// Nothing in 3 and 4 needs the same bits for every symbol: a flag (1 bit), a digit (4 bits),
+// tables of 14 and of 16 bits follow one another on a lane.
 #pragma once
 
 #include <cstdint>
@@ -32,13 +31,17 @@ namespace mlic::rans {
 
 constexpr uint32_t kLowest = 1u << 16;  // the smallest state
 constexpr uint32_t kMinLanes = 2;       // lanes 0 and 1 carry the digest
-constexpr uint32_t kMaxLanes = 1024;    // a power of two
-constexpr uint32_t kGroupLanes = 32;    // lanes that share a stream of words, at most
-constexpr uint32_t kFlagBits = 1;       // "all symbols of the floor table are zero"
-constexpr uint32_t kFloorTable = 0;     // the table that the flag is about
-constexpr uint32_t kDigitBits = 4;  // a digit of an escape: 3 bits of payload below "more follow"
-constexpr uint32_t kDigitPayload = 3;  //
+constexpr uint32_t kMaxLanes = 1024;
+constexpr uint32_t kGroupLanes = 32;   // lanes that share a stream of words, at most
+constexpr uint32_t kFlagBits = 1;      // "all symbols of the floor table are zero"
+constexpr uint32_t kFloorTable = 0;    // the table that the flag is about
+constexpr uint32_t kDigitBits = 4;     // a digit of an escape: "more follow" above ..
+constexpr uint32_t kDigitPayload = 3;  // .. bits of payload
 constexpr uint32_t kMaxDigits = 11;    // 33 bits, enough for any int32 beyond any table
+
+MLIC_HD bool is_lane_count(uint32_t lanes) {
+  return lanes >= kMinLanes && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0;
+}
 
 // ---- Tables ----
 

@@ -56,7 +56,7 @@ class Reader {
 Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size_t size,
                  uint32_t lanes)
     : tables_(std::move(tables)) {
-  if (lanes < kMinLanes || lanes > kMaxLanes || (lanes & (lanes - 1)) != 0) {
+  if (!is_lane_count(lanes)) {
     throw CorruptStream("the number of lanes must be a power of two from 2 to 1024");
   }
   Reader reader(data, size);
@@ -69,8 +69,9 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
     if (state < kLowest)
       throw CorruptStream("the payload starts with an impossible state: it was altered");
   }
-  if (reader.left() % 2 != 0)
+  if (reader.left() % 2 != 0) {
     throw CorruptStream("the payload has half a word: it was cut short or altered");
+  }
   const size_t words = reader.left() / 2;
   const size_t listed = std::accumulate(lengths.begin(), lengths.end(), size_t{0});
   if (listed > words) throw_too_short();
@@ -86,8 +87,9 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
 }
 
 void Decoder::check_open() const {
-  if (finished_)
+  if (finished_) {
     throw UsedAfterFinish("the decoder is finished: make a new one for another payload");
+  }
   if (corrupt_) throw CorruptStream("the payload was found corrupt before");
 }
 
@@ -95,8 +97,9 @@ template <class Index>
 void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_open();
-  if (count > std::numeric_limits<uint32_t>::max())
+  if (count > std::numeric_limits<uint32_t>::max()) {
     throw std::invalid_argument("a pass has at most 2^32 - 1 symbols");
+  }
   narrow_indexes(indexes, count, tables_->size(), indexes_);
   corrupt_ = true;  // unless the end is reached
   bool skips_floor = false;
@@ -150,15 +153,13 @@ void Decoder::decode_blocks(size_t count, Positions positions, int32_t* symbols)
       const Table& table = set.tables[indexes[position]];
       uint32_t x = states[lane];
       const uint32_t entry = decode_entry(set, table, x);
-      const uint32_t needed =
-          0u - needs_word(x);  // all ones or none: a branch would be mispredicted
+      const uint32_t needed = 0u - needs_word(x);  // a mask, as a branch would be mispredicted
       states[lane] = x << (needed & 16) | (needed & *next);
       next += needed & 1;
       symbols[position] = symbol_of(table, entry);
       escapes |= entry == table.escape;
     };
-    // Reads up to kWidth words past the end, into the next group or the pad, before the check
-    // below.
+    // May read kWidth words past the end, in the next group or the pad, before it is checked.
     const size_t lanes = std::min<size_t>(kWidth, count - k);
     if (lanes == kWidth) {
       for (size_t lane = 0; lane < kWidth; ++lane) decode_lane(lane);
@@ -169,8 +170,9 @@ void Decoder::decode_blocks(size_t count, Positions positions, int32_t* symbols)
     group.next = next;
     if (escapes) {
       std::array<uint32_t, kWidth> at;
-      for (size_t lane = 0; lane < lanes; ++lane)
+      for (size_t lane = 0; lane < lanes; ++lane) {
         at[lane] = static_cast<uint32_t>(positions[k + lane]);
+      }
       decode_escapes(group, states, lanes, at.data(), symbols);
     }
     if (++g == groups) g = 0;

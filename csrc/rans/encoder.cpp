@@ -10,13 +10,13 @@
 namespace mlic::rans {
 namespace {
 
-// 8 lanes up to 24 KiB, then twice the lanes for twice the bytes: 3 bytes a lane are 0.1 to 0.2 %
-// of the payload.
+// Twice the lanes for twice the bytes: 3 bytes a lane are 0.1 to 0.2 % of the payload from 12 KiB.
 uint32_t choose_lanes(uint64_t payload_bytes) {
   if (payload_bytes < 1024) return kMinLanes;
   uint32_t lanes = 8;
-  for (uint64_t limit = 24 * 1024; payload_bytes >= limit && lanes < kMaxLanes; limit *= 2)
+  for (uint64_t limit = 24 * 1024; payload_bytes >= limit && lanes < kMaxLanes; limit *= 2) {
     lanes *= 2;
+  }
   return lanes;
 }
 
@@ -35,7 +35,7 @@ void append_little_endian(std::vector<uint8_t>& bytes, Unsigned value) {
 
 Encoder::Encoder(std::shared_ptr<const Tables> tables, uint32_t lanes)
     : tables_(std::move(tables)), lanes_(lanes) {
-  if (lanes != 0 && (lanes < kMinLanes || lanes > kMaxLanes || (lanes & (lanes - 1)) != 0)) {
+  if (lanes != 0 && !is_lane_count(lanes)) {
     throw std::invalid_argument("lanes must be a power of two from 2 to 1024");
   }
 }
@@ -49,8 +49,9 @@ template <class Index>
 void Encoder::encode(const int32_t* symbols, const Index* indexes, size_t count) {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_open();
-  if (count > std::numeric_limits<uint32_t>::max())
+  if (count > std::numeric_limits<uint32_t>::max()) {
     throw std::invalid_argument("a pass has at most 2^32 - 1 symbols");
+  }
   narrow_indexes(indexes, count, tables_->size(), indexes_);
   int32_t nonzero = 0;  // in the floor table
   for (size_t i = 0; i < count; ++i) nonzero |= symbols[i] & -int32_t{indexes_[i] == kFloorTable};
@@ -145,8 +146,9 @@ class Encoder::Writer {
 
   std::vector<uint8_t> payload() const {
     std::vector<uint8_t> bytes;
-    for (size_t g = 0; g + 1 < fronts_.size(); ++g)
+    for (size_t g = 0; g + 1 < fronts_.size(); ++g) {
       append_leb128(bytes, static_cast<size_t>(ends_[g] - fronts_[g]));
+    }
     for (const uint32_t x : states_) append_little_endian(bytes, x);
     for (size_t g = 0; g < fronts_.size(); ++g) {
       std::for_each(fronts_[g], ends_[g],
@@ -188,8 +190,9 @@ std::vector<uint8_t> Encoder::write(uint32_t digest) const {
       const size_t begin = pass_begin + block * kWidth;
       const Escape* escapes = escapes_end;
       while (escapes != escapes_.data() && escapes[-1].position >= begin) --escapes;
-      if (escapes != escapes_end)
+      if (escapes != escapes_end) {
         put_escapes(writer, group, group * kWidth, begin, escapes, escapes_end);
+      }
       escapes_end = escapes;
       writer.put_block<kWidth>(group, tables_->encoder_entries(), entries_.data() + begin,
                                std::min<size_t>(kWidth, passes_[p].end - begin));

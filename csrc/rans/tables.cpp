@@ -51,14 +51,16 @@ Tables::Tables(const uint16_t* frequencies, size_t frequency_count, const int32_
   size_t used = 0;
   for (size_t i = 0; i < table_count; ++i) {
     const std::string name = "table " + std::to_string(i);
-    if (bits[i] < 1 || bits[i] > 16)
+    if (bits[i] < 1 || bits[i] > 16) {
       throw std::invalid_argument(name + ": precision must be 1 to 16");
+    }
     if (sizes[i] < 2 || static_cast<uint32_t>(sizes[i]) > kMaxEntries) {
       throw std::invalid_argument(name + ": must have 2 to 32768 entries, the last the escape");
     }
     const auto size = static_cast<uint32_t>(sizes[i]);
-    if (size > frequency_count - used)
+    if (size > frequency_count - used) {
       throw std::invalid_argument(name + ": frequencies are missing");
+    }
     if (minima[i] > std::numeric_limits<int32_t>::max() - sizes[i]) {
       throw std::invalid_argument(name + ": symbols exceed 32 bits");
     }
