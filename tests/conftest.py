@@ -19,7 +19,7 @@ from mlic_fast.models import MlicModel
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """Vectors of the public code and test images, not part of the repository; skips without them."""
+    """Vectors of the public code and test images, beside the repository; skips without them."""
     default = Path(__file__).resolve().parents[2] / "shared"
     folder = Path(os.environ.get("MLIC_FAST_SHARED", default))
     if not folder.is_dir():

@@ -7,8 +7,8 @@ MLIC++ code, both weight families; state dicts of CompressAI's own MLIC++ (its p
 from __future__ import annotations
 
 import os
-import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,8 +40,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> MlicModel:
     if config is None:
         state = _from_compressai(_from_old_compressai(state))
         config = _infer_config(state)
+    with torch.device("meta"):  # costs no memory, whatever sizes a damaged file claims
+        expected = create_model(config).state_dict()
+    _check(expected, state, f"{path} does not fit {config.variant}")
     model = create_model(config)
-    _fit(model, state, path)
+    _fill(model, state)
     return model.eval()
 
 
@@ -68,13 +71,19 @@ def _read(path: Path) -> tuple[MlicConfig | None, State]:
         return config, state
     except SafetensorError:
         pass  # Not safetensors: a file of torch.save, or nothing that can be read.
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of any kind: damaged files lead the unpickler astray
         raise CheckpointError(f"{path} is neither safetensors nor a PyTorch file") from error
     if isinstance(content, dict) and "state_dict" in content:
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
         raise CheckpointError(f"{path} holds no state dict")
     return None, {key.removeprefix("module."): value for key, value in content.items()}
 
@@ -169,13 +178,12 @@ def _infer_config(state: State) -> MlicConfig:
             else (224, 128),
             weight_family="2023" if old else "current",
         )
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise CheckpointError(f"not a checkpoint of the MLIC family: {error}") from error
 
 
-def _fit(model: MlicModel, state: State, path: Path) -> None:
-    """Load a state dict, or say in one message all that does not fit."""
-    own = model.state_dict()
+def _check(own: State, state: State, what_is_wrong: str) -> None:
+    """Say in one message all that does not fit."""
     problems = []
     missing = sorted(k for k in own if k not in state and not _TABLES.search(k))
     unexpected = sorted(k for k in state if k not in own)
@@ -193,9 +201,14 @@ def _fit(model: MlicModel, state: State, path: Path) -> None:
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             problems.append(f"{what}: {shown}")
     if problems:
-        raise CheckpointError(f"{path} does not fit {model.config.variant}: " + "; ".join(problems))
+        raise CheckpointError(f"{what_is_wrong}: " + "; ".join(problems))
+
+
+def _fill(model: MlicModel, state: State) -> None:
+    """Load a state dict that fits, with the tables it has."""
     for key, value in state.items():
         if _TABLES.search(key):
             module, name = key.rsplit(".", 1)
             setattr(model.get_submodule(module), name, torch.empty_like(value))
+    own = model.state_dict()
     model.load_state_dict({k: state.get(k, own[k]).to(own[k].dtype) for k in own})

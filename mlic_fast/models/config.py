@@ -15,6 +15,18 @@ WeightFamily = Literal["current", "2023"]
 MSE_LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483)
 MS_SSIM_LAMBDAS = (2.4, 4.58, 8.73, 16.64, 31.73, 60.5)
 
+#: Fields that hold several widths, and how many.
+_HIDDEN = {
+    "stage_channels": 3,
+    "channel_context_channels": 2,
+    "entropy_parameters_channels": 3,
+    "lrp_channels": 2,
+}
+
+
+def _is_width(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
 
 @dataclass(frozen=True)
 class MlicConfig:
@@ -49,21 +61,27 @@ class MlicConfig:
     lambdas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not any(self.stage_channels):
+        if tuple(self.stage_channels) == (0, 0, 0):
             object.__setattr__(self, "stage_channels", (self.N, self.N, self.N))
         for name in ("N", "M", "slices"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive")
+            if not _is_width(getattr(self, name)):
+                raise ValueError(f"{name} must be a positive integer")
+        for name, length in _HIDDEN.items():
+            widths = getattr(self, name)
+            if len(widths) != length or not all(map(_is_width, widths)):
+                raise ValueError(f"{name} must be {length} positive integers")
         if self.variant not in ("mlic", "mlic_plus", "mlic_plus_plus"):
             raise ValueError(f"unknown variant {self.variant!r}")
+        if self.weight_family not in ("current", "2023"):
+            raise ValueError(f"unknown weight family {self.weight_family!r}")
         if self.M % self.slices:
             raise ValueError(f"M = {self.M} is not divisible by {self.slices} slices")
-        if self.M % 2:
-            raise ValueError("M must be even")
+        if self.slice_channels % 2:
+            raise ValueError("the contexts have two heads: slices need an even number of channels")
         if self.slice_channels % 32 and self.variant != "mlic":
             raise ValueError("the inter-slice context needs slices of a multiple of 32 channels")
-        if list(self.lambdas) != sorted(set(self.lambdas)):
-            raise ValueError("lambdas must increase")
+        if list(self.lambdas) != sorted(set(self.lambdas)) or not all(x > 0 for x in self.lambdas):
+            raise ValueError("lambdas must be positive and increase")
 
     @property
     def slice_channels(self) -> int:

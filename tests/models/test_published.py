@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mlic_fast.models import MLIC, PRESETS, MLICPlus, MLICPlusPlus, MlicModel, create_model
+from mlic_fast.models import MLIC, PRESETS, MlicModel, MLICPlus, MLICPlusPlus, create_model
 from mlic_fast.models import load_checkpoint as load
 
 
