@@ -1,0 +1,313 @@
+"""Checkpoints: every supported kind gives the same model, anything else a CheckpointError."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lively import SMALL, lively_model
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mlic_fast.errors import CheckpointError
+from mlic_fast.models import MlicConfig, MlicModel, load_checkpoint, save_checkpoint
+from mlic_fast.models.checkpoints import CONFIG_KEY
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def plus_plus(small_models: dict[str, MlicModel]) -> MlicModel:
+    return small_models["mlic_plus_plus"]
+
+
+def assert_same(actual: MlicModel, expected: MlicModel) -> None:
+    assert actual.config == expected.config
+    assert not actual.training
+    own, other = actual.state_dict(), expected.state_dict()
+    assert own.keys() == other.keys()
+    for name, value in other.items():
+        if value.numel() and own[name].numel():  # tables may not be made yet
+            assert torch.equal(own[name], value), name
+
+
+# -- files that fit --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*sorted(SMALL), "variable", "2023"])
+def test_own_files(name: str, tmp_path: Path) -> None:
+    config = {
+        **SMALL,
+        "variable": replace(SMALL["mlic_plus"], lambdas=(0.1, 0.2)),
+        "2023": replace(SMALL["mlic_plus_plus"], weight_family="2023"),
+    }[name]
+    model = lively_model(config).eval()
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    assert_same(load_checkpoint(tmp_path / "model.safetensors"), model)
+
+
+def test_half_precision_files_give_float32_models(plus_plus: MlicModel, tmp_path: Path) -> None:
+    path = tmp_path / "half.safetensors"
+    state = plus_plus.state_dict()
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    save_file(half, path, metadata={CONFIG_KEY: plus_plus.config.to_json()})
+    loaded = load_checkpoint(path)
+    for (name, own), value in zip(loaded.named_parameters(), plus_plus.parameters(), strict=True):
+        assert own.dtype == torch.float32
+        assert torch.equal(own, value.half().float()), name
+
+
+def as_bare(state: State) -> Any:
+    return state
+
+
+def as_public(state: State) -> Any:
+    """As the public code saves it, from several GPUs."""
+    wrapped = {f"module.{k}": v for k, v in state.items()}
+    return {
+        "epoch": 3,
+        "state_dict": wrapped,
+        "loss": torch.tensor(1.5),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999)}]},
+        "aux_optimizer": {},
+        "lr_scheduler": {"milestones": {1: 2}},
+    }
+
+
+def as_old_compressai(state: State) -> Any:
+    """Before CompressAI 1.2.7: entropy_bottleneck._matrix0 and so on."""
+    singular = {"matrices": "_matrix", "biases": "_bias", "factors": "_factor"}
+    return {
+        "state_dict": {
+            re.sub(
+                r"\.(matrices|biases|factors)\.(\d)$", lambda m: f".{singular[m[1]]}{m[2]}", k
+            ): v
+            for k, v in state.items()
+        }
+    }
+
+
+def as_compressai(state: State) -> Any:
+    """CompressAI's own MLIC++: other places, the same weights."""
+    places = {
+        "channel_context": "channel_context.y{}.channel_part",
+        "global_inter_context": "channel_context.y{}.global_inter_part",
+        "local_context": "latent_codec.y{}.spatial_context_nonanchor",
+        "global_intra_context": "latent_codec.y{}.intra_channel_context_nonanchor",
+        "entropy_parameters_anchor": "latent_codec.y{}.entropy_parameters_anchor",
+        "entropy_parameters_nonanchor": "latent_codec.y{}.entropy_parameters_nonanchor",
+        "lrp_anchor": "latent_codec.y{}.lrp_anchor",
+        "lrp_nonanchor": "latent_codec.y{}.lrp_nonanchor",
+    }
+    renamed = {}
+    for key, value in state.items():
+        root, _, rest = key.partition(".")
+        if root in places:
+            index, _, rest = rest.partition(".")
+            key = f"latent_codec.y.{places[root].format(index)}.{rest}"
+        elif root in ("h_a", "h_s"):
+            key = f"latent_codec.{key}"
+        elif root == "entropy_bottleneck":
+            key = f"latent_codec.z.{key}"
+        elif root == "gaussian_conditional":
+            for i in range(SMALL["mlic_plus_plus"].slices):
+                renamed[f"latent_codec.y.latent_codec.y{i}.y.gaussian_conditional.{rest}"] = value
+            continue
+        renamed[key] = value
+    return renamed
+
+
+@pytest.mark.parametrize("shape", [as_bare, as_public, as_old_compressai, as_compressai])
+@pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
+def test_foreign_files(
+    plus_plus: MlicModel, tmp_path: Path, shape: Callable[[State], Any], container: str
+) -> None:
+    path = tmp_path / "foreign.pth.tar"
+    content = shape(plus_plus.state_dict())
+    if container == "safetensors":
+        content = content.get("state_dict", content)
+        content = {k.removeprefix("module."): v.clone() for k, v in content.items()}
+        save_file(content, path)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=container == "zip")
+    assert_same(load_checkpoint(path), plus_plus)
+
+
+def test_foreign_file_of_the_2023_family(tmp_path: Path) -> None:
+    # Its hidden widths follow from the others; those of a configuration are not used.
+    config = replace(SMALL["mlic_plus_plus"], weight_family="2023", lrp_channels=(224, 128))
+    model = lively_model(config).eval()
+    torch.save(as_public(model.state_dict()), tmp_path / "old.pth.tar")
+    assert_same(load_checkpoint(tmp_path / "old.pth.tar"), model)
+
+
+@pytest.mark.usefixtures("compressai_installed")
+def test_published_tables_are_kept(plus_plus: MlicModel, tmp_path: Path) -> None:
+    model = lively_model(plus_plus.config)
+    model.update()
+    torch.save(as_public(model.state_dict()), tmp_path / "updated.pth.tar")
+    loaded = load_checkpoint(tmp_path / "updated.pth.tar")
+    assert loaded.entropy_bottleneck.tables() == model.entropy_bottleneck.tables()
+    assert loaded.gaussian_conditional.tables() == model.gaussian_conditional.tables()
+
+
+# -- files that do not -----------------------------------------------------------------------
+
+
+def test_all_that_does_not_fit_is_named(plus_plus: MlicModel, tmp_path: Path) -> None:
+    state = dict(plus_plus.state_dict())
+    del state["lrp_anchor.1.lrp_transform.2.bias"]
+    state["h_a.reduction.9.weight"] = torch.zeros(1)
+    state["g_s.synthesis_transform.2.conv1.weight"] = torch.zeros(3, 4)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path / "x.pth")
+    message = str(caught.value)
+    assert "missing: lrp_anchor.1.lrp_transform.2.bias" in message
+    assert "unexpected: h_a.reduction.9.weight" in message
+    assert "g_s.synthesis_transform.2.conv1.weight [3, 4] instead of [16, 16, 3, 3]" in message
+
+
+def test_a_long_list_is_cut(plus_plus: MlicModel, tmp_path: Path) -> None:
+    state = plus_plus.state_dict()
+    state |= {f"decoder.{i}": torch.zeros(1) for i in range(500)}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="and 492 more") as caught:
+        load_checkpoint(tmp_path / "x.pth")
+    assert len(str(caught.value)) < 1000
+
+
+class Trap:
+    """Runs code where a file is unpickled without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("container", ["pickle", "zip", "legacy"])
+def test_code_in_a_file_is_not_run(tmp_path: Path, container: str) -> None:
+    path, harm = tmp_path / "trap.pth", tmp_path / "harm"
+    if container == "pickle":
+        path.write_bytes(pickle.dumps({"state_dict": Trap(harm)}))
+    else:
+        torch.save(
+            {"state_dict": Trap(harm)}, path, _use_new_zipfile_serialization=container == "zip"
+        )
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not harm.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [1, 2],
+        {"state_dict": None},
+        {"state_dict": {"a": 1}},
+        {0: torch.zeros(1)},
+        {"conv.weight": torch.zeros(2, 2)},
+        torch.zeros(3),
+        {"lrp_anchor.999999999.lrp_transform.0.weight": torch.zeros(1)},
+    ],
+)
+def test_foreign_content(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+def test_odd_shapes_in_a_file(plus_plus: MlicModel, tmp_path: Path) -> None:
+    """Sizes that no configuration has, where the configuration is read from."""
+    for name in (
+        "h_a.reduction.0.weight",
+        "g_a.analysis_transform.6.weight",
+        "g_a.analysis_transform.0.conv1.weight",
+        "channel_context.1.fushion.0.weight",
+        "entropy_parameters_anchor.0.fusion.0.weight",
+        "lrp_anchor.0.lrp_transform.0.weight",
+    ):
+        for value in (torch.tensor(1.0), torch.zeros(0, 3), torch.zeros(7, 3, 1, 1)):
+            torch.save(plus_plus.state_dict() | {name: value}, tmp_path / "x.pth")
+            with pytest.raises(CheckpointError):
+                load_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"N": 1.5}',
+        '{"N": "16"}',
+        '{"N": -1}',
+        '{"colour": 1}',
+        '{"stage_channels": [1, 2]}',
+        '{"stage_channels": [1, 0, 2]}',
+        '{"lrp_channels": []}',
+        '{"lrp_channels": 7}',
+        '{"lambdas": ["a"]}',
+        '{"lambdas": 3}',
+        '{"variant": "mlic", "M": 6, "slices": 2}',
+        '{"weight_family": "2022"}',
+    ],
+)
+def test_damaged_configurations(plus_plus: MlicModel, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(plus_plus.state_dict(), path, metadata={CONFIG_KEY: text})
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+
+
+def test_configuration_round_trip() -> None:
+    for config in (*SMALL.values(), replace(SMALL["mlic"], lambdas=(0.1, 0.25))):
+        assert MlicConfig.from_json(config.to_json()) == config
+
+
+def test_what_is_not_a_file(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing.pth", tmp_path / "nothing" / "x.pth"):
+        with pytest.raises(CheckpointError, match=re.escape(str(path))):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_damaged_files(tmp_path: Path, kind: str) -> None:
+    """Cut short, or overwritten at the front, in the middle, at the end."""
+    config = replace(SMALL["mlic"], N=2, M=2, slices=1, stage_channels=(1, 1, 1))
+    model = lively_model(config).eval()
+    path = tmp_path / "x"
+    if kind == "safetensors":
+        save_checkpoint(model, path)
+    else:
+        torch.save(model.state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    random = torch.Generator().manual_seed(5)
+
+    def number(limit: int) -> int:
+        return int(torch.randint(limit, (1,), generator=random))
+
+    damaged = [whole[: number(len(whole))] for _ in range(40)]
+    damaged += [b"", b"\0", b"PK\x03\x04", b"\x80\x02.", b"hello" * 9, whole[:8]]
+    for _ in range(40):
+        data = bytearray(whole)
+        for _ in range(1 + number(8)):
+            data[number(min(len(data), 2000))] = number(256)
+        damaged.append(bytes(data))
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            load_checkpoint(path)
+        except CheckpointError as error:
+            assert str(error)
