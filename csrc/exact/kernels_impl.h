@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "exact/constants.h"
 #include "exact/kernels.h"
@@ -15,6 +16,8 @@
 #else
 #define MLIC_UNROLL _Pragma("GCC unroll 32")
 #endif
+#define MLIC_LAMBDA __attribute__((always_inline))
+#define MLIC_INLINE __attribute__((always_inline)) inline
 
 namespace mlic::exact {
 namespace {
@@ -68,30 +71,41 @@ inline I quantise(F r, F scale) { return S::round(clamp(S::mul(r, scale), kActiv
 
 // ---- Products ----
 
-// acc[p][v] += sum over 2 * pairs integers of x[p] and of column vector v of packed weights.
-template <int P, int V>
-inline void dot(I (&acc)[P][V], const int16_t* const (&x)[P], ptrdiff_t pairs, const int16_t* w,
-                ptrdiff_t w_step) {
-  for (ptrdiff_t i = 0; i < pairs; ++i, w += w_step) {
-    I column[V];
-    MLIC_UNROLL
-    for (int v = 0; v < V; ++v) column[v] = S::load_pairs(w + 2 * W * v);
-    MLIC_UNROLL
-    for (int p = 0; p < P; ++p) {
-      const I pair = S::set_pair(x[p] + 2 * i);
-      MLIC_UNROLL
-      for (int v = 0; v < V; ++v) acc[p][v] = S::dot(acc[p][v], pair, column[v]);
-    }
+// f(0), .., f(N - 1), each with a constant. Unlike a loop this is unrolled before the compiler
+// decides which arrays can live in registers.
+template <int N, class Function>
+MLIC_INLINE void unroll(const Function& f) {
+  if constexpr (N > 0) {
+    unroll<N - 1>(f);
+    f(std::integral_constant<int, N - 1>{});
   }
 }
 
 template <int P, int V>
-inline void clear(I (&acc)[P][V]) {
-  MLIC_UNROLL
-  for (int p = 0; p < P; ++p) {
-    MLIC_UNROLL
-    for (int v = 0; v < V; ++v) acc[p][v] = S::zero();
+MLIC_INLINE void clear(I (&acc)[P][V]) {
+  unroll<P * V>([&](auto i) MLIC_LAMBDA { acc[i / V][i % V] = S::zero(); });
+}
+
+template <int P, int V>
+MLIC_INLINE void copy(const I (&from)[P][V], I (&to)[P][V]) {
+  unroll<P * V>([&](auto i) MLIC_LAMBDA { to[i / V][i % V] = from[i / V][i % V]; });
+}
+
+// acc[p][v] += sum over 2 * pairs integers of x[p] and of column vector v of packed weights.
+template <int P, int V>
+MLIC_INLINE void dot(I (&acc)[P][V], const int16_t* const (&x)[P], ptrdiff_t pairs,
+                     const int16_t* w, ptrdiff_t w_step) {
+  I sums[P][V];
+  copy(acc, sums);
+  for (ptrdiff_t i = 0; i < pairs; ++i, w += w_step) {
+    I column[V];
+    unroll<V>([&](auto v) MLIC_LAMBDA { column[v] = S::load_pairs(w + 2 * W * v); });
+    unroll<P>([&](auto p) MLIC_LAMBDA {
+      const I pair = S::set_pair(x[p] + 2 * i);
+      unroll<V>([&](auto v) MLIC_LAMBDA { sums[p][v] = S::dot(sums[p][v], pair, column[v]); });
+    });
   }
+  copy(sums, acc);
 }
 
 // r += float(acc) * m for one input at positions n[p].
@@ -111,13 +125,12 @@ inline void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P]
     for (int p = 0; p < P; ++p) x[p] += s.row_stride;
   }
   const ptrdiff_t first = ptrdiff_t{group} * kGroup;
-  MLIC_UNROLL
-  for (int v = 0; v < V; ++v) {
+  unroll<V>([&](auto v) MLIC_LAMBDA {
     const ptrdiff_t o = first + v * W;
     const F m = S::load(s.multipliers + o, c.outputs - o);
-    MLIC_UNROLL
-    for (int p = 0; p < P; ++p) r[p][v] = S::add(r[p][v], S::mul(S::to_float(acc[p][v]), m));
-  }
+    unroll<P>([&](auto p)
+                  MLIC_LAMBDA { r[p][v] = S::add(r[p][v], S::mul(S::to_float(acc[p][v]), m)); });
+  });
 }
 
 // P positions from `begin` on (of which `count` exist) times V vectors of outputs from `group` on.
@@ -542,24 +555,22 @@ int64_t peak(int64_t iterations) {
   constexpr int P = S::rows;
   constexpr int V = S::tile_groups * kGroupVectors;
   I acc[P][V];
-  clear(acc);
-  I x[P];
+  I x = S::set(1);
   I column[V];
-  for (int p = 0; p < P; ++p) x[p] = S::set(p);
-  for (int v = 0; v < V; ++v) column[v] = S::set(v);
+  clear(acc);
+  unroll<V>([&](auto v) MLIC_LAMBDA {
+    column[v] = S::set(v);
+    S::opaque(column[v]);
+  });
   for (int64_t i = 0; i < iterations; ++i) {
-    MLIC_UNROLL
-    for (int p = 0; p < P; ++p) {
-      MLIC_UNROLL
-      for (int v = 0; v < V; ++v) acc[p][v] = S::dot(acc[p][v], x[p], column[v]);
-    }
-    asm volatile("" : "+m"(x));  // or products would be taken out of the loop
+    unroll<P>([&](auto p) MLIC_LAMBDA {
+      S::opaque(x);  // or products would be taken out of the loop
+      unroll<V>([&](auto v) MLIC_LAMBDA { acc[p][v] = S::dot(acc[p][v], x, column[v]); });
+    });
   }
-  int32_t sum = 0;
-  for (int p = 0; p < P; ++p) {
-    for (int v = 0; v < V; ++v) sum ^= S::horizontal_max(acc[p][v]);
-  }
-  return sum == -1 ? 0 : iterations * P * V * 2 * W;
+  I total = S::zero();
+  unroll<P * V>([&](auto i) MLIC_LAMBDA { total = S::add(total, acc[i / V][i % V]); });
+  return S::horizontal_add(total) == -1 ? 0 : iterations * P * V * 2 * W;
 }
 
 constexpr Kernels kKernels = {

@@ -116,6 +116,9 @@ struct Simd {
   }
   static I dot(I a, I x, I y) { return _mm256_add_epi32(a, _mm256_madd_epi16(x, y)); }
 
+  // The compiler takes a to have changed.
+  static void opaque(I& a) { asm volatile("" : "+x"(a)); }
+
   static void add_to(int64_t* p, I a) {
     auto* low = reinterpret_cast<__m256i*>(p);
     auto* high = reinterpret_cast<__m256i*>(p + 4);

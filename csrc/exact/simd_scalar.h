@@ -155,6 +155,9 @@ struct Simd {
     });
   }
 
+  // The compiler takes a to have changed.
+  static void opaque(I& a) { asm volatile("" : "+m"(a)); }
+
   static void add_to(int64_t* p, I a) {
     for (int i = 0; i < width; ++i) p[i] += a.v[i];
   }
