@@ -18,7 +18,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types and formatting"
 	@echo "make format  correct formatting"
-	@echo "make bench   time the range coder against others"
+	@echo "make bench   time the range coder and the kernels of the CPU engine"
 	@echo "make clean   remove .venv and everything that was built"
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py CMakeLists.txt $(CXX_SOURCES)
@@ -47,6 +47,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_coder.py
+	$(BIN)/python benchmarks/bench_exact.py
 
 clean:
 	rm -rf $(VENV) build dist demo mlic_fast.egg-info mlic_fast/_C*.so
