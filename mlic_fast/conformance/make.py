@@ -1,0 +1,179 @@
+"""``python -m mlic_fast.conformance.make [FOLDER]``: makes the golden files.
+
+Only for a new version of the arithmetic or of the format: golden files are never remade to make a
+check pass. Weights are seeded and lively: scales from far below the lowest table to the highest
+one, means of tens. Symbols are drawn about the scales that the model itself predicts, some of them
+escapes, so no image and no float transform is involved. In the stream ``extreme`` the symbols are
+enormous, and activations saturate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from mlic_fast import bitstream
+from mlic_fast.benchmark.weights import seed_weights
+from mlic_fast.coder import SCALES, Encoder
+from mlic_fast.conformance import FOLDER
+from mlic_fast.conformance.golden import Golden, write_golden
+from mlic_fast.conformance.verify import record
+from mlic_fast.engine.arithmetic import SpecOps
+from mlic_fast.engine.digest import latents_digest
+from mlic_fast.engine.exact import SYMBOL_LIMIT
+from mlic_fast.engine.identity import model_identity
+from mlic_fast.engine.pack import FIRST_HYPER_TABLE, pack
+from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.path import code_latents
+from mlic_fast.models import MlicConfig, MlicModel, create_model
+from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.mlic import ALIGNMENT, Transforms
+
+Array = npt.NDArray[np.int32]
+
+#: Widths that no vector length divides.
+_SMALL = MlicConfig(
+    N=20,
+    M=64,
+    slices=2,
+    stage_channels=(8, 8, 8),
+    channel_context_channels=(37, 19),
+    entropy_parameters_channels=(45, 33, 21),
+    lrp_channels=(35, 17),
+)
+CONFIGS = {
+    "mlic": dataclasses.replace(_SMALL, variant="mlic", M=54, slices=3),
+    "mlic_plus": dataclasses.replace(_SMALL, variant="mlic_plus"),
+    "mlic_plus_plus": dataclasses.replace(_SMALL, M=96, slices=3, lambdas=(0.0018, 0.013, 0.0483)),
+    "mlic_plus_plus_2023": dataclasses.replace(_SMALL, weight_family="2023"),
+}
+#: Width, height and quality (where the model has several rates) by name of the stream.
+STREAMS = {
+    "one_pixel": (1, 1, 1),
+    "odd": (77, 131, 60),
+    "wide": (590, 193, 100),
+    "extreme": (65, 64, 50),
+}
+#: Weights of a layer that are not zero, at most.
+_DENSE = 1600
+_ESCAPES = 0.004
+
+
+def main(folder: Path) -> None:
+    for seed, (name, config) in enumerate(CONFIGS.items()):
+        path = folder / f"{name}.zip"
+        write_golden(make_golden(config, seed), path)
+        print(f"{path}  {path.stat().st_size} bytes")
+
+
+def make_golden(config: MlicConfig, seed: int) -> Golden:
+    """A model of seeded weights, its streams and what they decode to."""
+    model = golden_model(config, seed)
+    packed = pack(model)
+    transforms = Transforms(config)
+    transforms.load_state_dict({k: model.state_dict()[k] for k in transforms.state_dict()})
+    streams, expected = {}, {}
+    for number, (name, (width, height, quality)) in enumerate(STREAMS.items()):
+        source = _Drawn(packed, seed=1000 * seed + number, extreme=name == "extreme")
+        payload, lanes = source.encode(-(-height // ALIGNMENT), -(-width // ALIGNMENT))
+        header = bitstream.Header(
+            arithmetic_version=bitstream.EXACT,
+            lanes=lanes,
+            model_id=model_identity(transforms, packed)[: bitstream.MODEL_ID_BYTES],
+            quality=quality if config.rates else 0,
+            width=width,
+            height=height,
+        )
+        streams[name] = bitstream.write(header, payload)
+        expected[name] = record(transforms, packed, SpecOps(packed), streams[name])
+    return Golden(transforms, packed, streams, expected)
+
+
+def golden_model(config: MlicConfig, seed: int) -> MlicModel:
+    """Weights under which every part of the entropy path matters."""
+    model = create_model(config).eval()
+    seed_weights(model, seed, dense=_DENSE)
+    random = np.random.Generator(np.random.PCG64(seed + 100))
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.from_numpy(random.uniform(low, high, shape)).float()
+
+    c = config.slice_channels
+    with torch.no_grad():
+        prior = model.entropy_bottleneck
+        for parameter in [*prior.biases, *prior.factors]:
+            parameter.copy_(uniform(-0.5, 0.5, *parameter.shape))
+        prior.quantiles[:, 0, 1] = uniform(-3, 3, config.N)
+        model.get_parameter("h_s.increase.8.weight")[config.M :] *= 3
+        for name, parameter in model.named_parameters():
+            if name.endswith("relative_position_table"):
+                parameter.copy_(uniform(-2, 2, *parameter.shape))
+            elif name.startswith(("g_a.", "g_s.", "h_a.")):
+                parameter.zero_()  # latents are what is compared
+        for colour in ("anchor", "nonanchor"):
+            for parameters in getattr(model, f"entropy_parameters_{colour}"):
+                last = parameters.fusion[-1]
+                spread = torch.exp(uniform(np.log(0.03), np.log(60), c))
+                last.weight[:c] *= spread.reshape(c, 1, 1, 1)
+                last.bias[:c] = spread * uniform(-1.5, 1, c)
+                last.weight[c:] *= 5
+        # What reads decoded latents, whose values are tens, must not drown the rest.
+        for name, module in model.named_modules():
+            if name.endswith(("fushion.0", "queries.0", "keys.0", "values.0", "convs.0")):
+                module.weight *= 0.1
+            elif name.endswith("lrp_transform.0"):
+                module.weight[:, config.M :] *= 0.1
+            elif name.endswith(("lrp_transform.4", "lrp_transform.6")) and isinstance(
+                module, nn.Conv2d
+            ):
+                module.weight *= 0.7
+    return model
+
+
+class _Drawn:
+    """Draws the symbols of a stream and encodes them: the pass coder of an encoder without y."""
+
+    def __init__(self, packed: PackedModel, seed: int, extreme: bool) -> None:
+        self._packed = packed
+        self._extreme = extreme
+        self._random = np.random.Generator(np.random.PCG64(seed))
+        self._encoder = Encoder(packed.tables)
+
+    def encode(self, height: int, width: int) -> tuple[bytes, int]:
+        """Payload and lanes for z of a size."""
+        config = self._packed.config
+        shape = (1, height, width, config.N)
+        symbols = self._draw(np.full(shape, 10.0))
+        tables = FIRST_HYPER_TABLE + np.arange(config.N)
+        self._add(symbols, np.broadcast_to(tables, shape))
+        slices = code_latents(SpecOps(self._packed), config, symbols, self)
+        y_hat = np.ascontiguousarray(np.moveaxis(np.concatenate(slices, axis=-1), -1, 1))
+        return self._encoder.finish(latents_digest(y_hat)), self._encoder.lanes
+
+    def __call__(
+        self, index: int, parity: Parity, scale_indexes: npt.NDArray[np.uint8], means: object
+    ) -> Array:
+        symbols = self._draw(SCALES[scale_indexes].astype(np.float64))
+        self._add(symbols, scale_indexes)
+        return symbols
+
+    def _draw(self, scales: npt.NDArray[np.float64]) -> Array:
+        x = self._random.standard_normal(scales.shape) * scales
+        far = x * np.minimum(50, np.maximum(100 / scales, 1))
+        x = np.where(self._random.random(scales.shape) < _ESCAPES, far, x)
+        if self._extreme:
+            x = np.where(self._random.random(scales.shape) < 0.05, x * 1e6, x)
+        return np.clip(np.rint(x), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
+
+    def _add(self, symbols: Array, indexes: npt.NDArray[np.integer]) -> None:
+        self._encoder.encode(np.moveaxis(symbols, -1, 1), np.moveaxis(indexes, -1, 1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)

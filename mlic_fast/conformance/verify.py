@@ -1,0 +1,116 @@
+"""Decoding streams with every engine and comparing everything with ``==``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlic_fast import bitstream
+from mlic_fast.codec import Codec
+from mlic_fast.coder import Encoder
+from mlic_fast.conformance.engines import backends, create_ops
+from mlic_fast.conformance.golden import Expected, read_golden
+from mlic_fast.conformance.recorder import Recorder
+from mlic_fast.engine.arithmetic import SpecOps
+from mlic_fast.engine.digest import latents_digest
+from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.pack import FIRST_HYPER_TABLE
+from mlic_fast.engine.packed import PackedModel
+from mlic_fast.errors import MlicError
+from mlic_fast.models.mlic import Transforms
+
+
+@dataclass(frozen=True)
+class Check:
+    """One stream decoded by one backend; ``problem`` says what differs first, None if nothing."""
+
+    file: str
+    stream: str
+    backend: str
+    problem: str | None
+
+
+def verify_golden(path: str | os.PathLike[str], engines: Sequence[str] = ()) -> Iterator[Check]:
+    """Every stream of a golden file, with every engine.
+
+    Raises CheckpointError for a file that is no golden file, EngineError for an unknown engine.
+    """
+    golden = read_golden(path)
+    ops = {backend: create_ops(backend, golden.packed) for backend in backends(engines)}
+    for stream, data in golden.streams.items():
+        for backend in ops:
+            try:
+                found = record(golden.model, golden.packed, ops[backend], data)
+                problem = _first_difference(golden.expected[stream], found)
+            except MlicError as error:
+                problem = str(error)
+            yield Check(str(path), stream, backend, problem)
+
+
+def verify_stream(
+    path: str | os.PathLike[str],
+    model: Transforms,
+    packed: PackedModel,
+    engines: Sequence[str] = (),
+) -> Iterator[Check]:
+    """An ordinary stream: it decodes with every engine, to the same latents."""
+    data = Path(path).read_bytes()
+    first: tuple[str, Tensor] | None = None
+    for backend in backends(engines):
+        problem = None
+        try:
+            y_hat = _codec(model, packed, create_ops(backend, packed)).decode_latents(data)
+            if first is None:
+                first = backend, y_hat
+            elif not torch.equal(y_hat.view(torch.int32), first[1].view(torch.int32)):
+                problem = f"the latents differ from those of {first[0]}"
+        except MlicError as error:
+            problem = str(error)
+        yield Check(str(path), Path(path).stem, backend, problem)
+
+
+def record(model: Transforms, packed: PackedModel, ops: SpecOps, data: bytes) -> Expected:
+    """Decode a stream and hash everything on the way; then code its symbols again.
+
+    Raises what :meth:`Codec.decode_latents` raises.
+    """
+    recorder = Recorder(ops)
+    y_hat = _codec(model, packed, recorder).decode_latents(data)
+    recorder.latents(y_hat[None], packed.config.slices)
+    digest = latents_digest(y_hat)
+    encoded = _encode_again(packed, recorder, data, digest)
+    return {
+        **recorder.hashes,
+        "digest": f"{digest:08x}",
+        "encoded again": "the same" if encoded == data else "other bytes",
+    }
+
+
+def _encode_again(packed: PackedModel, recorder: Recorder, data: bytes, digest: int) -> bytes:
+    header, _ = bitstream.read(data)
+    encoder = Encoder(packed.tables)
+    tables = FIRST_HYPER_TABLE + np.arange(packed.config.N)
+    indexes = [np.broadcast_to(tables, recorder.symbols[0].shape), *recorder.indexes]
+    for symbols, table in zip(recorder.symbols, indexes, strict=True):
+        encoder.encode(np.moveaxis(symbols, -1, 1), np.moveaxis(table, -1, 1))
+    return bitstream.write(header, encoder.finish(digest))
+
+
+def _codec(model: Transforms, packed: PackedModel, ops: Any) -> Codec:
+    engine = ExactEngine(model, packed, ops, "exact", torch.float32)
+    return Codec(model, packed, torch.device("cpu"), engine)
+
+
+def _first_difference(expected: Expected, found: Expected) -> str | None:
+    """The first of what is expected that was not found."""
+    for name, value in expected.items():
+        if found.get(name) != value:
+            return f"{name}: {found.get(name, 'nothing')} instead of {value}"
+    return None
