@@ -1,9 +1,9 @@
 """Speed of the convolution kernels of the CPU engine, beside the peak of the machine.
 
 Layers are those of the full-size MLIC++ at 768x512 (latents 32x48). The best of several runs, in
-processor time of the thread unless there are several threads; a GMAC is 10^9 products of a weight and
-an activation. The peak is that of the instruction which multiplies, in a loop that touches registers
-alone.
+processor time of the thread unless there are several threads; a GMAC is 10^9 products of a weight
+and an activation. The peak is that of the instruction which multiplies, in a loop that touches
+registers alone.
 
     python benchmarks/bench_exact.py [--isa avx512 avx2 scalar] [--repeat 7] [--threads 1]
 """
@@ -97,6 +97,7 @@ def convolution(shape: Shape, isa: str, threads: int) -> Callable[[], None]:
             inputs,
             weights,
             scales,
+            [2.0**-8] * len(inputs),
             at=1 if shape.half else -1,
             bias=bias,
             partial=None,
