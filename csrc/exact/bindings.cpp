@@ -140,11 +140,12 @@ class Kernels {
 
   void conv(const std::vector<py::array>& inputs,
             const std::vector<std::shared_ptr<exact::Weights>>& weights,
-            const std::vector<py::array>& multipliers, int at, const Array& bias,
-            const Array& partial, bool gelu, const Array& residual, float residual_scale,
-            py::array out, float out_scale) const {
-    require(inputs.size() == weights.size() && inputs.size() == multipliers.size(),
-            "inputs, weights and multipliers differ in number");
+            const std::vector<py::array>& scales, const std::vector<float>& units, int at,
+            const Array& bias, const Array& partial, bool gelu, const Array& residual,
+            float residual_scale, py::array out, float out_scale) const {
+    require(inputs.size() == weights.size() && inputs.size() == scales.size() &&
+                inputs.size() == units.size(),
+            "inputs, weights, scales and units differ in number");
     require(out.ndim() == 4, "the output must be [B, H, W, O]");
     require(bias.has_value() != partial.has_value(), "either a bias or a partial sum is needed");
     const Shape shape = shape_of(out);
@@ -154,18 +155,18 @@ class Kernels {
     const py::ssize_t width = shape[2] * (positions == exact::Positions::kAll ? 1 : 2);
 
     std::vector<ActView> views;
-    std::vector<Contiguous<float>> scales;
+    std::vector<Contiguous<float>> contiguous_scales;
     views.reserve(inputs.size());
-    scales.reserve(inputs.size());
+    contiguous_scales.reserve(inputs.size());
     std::vector<exact::Input> list;
     for (size_t i = 0; i < inputs.size(); ++i) {
       require(weights[i] != nullptr, "weights are missing");
       views.emplace_back(inputs[i], "an input");
-      scales.emplace_back(multipliers[i], Shape{outputs}, "multipliers");
+      contiguous_scales.emplace_back(scales[i], Shape{outputs}, "scales");
       require_shape(inputs[i], {shape[0], shape[1], width, weights[i]->channels()}, "an input");
       require(weights[i]->outputs() == outputs, "weights and output differ in channels");
       require(weights[i]->kernel() == weights[0]->kernel(), "weights differ in kernel size");
-      list.push_back({views[i].act(), weights[i].get(), scales[i].data()});
+      list.push_back({views[i].act(), weights[i].get(), contiguous_scales[i].data(), units[i]});
     }
 
     exact::Conv c{};
@@ -200,12 +201,12 @@ class Kernels {
     run_.conv(list, positions, count, c);
   }
 
-  void depthwise(const py::array& x, const py::array& weights, const py::array& multipliers,
+  void depthwise(const py::array& x, const py::array& weights, const py::array& scales, float unit,
                  const py::array& bias, bool gelu, py::array out, float out_scale) const {
     const ActView view(x, "the input");
     const exact::Act& act = view.act();
     const Contiguous<int16_t> w(weights, {3, 3, act.channels}, "weights");
-    const Contiguous<float> m(multipliers, {act.channels}, "multipliers");
+    const Contiguous<float> s(scales, {act.channels}, "scales");
     const Contiguous<float> b(bias, {act.channels}, "the bias");
     exact::Depthwise d{};
     d.x = act.data;
@@ -214,7 +215,8 @@ class Kernels {
     d.width = act.width;
     d.channels = act.channels;
     d.bias = b.data();
-    d.multipliers = m.data();
+    d.scales = s.data();
+    d.unit = unit;
     d.gelu = gelu;
     d.out = output<int16_t>(out, shape_of(x), "the output");
     d.out_scale = out_scale;
@@ -361,10 +363,10 @@ void bind_exact(py::module_& parent) {
 
   py::class_<Kernels>(m, "Kernels")
       .def(py::init<const std::string&, int>(), "isa"_a, "threads"_a)
-      .def("conv", &Kernels::conv, "inputs"_a, "weights"_a, "multipliers"_a, py::kw_only(), "at"_a,
-           "bias"_a, "partial"_a, "gelu"_a, "residual"_a, "residual_scale"_a, "out"_a,
+      .def("conv", &Kernels::conv, "inputs"_a, "weights"_a, "scales"_a, "units"_a, py::kw_only(),
+           "at"_a, "bias"_a, "partial"_a, "gelu"_a, "residual"_a, "residual_scale"_a, "out"_a,
            "out_scale"_a)
-      .def("depthwise", &Kernels::depthwise, "x"_a, "weights"_a, "multipliers"_a, "bias"_a,
+      .def("depthwise", &Kernels::depthwise, "x"_a, "weights"_a, "scales"_a, "unit"_a, "bias"_a,
            py::kw_only(), "gelu"_a, "out"_a, "out_scale"_a)
       .def("layer_norm", &Kernels::layer_norm, "x"_a, "gain"_a, "bias"_a, py::kw_only(),
            "epsilon"_a, "out"_a, "out_scale"_a)

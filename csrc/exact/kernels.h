@@ -38,7 +38,8 @@ struct Segment {
   ptrdiff_t row_stride;
   ptrdiff_t pairs;
   const int16_t* weights;
-  const float* multipliers;  // [outputs]
+  const float* scales;  // of the weights, [outputs]
+  float unit;           // of x: the multiplier of an output is its scale * unit
 };
 
 struct Conv {
@@ -65,7 +66,8 @@ struct Depthwise {
   ptrdiff_t height, width, channels;
   const int32_t* weights;  // [9, channels], each in 0 .. 65535: the bits of an int16
   const float* bias;
-  const float* multipliers;
+  const float* scales;
+  float unit;
   bool gelu;
   const int16_t* zeros;  // [channels]
   int16_t* out;

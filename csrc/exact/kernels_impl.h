@@ -127,7 +127,7 @@ inline void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P]
   const ptrdiff_t first = ptrdiff_t{group} * kGroup;
   unroll<V>([&](auto v) MLIC_LAMBDA {
     const ptrdiff_t o = first + v * W;
-    const F m = S::load(s.multipliers + o, c.outputs - o);
+    const F m = S::mul(S::load(s.scales + o, c.outputs - o), S::set(s.unit));
     unroll<P>([&](auto p)
                   MLIC_LAMBDA { r[p][v] = S::add(r[p][v], S::mul(S::to_float(acc[p][v]), m)); });
   });
@@ -221,7 +221,7 @@ void depthwise(const Depthwise& d, ptrdiff_t row) {
         const I weight = S::load(d.weights + tap * d.channels + c, left);
         acc = S::dot(acc, S::widen(taps[tap] + c, left), weight);
       }
-      const F m = S::load(d.multipliers + c, left);
+      const F m = S::mul(S::load(d.scales + c, left), S::set(d.unit));
       F r = S::add(S::load(d.bias + c, left), S::mul(S::to_float(acc), m));
       if (d.gelu) r = gelu(r);
       S::narrow(d.out + (row * d.width + x) * d.channels + c, quantise(r, scale), left);

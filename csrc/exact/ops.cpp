@@ -211,8 +211,8 @@ void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t posi
   for (const Input& input : inputs) {
     const Act& x = input.x;
     const ptrdiff_t channels = input.weights->padded_channels();
-    Segment segment{x.data,           x.stride, 0, c.rows * channels / 2, input.weights->data(),
-                    input.multipliers};
+    Segment segment{x.data,       x.stride,  0, c.rows * channels / 2, input.weights->data(),
+                    input.scales, input.unit};
     if (border > 0 || channels != x.channels) {
       const ptrdiff_t rows = x.batch * (x.height + 2 * border);
       const ptrdiff_t row = (x.width + 2 * border) * channels;

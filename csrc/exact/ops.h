@@ -24,7 +24,8 @@ enum class Positions { kAll = -1, kNonAnchors = 0, kAnchors = 1 };
 struct Input {
   Act x;
   const Weights* weights;
-  const float* multipliers;
+  const float* scales;
+  float unit;
 };
 
 struct Runner {

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from mlic_fast._C import exact
@@ -62,11 +61,6 @@ def instruction_set(name: str | None = None) -> str:
     return name
 
 
-def _new(shape: Sequence[int], dtype: Any) -> npt.NDArray[Any]:
-    """Memory for a result; the kernels write all of it."""
-    return np.empty(shape, dtype)
-
-
 class CpuOps(SpecOps):
     """The operations of the entropy path on C++ kernels; layouts are inherited.
 
@@ -103,7 +97,7 @@ class CpuOps(SpecOps):
 
     def quantise(self, r: Float, out: str) -> Act:
         exponent = self.exponents[out]
-        q = _new(r.shape, np.int16)
+        q = np.empty(r.shape, np.int16)
         self._kernels.quantise(r, out=q, out_scale=power_of_two(exponent))
         return Act(q, exponent)
 
@@ -137,15 +131,13 @@ class CpuOps(SpecOps):
         else:
             raise ValueError("a convolution needs an input or a partial sum")
         exponent = 0 if out is None else self.exponents[out]
-        r = _new((*shape, outputs), np.float32 if out is None else np.int16)
+        r = np.empty((*shape, outputs), np.float32 if out is None else np.int16)
         added = residual.q if isinstance(residual, Act) else residual
         self._kernels.conv(
             [x.q for x in inputs],
             self._weights[layer][used],
-            [
-                segment.scale * power_of_two(-x.exponent)
-                for x, segment in zip(inputs, weights.segments[used], strict=True)
-            ],
+            [segment.scale for segment in weights.segments[used]],
+            [power_of_two(-x.exponent) for x in inputs],
             at=_ALL_POSITIONS if at is None else int(at),
             bias=weights.bias if partial is None else None,
             partial=partial,
@@ -160,11 +152,12 @@ class CpuOps(SpecOps):
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
         weights = self.layers[layer]
         exponent = self.exponents[out]
-        q = _new(x.q.shape, np.int16)
+        q = np.empty(x.q.shape, np.int16)
         self._kernels.depthwise(
             x.q,
             self._taps[layer],
-            weights.segments[0].scale * power_of_two(-x.exponent),
+            weights.segments[0].scale,
+            power_of_two(-x.exponent),
             weights.bias,
             gelu=activation,
             out=q,
@@ -177,7 +170,7 @@ class CpuOps(SpecOps):
     def layer_norm(self, layer: str, x: Act, out: str) -> Act:
         weights = self.layers[layer]
         exponent = self.exponents[out]
-        q = _new(x.q.shape, np.int16)
+        q = np.empty(x.q.shape, np.int16)
         epsilon = f32(1e-5 * x.q.shape[-1] ** 2) * power_of_two(2 * x.exponent)
         self._kernels.layer_norm(
             x.q,
@@ -194,7 +187,7 @@ class CpuOps(SpecOps):
         batch, height, width, triple = qkv.q.shape
         depth = triple // 3 // len(bias)
         exponent = self.exponents[out]
-        q = _new((batch, height, width // 2, WINDOW**2 * (triple // 3)), np.int16)
+        q = np.empty((batch, height, width // 2, WINDOW**2 * (triple // 3)), np.int16)
         self._kernels.window_attention(
             qkv.q,
             bias,
@@ -207,7 +200,7 @@ class CpuOps(SpecOps):
 
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
         exponent = self.exponents[out]
-        r: Int16 = _new(q.q.shape, np.int16)
+        r: Int16 = np.empty(q.q.shape, np.int16)
         self._kernels.linear_attention(
             q.q,
             k.q,
@@ -226,7 +219,7 @@ class CpuOps(SpecOps):
     ) -> Act:
         depth = q.q.shape[-1] // heads
         exponent = self.exponents[out]
-        r: Int16 = _new(q.q.shape, np.int16)
+        r: Int16 = np.empty(q.q.shape, np.int16)
         self._kernels.softmax_attention(
             q.q,
             k.q,

@@ -1,0 +1,333 @@
+"""The C++ kernels equal the specification, bit for bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lively import SMALL
+
+from mlic_fast._C import exact
+from mlic_fast.coder import gaussian_tables
+from mlic_fast.engine import arithmetic
+from mlic_fast.engine.arithmetic import Act, SpecOps, f32
+from mlic_fast.engine.cpu import ISA_VARIABLE, CpuOps, instruction_set
+from mlic_fast.engine.packed import Layer, PackedModel, Segment
+from mlic_fast.errors import EngineError
+from mlic_fast.models.checkerboard import Parity
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+LARGEST_SUM = (2**31 - 1) // 4095
+SIZES = [(1, 1, 2), (2, 5, 6), (1, 12, 16)]
+AT = [None, Parity.ANCHOR, Parity.NON_ANCHOR]
+both_sizes_of_head = pytest.mark.parametrize(
+    ("depth", "heads"), [(16, 2), (32, 3), (5, 2), (64, 1)]
+)
+
+rng = np.random.default_rng(7)
+
+
+def act(*shape: int, exponent: int = 8, limit: int = 4095) -> Act:
+    return Act(rng.integers(-limit, limit + 1, shape).astype(np.int16), exponent)
+
+
+def real(*shape: int) -> Any:
+    return rng.standard_normal(shape).astype(f32)
+
+
+def segment(outputs: int, kernel: int, channels: int) -> Segment:
+    w = rng.integers(-16383, 16384, (outputs, kernel, kernel, channels))
+    excess = np.abs(w).sum((1, 2, 3), keepdims=True) / LARGEST_SUM
+    return Segment((w / np.maximum(excess, 1)).astype(np.int16), real(outputs) * f32(1e-4))
+
+
+def packed(**layers: Layer) -> PackedModel:
+    exponents = {"coarse": 5, "fine": 12}
+    return PackedModel(SMALL["mlic_plus_plus"], layers, exponents, gaussian_tables())
+
+
+HOW = [(isa, 1) for isa in exact.instruction_sets()] + [(exact.instruction_sets()[0], 3)]
+
+
+@pytest.fixture(params=HOW, ids=lambda how: f"{how[0]}-{how[1]}")
+def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Instruction set and threads."""
+    isa, threads = request.param
+    return {"isa": isa, "threads": threads}
+
+
+def check(model: PackedModel, how: dict[str, Any], method: str, *args: Any, **kwargs: Any) -> Any:
+    """Runs one operation on both; returns the result."""
+    expected = getattr(SpecOps(model), method)(*args, **kwargs)
+    result = getattr(CpuOps(model, **how), method)(*args, **kwargs)
+    if isinstance(expected, Act):
+        assert result.exponent == expected.exponent
+        expected, result = expected.q, result.q
+    assert result.dtype == expected.dtype and result.shape == expected.shape
+    np.testing.assert_array_equal(result, expected)
+    return result
+
+
+def test_constants_are_those_of_the_specification() -> None:
+    constants = exact.constants()
+    for name, value in constants.items():
+        assert value == pytest.approx(getattr(arithmetic, name), rel=0, abs=0), name
+    assert len(constants["GELU"]) == len(arithmetic.GELU)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (1, 3, 1), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "channels", "outputs"),
+    [(1, (6, 64), 100), (1, (5,), 3), (3, (8, 5), 37), (3, (32,), 64), (5, (3, 2), 17)],
+)
+def test_conv(how: Any, size: Any, kernel: int, channels: Any, outputs: int) -> None:
+    segments = tuple(segment(outputs, kernel, c) for c in channels)
+    model = packed(layer=Layer(real(outputs), segments))
+    inputs = [act(*size, c, exponent=7 + i) for i, c in enumerate(channels)]
+    for at in AT if size[2] % 2 == 0 else [None]:
+        shape = (*size[:2], size[2] if at is None else size[2] // 2, outputs)
+        check(model, how, "conv", "layer", inputs, at=at)
+        check(model, how, "conv", "layer", inputs[:1], at=at, activation=True, out="coarse")
+        for residual in (real(*shape), act(*shape), act(*shape[:3], outputs + 3)):
+            if isinstance(residual, Act):
+                residual = Act(residual.q[..., :outputs], residual.exponent)
+            kwargs = {"at": at, "activation": True, "residual": residual}
+            check(model, how, "conv", "layer", inputs, out="fine", **kwargs)
+            check(model, how, "conv", "layer", inputs[1:], partial=real(*shape), **kwargs)
+
+
+def test_conv_reaches_the_ends_of_int32(how: Any) -> None:
+    """Every product at its largest, in sums that just fit; and sums that pass through 2^31."""
+    w = np.zeros((20, 1, 1, 66), np.int16)
+    w[..., :32] = 16383
+    w[..., 32] = LARGEST_SUM - 32 * 16383
+    w[1::2] *= -1
+    x = Act(np.full((1, 2, 2, 66), 4095, np.int16), 0)
+    x.q[:, 1] *= -1
+    model = packed(layer=Layer(np.zeros(20, f32), (Segment(w, np.ones(20, f32)),)))
+    result = check(model, how, "conv", "layer", [x])
+    assert np.abs(result).min() == f32(4095 * LARGEST_SUM)
+    check(model, how, "conv", "layer", [x], activation=True, out="fine")
+
+
+def test_conv_takes_any_float(how: Any) -> None:
+    """Saturation, infinities and not-a-number give defined activations."""
+    model = packed(layer=Layer(np.zeros(9, f32), (segment(9, 1, 4),)))
+    partial = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0, 7.5, 2.5], f32)
+    partial = np.broadcast_to(partial, (1, 2, 2, 9))
+    with np.errstate(all="ignore"):
+        for activation in (False, True):
+            check(
+                model, how, "conv", "layer", [], partial=partial, activation=activation, out="fine"
+            )
+
+
+def test_views(how: Any) -> None:
+    """Channel slices, other strides and odd addresses give what copies give."""
+    model = packed(
+        layer=Layer(real(20), (segment(20, 3, 6),)),
+        pointwise=Layer(real(20), (segment(20, 1, 6),)),
+        depthwise=Layer(real(6), (segment(6, 3, 1),)),
+    )
+    wide = act(2, 4, 6, 11).q
+    odd = np.zeros(2 * 4 * 6 * 6 * 2 + 1, np.uint8)[1:].view(np.int16).reshape(2, 4, 6, 6)
+    odd[:] = wide[..., 5:]
+    views = [
+        wide[..., 3:9],
+        wide[..., 5:],
+        wide[..., :6].transpose(0, 2, 1, 3),
+        wide[:, ::2, :, 1:7],
+        wide[..., ::-2],
+        np.broadcast_to(wide[:, :1, :, :6], (2, 4, 6, 6)),
+        odd,
+    ]
+    for view in views:
+        x = Act(view, 8)
+        check(model, how, "conv", "layer", [x], at=Parity.ANCHOR, out="coarse")
+        check(model, how, "conv", "pointwise", [x], residual=real(2, *view.shape[1:3], 20))
+        check(model, how, "depthwise", "depthwise", x, out="coarse")
+        check(model, how, "linear_attention", x, x, x, 2, "fine")
+        check(model, how, "softmax_attention", x, x, x, 2, "fine", exclude=True)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (1, 3, 1), (1, 1, 1)], ids=str)
+def test_elementwise_over_channels(how: Any, size: Any) -> None:
+    for channels in (5, 16, 37):
+        model = packed(
+            depthwise=Layer(real(channels), (segment(channels, 3, 1),)),
+            norm=Layer(real(channels), (), real(channels)),
+        )
+        x = act(*size, channels)
+        check(model, how, "depthwise", "depthwise", x, out="coarse")
+        check(model, how, "depthwise", "depthwise", x, activation=True, out="fine")
+        check(model, how, "layer_norm", "norm", x, "fine")
+        check(model, how, "layer_norm", "norm", Act(np.full_like(x.q, -4095), -3), "fine")
+        check(model, how, "quantise", real(*size, channels) * f32(300), "coarse")
+        if size[2] % 2 == 0:
+            y, r = real(*size, channels), real(*size[:2], size[2] // 2, channels) * f32(3)
+            for parity in Parity:
+                check(model, how, "add_residual", y, r, parity)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("dim", "heads"), [(32, 2), (10, 2), (64, 1)])
+def test_window_attention(how: Any, size: Any, dim: int, heads: int) -> None:
+    model = packed(attention=Layer(real(heads, 25, 25)))
+    for limit in (4095, 150):
+        check(model, how, "window_attention", "attention", act(*size, 3 * dim, limit=limit), "fine")
+    constant = Act(np.full((*size, 3 * dim), 4095, np.int16), 0)
+    check(model, how, "window_attention", "attention", constant, "fine")
+
+
+@pytest.mark.parametrize("size", [*SIZES, (1, 1, 1), (1, 9, 30)], ids=str)
+@both_sizes_of_head
+def test_attention_over_positions(how: Any, size: Any, depth: int, heads: int) -> None:
+    model = packed()
+    for limit in (4095, 100):
+        q, k, v = (act(*size, depth * heads, limit=limit) for _ in range(3))
+        check(model, how, "linear_attention", q, k, v, heads, "fine")
+        check(model, how, "softmax_attention", q, k, v, heads, "fine")
+        check(model, how, "softmax_attention", q, k, v, heads, "fine", exclude=True)
+        other = [act(size[0], 3, 7, depth * heads, limit=limit) for _ in range(2)]
+        check(model, how, "linear_attention", q, *other, heads, "fine")
+        check(model, how, "softmax_attention", q, *other, heads, "fine")
+
+
+@both_sizes_of_head
+def test_attention_of_extreme_values(how: Any, depth: int, heads: int) -> None:
+    """Equal keys give every softmax weight its largest value; opposite ones the widest spread."""
+    model = packed()
+    high = Act(np.full((1, 9, 30, depth * heads), 4095, np.int16), -2)
+    low = Act(-high.q, 9)
+    mixed = Act(high.q.copy(), 0)
+    mixed.q[:, ::3] = -4095
+    zero = Act(np.zeros_like(high.q), 8)
+    for q, k, v in [
+        (high, high, high),
+        (high, mixed, low),
+        (mixed, mixed, mixed),
+        (low, low, zero),
+    ]:
+        check(model, how, "linear_attention", q, k, v, heads, "coarse")
+        for exclude in (False, True):
+            check(model, how, "softmax_attention", q, k, v, heads, "coarse", exclude=exclude)
+
+
+def test_results_do_not_depend_on_flushing_subnormals(how: Any) -> None:
+    w = segment(16, 1, 64)
+    tiny = Segment(w.weight, np.full(16, 1e-41, f32))
+    ops = CpuOps(packed(layer=Layer(np.zeros(16, f32), (tiny,))), **how)
+    x = act(1, 16, 16, 64, limit=20)
+    expected = ops.conv("layer", [x])
+    assert np.any((expected != 0) & (np.abs(expected) < np.finfo(f32).tiny))
+    assert torch.set_flush_denormal(True) or pytest.skip("no such mode here")
+    try:
+        result = ops.conv("layer", [x])
+    finally:
+        torch.set_flush_denormal(False)
+    assert result.tobytes() == expected.tobytes()
+
+
+def test_several_threads_call_at_once(how: Any) -> None:
+    ops = CpuOps(packed(layer=Layer(real(48), (segment(48, 3, 32),))), **how)
+    inputs = [act(1, 8, 8, 32) for _ in range(4)]
+    expected = [ops.conv("layer", [x]) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda x: ops.conv("layer", [x]), inputs * 20))
+    for i, result in enumerate(results):
+        np.testing.assert_array_equal(result, expected[i % 4])
+
+
+def test_fork_and_exit() -> None:
+    """A child forked after the workers have started has its own; nothing hangs at exit."""
+    program = """
+import os
+import numpy as np
+from mlic_fast._C import exact
+r = np.linspace(-9, 9, 1 << 18, dtype=np.float32)
+def run():
+    q = np.empty(r.shape, np.int16)
+    exact.Kernels("scalar", 4).quantise(r, out=q, out_scale=64.0)
+    return q
+first = run()
+child = os.fork()
+same = (run() == first).all()
+if child == 0:
+    os._exit(0 if same else 1)
+_, status = os.waitpid(child, 0)
+print(same and status == 0)
+"""
+    run = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "True"
+
+
+def test_unfit_arrays_are_value_errors() -> None:
+    model = packed(
+        layer=Layer(real(4), (segment(4, 3, 6),)),
+        depthwise=Layer(real(6), (segment(6, 3, 1),)),
+        norm=Layer(real(6), (), real(6)),
+        attention=Layer(real(2, 25, 25)),
+    )
+    ops = CpuOps(model)
+    x = act(1, 2, 4, 6)
+    bad: list[Any] = [
+        Act(x.q.astype(np.int32), 0),
+        Act(x.q[0], 0),
+        Act(x.q[..., :5], 0),
+        Act(x.q.astype(">i2"), 0),
+    ]
+    for b in bad:
+        with pytest.raises(ValueError):
+            ops.conv("layer", [b], out="fine")
+        with pytest.raises(ValueError):
+            ops.depthwise("depthwise", b, out="fine")
+        with pytest.raises(ValueError):
+            ops.layer_norm("norm", b, "fine")
+    for call in (
+        lambda: ops.conv("layer", []),
+        lambda: ops.conv("layer", [x], partial=real(1, 2, 3, 4)),
+        lambda: ops.conv("layer", [x], partial=real(1, 2, 4, 4).astype(np.float64)),
+        lambda: ops.conv("layer", [x], residual=act(1, 2, 4, 3)),
+        lambda: ops.conv("layer", [act(1, 2, 3, 6)], at=Parity.ANCHOR),
+        lambda: ops.window_attention("attention", act(1, 2, 3, 12), "fine"),
+        lambda: ops.linear_attention(x, act(1, 2, 4, 8), act(1, 2, 4, 8), 2, "fine"),
+        lambda: ops.linear_attention(x, x, x, 4, "fine"),
+        lambda: ops.softmax_attention(x, x, act(1, 2, 3, 6), 2, "fine"),
+        lambda: ops.softmax_attention(x, *[act(1, 2, 3, 6)] * 2, 2, "fine", exclude=True),
+        lambda: ops.quantise(real(3).astype(np.float64), "fine"),
+        lambda: ops.add_residual(real(1, 2, 3, 6), real(1, 2, 1, 6), Parity.ANCHOR),
+    ):
+        with pytest.raises(ValueError):
+            call()
+
+
+def test_weights_beyond_the_guarantee_are_refused() -> None:
+    too_large = np.zeros((1, 1, 1, 40), np.int16)
+    too_large[..., :33] = 16383
+    for w in (
+        too_large,
+        np.full((1, 1, 1, 1), 16384, np.int16),
+        np.full((2, 1, 1, 1), -32768, "i2"),
+    ):
+        with pytest.raises(ValueError, match="int32"):
+            CpuOps(packed(layer=Layer(real(1), (Segment(w, real(1)),))))
+
+
+def test_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ISA_VARIABLE, raising=False)
+    assert instruction_set() == exact.instruction_sets()[0]
+    monkeypatch.setenv(ISA_VARIABLE, "scalar")
+    assert CpuOps(packed()).isa == "scalar"
+    monkeypatch.setenv(ISA_VARIABLE, "sse9")
+    with pytest.raises(EngineError, match="avx512, avx2, scalar"):
+        instruction_set()
+    monkeypatch.setattr("mlic_fast.engine.cpu.exact.instruction_sets", lambda: ["scalar"])
+    with pytest.raises(EngineError, match="does not support avx512"):
+        instruction_set("avx512")
