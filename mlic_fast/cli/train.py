@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--log-every", type=int, help="steps between rows of the log (default: 50)")
     add("--device", help="cpu, cuda, .. (default: auto)")
     add("--precision", choices=("float32", "bfloat16", "float16"), help="default: float32")
-    add("--compile", action="store_true", help="run the network through torch.compile")
     add("--seed", type=int, help="default: 0")
 
 

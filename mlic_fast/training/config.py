@@ -22,8 +22,9 @@ class TrainingError(MlicError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of a run. It is stored in every training checkpoint, so a resumed run needs none of
-    them.
+    """Options of a run.
+
+    They are stored in every training checkpoint, so a resumed run needs none of them.
 
     Attributes:
         data: folder of training photographs, searched recursively.
@@ -37,15 +38,17 @@ class TrainConfig:
         lr: learning rate of the network (Adam).
         aux_lr: learning rate of the quantiles of the factorised prior (Adam).
         clip: largest 2-norm of the gradient.
-        schedule: ``"steps"`` (the papers': constant, then 0.3 and 0.1 of it near the end) or
-        ``"cosine"``. warmup: steps of linear warm-up. ema: decay of the moving average of the
-        weights that is validated and saved; 0 turns it off. warm_start: checkpoint whose fitting
-        tensors initialise the network. validation: folder of validation images, or None.
-        validate_every: steps between validations. save_every: minutes between training checkpoints.
-        log_every: steps between rows of ``log.csv``. device: torch device. precision: arithmetic of
-        the network's products (autocast); likelihoods and loss stay float32. compile: whether to
-        run the network through ``torch.compile``. seed: seeds weights, patches, rates and
-        quantisation noise.
+        schedule: ``"steps"`` (as in the papers: constant, then 0.3 and 0.1 of it) or ``"cosine"``.
+        warmup: steps of linear warm-up.
+        ema: decay of the moving average of the weights, which is validated and saved; 0: none.
+        warm_start: checkpoint whose fitting tensors initialise the network.
+        validation: folder of validation images, or None.
+        validate_every: steps between validations.
+        save_every: minutes between training checkpoints.
+        log_every: steps between rows of ``log.csv``.
+        device: torch device, or ``"auto"``.
+        precision: of the network's products (autocast); likelihoods and loss stay float32.
+        seed: seeds weights, patches, rates and quantisation noise.
     """
 
     data: str
@@ -69,7 +72,6 @@ class TrainConfig:
     log_every: int = 50
     device: str = "auto"
     precision: str = "float32"
-    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -122,8 +122,7 @@ class Trainer:
         self.best = math.inf
         if resume is not None:
             self._restore(resume)
-        parallel = distributed.wrap(self.model, self.quantiles, self.device)
-        self.forward = torch.compile(parallel) if config.compile else parallel
+        self.forward = distributed.wrap(self.model, self.quantiles, self.device)
         self._stop = False
 
     # ------------------------------------------------------------------ set-up
