@@ -22,6 +22,7 @@ from torch import nn
 from mlic_fast.coder import Tables, factorized_tables, gaussian_tables
 from mlic_fast.engine.arithmetic import (
     ACTIVATION_LIMIT,
+    EXPONENT_LIMIT,
     WEIGHT_LIMIT,
     Act,
     Float,
@@ -38,7 +39,7 @@ from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.checkpoints import CONFIG_KEY
 from mlic_fast.models.config import MlicConfig
 from mlic_fast.models.contexts import GlobalInterContext, LocalContext, StackedCheckerboardContext
-from mlic_fast.models.mlic import MlicModel, Transforms
+from mlic_fast.models.mlic import MlicModel, Transforms, create_model
 
 #: First table of the hyper-latents: those before it are of the 64 scales.
 FIRST_HYPER_TABLE = 64
@@ -50,6 +51,9 @@ CALIBRATION_SAMPLES = 4
 
 #: A channel whose weights are all below this is packed as zero.
 SMALLEST_WEIGHT = 2.0**-100
+
+#: Largest sum of the magnitudes of an output channel's weights: any product then fits int32.
+_BUDGET = (2**31 - 1) // ACTIVATION_LIMIT
 
 _TRANSFORMS = ("g_a.", "g_s.", "h_a.", "gain.")
 _NAMES_KEY = "mlic_fast.exponents"
@@ -115,11 +119,67 @@ def load_packed(path: str | os.PathLike[str]) -> tuple[Transforms, PackedModel] 
     try:
         config = MlicConfig.from_json(metadata[CONFIG_KEY])
         packed = PackedModel.from_arrays(config, arrays, json.loads(metadata[_NAMES_KEY]))
+        _check(packed)
         model = Transforms(config)
         model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(prefix)})
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is a damaged packed model: {error}") from error
     return model, packed
+
+
+def _check(packed: PackedModel) -> None:
+    """Raise ValueError unless all layers are there, in the shapes and ranges of the arithmetic."""
+    expected = _shapes(packed.config)
+    if packed.layers.keys() != expected.keys():
+        names = sorted(packed.layers.keys() ^ expected.keys())
+        raise ValueError(f"missing or unexpected: {', '.join(names[:8])}")
+    for name, layer in packed.layers.items():
+        real = [layer.bias, *(s.scale for s in layer.segments)]
+        real += [] if layer.gain is None else [layer.gain]
+        if (layer.bias.shape, [s.weight.shape for s in layer.segments]) != expected[name] or any(
+            s.scale.shape != layer.bias.shape or s.weight.dtype != np.int16 for s in layer.segments
+        ):
+            raise ValueError(f"{name} has another shape or type")
+        is_norm = name.rpartition(".")[2].startswith("norm")
+        if is_norm != (layer.gain is not None and layer.gain.shape == layer.bias.shape):
+            raise ValueError(f"{name} has no gain, or one of another shape")
+        if not all(r.dtype == np.float32 and np.isfinite(r).all() for r in real):
+            raise ValueError(f"{name} has values that are not finite float32")
+        if any(_sums(s.weight).max() > _BUDGET for s in layer.segments):
+            raise ValueError(f"{name} has weights beyond the limit")
+    if not all(abs(e) <= EXPONENT_LIMIT for e in packed.exponents.values()):
+        raise ValueError("exponents beyond the limit")
+
+
+def _shapes(config: MlicConfig) -> dict[str, tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+    """Of every layer of a packed model: the shape of its bias, and those of its weights."""
+    with torch.device("meta"):
+        model = create_model(config)
+    shapes: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]]]] = {}
+    shapes["medians"] = (config.N,), []
+    for name, module in model.named_modules():
+        if name.startswith(_TRANSFORMS):
+            continue
+        if isinstance(module, nn.Conv2d):
+            outputs, channels, kernel, _ = module.weight.shape
+            if isinstance(model.get_submodule(".".join(name.split(".")[:2])), LocalContext):
+                channels, kernel = channels * kernel**2, 1
+            parts = _segment_order(name, _input_channels(model, name, channels))
+            shapes[name] = (outputs,), [(outputs, kernel, kernel, c) for c in parts]
+        elif isinstance(module, nn.Linear):
+            outputs, channels = module.weight.shape
+            shapes[name] = (outputs,), [(outputs, 1, 1, channels)]
+        elif isinstance(module, nn.LayerNorm):
+            shapes[name] = tuple(module.weight.shape), []
+        elif isinstance(module, LocalContext):
+            area = len(module.relative_position_index)
+            shapes[f"{name}.attention"] = (module.num_heads, area, area), []
+    return shapes
+
+
+def _sums(weight: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
+    """Sum of magnitudes of each output channel."""
+    return np.abs(weight.astype(np.int32)).reshape(len(weight), -1).sum(1, dtype=np.int64)
 
 
 def pack_weight(weight: Array) -> Segment:
@@ -132,13 +192,12 @@ def pack_weight(weight: Array) -> Segment:
     # The sum of magnitudes, in units of the largest and exactly: no order of adding matters.
     unit = np.where(largest > 0, largest, 1.0)
     total = np.rint(flat / unit[:, None] * 2.0**40).astype(np.int64).sum(axis=1) / 2.0**40 * unit
-    budget = (2**31 - 1) // ACTIVATION_LIMIT
     # Rounding may add a half to every weight.
-    scale = np.maximum(largest / WEIGHT_LIMIT, total / (budget - flat.shape[1] / 2))
+    scale = np.maximum(largest / WEIGHT_LIMIT, total / (_BUDGET - flat.shape[1] / 2))
     scale = np.where(largest > 0, scale, 1.0).astype(np.float32)
     q = np.rint(w / scale.astype(np.float64).reshape(-1, 1, 1, 1))
     q = np.clip(q, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int16)
-    assert np.abs(q.astype(np.int64)).reshape(len(q), -1).sum(1).max() <= budget
+    assert _sums(q).max() <= _BUDGET
     return Segment(q, scale)
 
 
@@ -269,7 +328,7 @@ def _input_channels(model: MlicModel, name: str, channels: int) -> list[int]:
     return [channels]
 
 
-def _segment_order(name: str, parts: list[Array]) -> list[Array]:
+def _segment_order(name: str, parts: list[Any]) -> list[Any]:
     """Order of the inputs on the exact path: what is known first comes first.
 
     Entropy parameters: hyper, inter, channel, local, intra (float: local, intra, inter, channel,
