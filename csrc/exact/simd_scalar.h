@@ -144,13 +144,9 @@ struct Simd {
     return set(pair);
   }
   static I dot(I a, I x, I y) {
-    int16_t p[2 * width];
-    int16_t q[2 * width];
-    std::memcpy(p, x.v, sizeof p);
-    std::memcpy(q, y.v, sizeof q);
     return map<I>([&](int i) {
-      const int32_t even = int32_t{p[2 * i]} * q[2 * i];
-      const int32_t odd = int32_t{p[2 * i + 1]} * q[2 * i + 1];
+      const int32_t even = int32_t{static_cast<int16_t>(x.v[i])} * static_cast<int16_t>(y.v[i]);
+      const int32_t odd = (x.v[i] >> 16) * (y.v[i] >> 16);
       return wrap_add(a.v[i], wrap_add(even, odd));
     });
   }

@@ -6,6 +6,7 @@ for every instruction set and any number of threads.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,11 @@ def instruction_set(name: str | None = None) -> str:
     return name
 
 
+def _scale(exponent: int) -> float:
+    """2^exponent. A tenth of the time of numpy's."""
+    return math.ldexp(1.0, exponent)
+
+
 class CpuOps(SpecOps):
     """The operations of the entropy path on C++ kernels; layouts are inherited.
 
@@ -98,7 +104,7 @@ class CpuOps(SpecOps):
     def quantise(self, r: Float, out: str) -> Act:
         exponent = self.exponents[out]
         q = np.empty(r.shape, np.int16)
-        self._kernels.quantise(r, out=q, out_scale=power_of_two(exponent))
+        self._kernels.quantise(r, out=q, out_scale=_scale(exponent))
         return Act(q, exponent)
 
     def add_residual(self, y: Float, r: Float, parity: Parity) -> Float:
@@ -137,15 +143,15 @@ class CpuOps(SpecOps):
             [x.q for x in inputs],
             self._weights[layer][used],
             [segment.scale for segment in weights.segments[used]],
-            [power_of_two(-x.exponent) for x in inputs],
+            [_scale(-x.exponent) for x in inputs],
             at=_ALL_POSITIONS if at is None else int(at),
             bias=weights.bias if partial is None else None,
             partial=partial,
             gelu=activation,
             residual=added,
-            residual_scale=power_of_two(-residual.exponent) if isinstance(residual, Act) else 0.0,
+            residual_scale=_scale(-residual.exponent) if isinstance(residual, Act) else 0.0,
             out=r,
-            out_scale=power_of_two(exponent),
+            out_scale=_scale(exponent),
         )
         return r if out is None else Act(r, exponent)
 
@@ -157,11 +163,11 @@ class CpuOps(SpecOps):
             x.q,
             self._taps[layer],
             weights.segments[0].scale,
-            power_of_two(-x.exponent),
+            _scale(-x.exponent),
             weights.bias,
             gelu=activation,
             out=q,
-            out_scale=power_of_two(exponent),
+            out_scale=_scale(exponent),
         )
         return Act(q, exponent)
 
@@ -178,7 +184,7 @@ class CpuOps(SpecOps):
             weights.bias,
             epsilon=epsilon,
             out=q,
-            out_scale=power_of_two(exponent),
+            out_scale=_scale(exponent),
         )
         return Act(q, exponent)
 
@@ -192,9 +198,9 @@ class CpuOps(SpecOps):
             qkv.q,
             bias,
             logit_scale=f32(depth**-0.5) * power_of_two(-2 * qkv.exponent),
-            value_scale=power_of_two(-qkv.exponent),
+            value_scale=_scale(-qkv.exponent),
             out=q,
-            out_scale=power_of_two(exponent),
+            out_scale=_scale(exponent),
         )
         return Act(q, exponent)
 
@@ -206,11 +212,11 @@ class CpuOps(SpecOps):
             k.q,
             v.q,
             heads=heads,
-            query_scale=power_of_two(-q.exponent),
-            key_scale=power_of_two(-k.exponent),
+            query_scale=_scale(-q.exponent),
+            key_scale=_scale(-k.exponent),
             value_exponent=v.exponent,
             out=r,
-            out_scale=power_of_two(exponent),
+            out_scale=_scale(exponent),
         )
         return Act(r, exponent)
 
@@ -227,8 +233,8 @@ class CpuOps(SpecOps):
             heads=heads,
             exclude=exclude,
             logit_scale=f32(depth**-0.5) * power_of_two(-q.exponent - k.exponent),
-            value_scale=power_of_two(-v.exponent),
+            value_scale=_scale(-v.exponent),
             out=r,
-            out_scale=power_of_two(exponent),
+            out_scale=_scale(exponent),
         )
         return Act(r, exponent)
