@@ -24,7 +24,6 @@ from mlic_fast.models import PRESETS, MlicConfig, create_model, load_checkpoint,
 from mlic_fast.training import TrainConfig, Trainer, TrainingError, load_state, train
 from mlic_fast.training import trainer as trainer_module
 from mlic_fast.training.data import ImageCache, PatchSampler
-from mlic_fast.training.layout import channels_last
 from mlic_fast.training.log import Logs
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import learning_rate_factor
@@ -306,16 +305,6 @@ def test_half_precision(photographs: Path, tmp_path: Path, precision: str) -> No
     exact = Trainer(options(photographs, tmp_path))._train_step(trainer.sampler.batch(0))
     assert terms["loss"].dtype == torch.float32
     assert terms["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.02)
-
-
-def test_channels_last_changes_no_result() -> None:
-    torch.manual_seed(0)
-    model = create_model(TINY).eval()
-    x = torch.rand(2, 3, 64, 128)
-    with torch.no_grad():
-        expected = model(x)["x_hat"]
-        result = channels_last(model)(x.contiguous(memory_format=torch.channels_last))["x_hat"]
-    assert torch.allclose(result, expected, atol=1e-5)
 
 
 # ---------------------------------------------------------------------- starting from checkpoints

@@ -116,8 +116,8 @@ class ResidualBlockWithStride(nn.Module):
         self.skip = conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not a 1x1 convolution of stride 2, whose channels-last backward pass in PyTorch 2.13
-        # (oneDNN, AVX-512) writes outside its buffers.
+        # Not a 1x1 convolution of stride 2, whose channels-last backward pass writes outside its
+        # buffers in PyTorch 2.13 (uxlfoundation/oneDNN#6035).
         return self.gdn(self.conv2(F.gelu(self.conv1(x)))) + self.skip(x[..., ::2, ::2])
 
 

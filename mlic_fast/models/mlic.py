@@ -136,7 +136,7 @@ class MlicModel(Transforms):
     def forward(self, x: Tensor, rate: Tensor | None = None) -> dict[str, Any]:
         """Image and likelihoods; ``rate`` [B] in 0 .. rates - 1 for a variable-rate model."""
         y = self.analyse(x, rate).float()
-        z = self.h_a(y)
+        z = self.h_a(y).float()
         medians = self.entropy_bottleneck.medians()
         z_hat = round_ste(z - medians) + medians
         quantiser = TrainingQuantiser(y, self.config.slices)
