@@ -29,7 +29,8 @@ SMALL = {
 #: Factors on the spread of the outputs of some layers.
 _GAINS = {
     "g_a.analysis_transform.6.weight": 1.0,
-    "h_a.reduction.8.weight": 3.0,
+    "h_a.reduction.8.weight": 12.0,
+    "h_s.increase.0.weight": 0.3,
     "g_s.synthesis_transform.1.conv.weight": 0.4,
     "g_s.synthesis_transform.3.conv.weight": 0.4,
     "g_s.synthesis_transform.5.conv.weight": 0.4,
