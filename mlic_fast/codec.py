@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -166,8 +168,11 @@ class Codec:
             return 0
         if quality is None:
             return DEFAULT_QUALITY
-        if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        if isinstance(quality, bool) or not isinstance(quality, SupportsIndex):
             raise QualityError(f"quality must be a whole number from 1 to 100, not {quality!r}")
+        quality = operator.index(quality)
+        if not 1 <= quality <= 100:
+            raise QualityError(f"quality must be a whole number from 1 to 100, not {quality}")
         return quality
 
     def _rate(self, quality: int) -> Tensor | None:
@@ -196,6 +201,7 @@ def load(
     """
     target = _device(device)
     if isinstance(model, MlicModel):
+        model = copy.deepcopy(model)  # the caller may train on; a codec never changes
         transforms: Transforms = model
         packed = pack(model)
     else:

@@ -40,6 +40,9 @@ class ReferenceEngine:
             raise CorruptStreamError("the stream is cut short; get a fresh copy of it")
         digest, length = _PREFIX.unpack_from(payload)
         z_string, y_string = payload[_PREFIX.size :][:length], payload[_PREFIX.size + length :]
+        # compressai reads past the end of what is shorter than a state, or not whole words.
+        if any(len(string) < 4 or len(string) % 4 for string in (z_string, y_string)):
+            raise CorruptStreamError("the stream is damaged; get a fresh copy of it")
         return reference.decode_latents(self._model, [[y_string], [z_string]], size), digest
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
