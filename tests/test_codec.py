@@ -1,0 +1,407 @@
+"""Images to streams and back through every engine; and what happens to damaged streams."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lively import SMALL, lively_model, photograph
+from PIL import Image
+from torch import Tensor
+
+import mlic_fast
+from mlic_fast import bitstream
+from mlic_fast.codec import Codec, load
+from mlic_fast.engine import exact
+from mlic_fast.engine.digest import latents_digest
+from mlic_fast.engine.pack import pack, save_packed
+from mlic_fast.errors import (
+    CheckpointError,
+    CorruptStreamError,
+    EngineError,
+    MlicError,
+    QualityError,
+    UnsupportedImageError,
+    UnsupportedStreamError,
+    WrongModelError,
+)
+from mlic_fast.models import MlicModel, save_checkpoint
+
+RATES = replace(SMALL["mlic_plus_plus"], lambdas=(0.01, 0.02, 0.08))
+
+
+def picture(height: int, width: int) -> Tensor:
+    return (photograph(height, width)[0] * 255).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def codecs(small_models: dict[str, MlicModel]) -> dict[str, Codec]:
+    return {name: load(model, device="cpu") for name, model in small_models.items()}
+
+
+@pytest.fixture
+def codec(codecs: dict[str, Codec], variant: str) -> Codec:
+    return codecs[variant]
+
+
+@pytest.fixture(scope="module")
+def fast(codecs: dict[str, Codec]) -> Codec:
+    """The quickest of them."""
+    return codecs["mlic"]
+
+
+@pytest.fixture(scope="module")
+def variable() -> Codec:
+    return load(lively_model(RATES), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stream(fast: Codec) -> bytes:
+    data = fast.compress(picture(70, 100))
+    assert isinstance(data, bytes)
+    return data
+
+
+# -- there and back --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (63, 65), (64, 64), (257, 129)])
+def test_sizes(codec: Codec, size: tuple[int, int], poisoned: None) -> None:
+    height, width = size
+    image = picture(height, width)
+    data = codec.compress(image)
+    header, _ = bitstream.read(data)
+    assert (header.height, header.width, header.quality) == (height, width, 0)
+    assert header.arithmetic_version == bitstream.EXACT
+    decoded = codec.decompress(data)
+    assert decoded.shape == image.shape and decoded.dtype == torch.uint8
+    assert codec.compress(image) == data
+
+
+def test_engines_agree(small_models: dict[str, MlicModel], variant: str) -> None:
+    image = picture(65, 130)
+    model = small_models[variant]
+    streams, latents = set(), []
+    for engine in ("cpu", "spec"):
+        codec = load(model, device="cpu", engine=engine)
+        assert codec.engine == engine
+        # The transforms are free arithmetic: the same latents must be given to compare streams.
+        codec._engine._transforms = load(model, engine="spec")._engine._transforms  # type: ignore[attr-defined]
+        data = codec.compress(image)
+        streams.add(data)
+        latents.append(codec.decode_latents(data))
+    assert len(streams) == 1
+    assert torch.equal(*latents)
+
+
+def test_the_image_is_that_of_the_float_model(small_models: dict[str, MlicModel]) -> None:
+    """The exact path changes decoded latents by less than a step, so hardly a pixel."""
+    model = small_models["mlic_plus_plus"]
+    image = picture(128, 128)
+    spec = load(model, engine="spec", device="cpu")
+    decoded = spec.decompress(spec.compress(image))
+    with torch.no_grad():
+        x_hat = model(image[None].float() / 255)["x_hat"][0]
+    expected = (x_hat.clamp(0, 1) * 255).round()
+    difference = (decoded.float() - expected).abs()
+    assert difference.mean() < 6
+
+
+def test_decode_latents_is_what_the_encoder_had(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def keep(latents: Tensor) -> int:
+        seen.append(latents.clone())
+        return latents_digest(latents)
+
+    monkeypatch.setattr(exact, "latents_digest", keep)
+    data = codec.compress(picture(63, 130))
+    y_hat = codec.decode_latents(data)
+    assert y_hat.dtype == torch.float32
+    assert y_hat.shape == (codec.model.config.M, 4, 12)
+    assert torch.equal(seen[0][0], y_hat)
+
+
+def test_inputs_and_outputs_of_all_kinds(fast: Codec, tmp_path: Path) -> None:
+    image = picture(66, 91)
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    Image.fromarray(array).save(tmp_path / "x.png")
+    data = fast.compress(image)
+    inputs: list[Any] = [
+        array,
+        np.asfortranarray(array),
+        Image.fromarray(array),
+        tmp_path / "x.png",
+        str(tmp_path / "x.png"),
+        image.permute(1, 2, 0).contiguous().permute(2, 0, 1),
+        torch.nn.functional.pad(image, (5, 5))[:, :, 5:-5],
+    ]
+    for given in inputs:
+        assert fast.compress(given) == data
+    for kind in (bytes, bytearray, memoryview):
+        out = fast.decompress(kind(data))
+        assert isinstance(out, Tensor) and out.is_contiguous()
+    array = fast.decompress(data, output="numpy")
+    assert array.dtype == np.uint8 and array.shape == (66, 91, 3)
+    assert np.array_equal(array, out.permute(1, 2, 0).numpy())
+    pil = fast.decompress(data, output="pil")
+    assert pil.mode == "RGB" and np.array_equal(np.asarray(pil), array)
+    with pytest.raises(ValueError, match="output"):
+        fast.decompress(data, output="jpeg")  # type: ignore[arg-type]
+
+
+def test_batches(codec: Codec) -> None:
+    batch = torch.stack([picture(65, 70), picture(65, 70).flip(2), picture(65, 70) // 2])
+    streams = codec.compress(batch)
+    assert streams == [codec.compress(image) for image in batch]
+    decoded = codec.decompress(streams)
+    assert len(decoded) == 3
+    for data, image in zip(streams, decoded, strict=True):
+        assert torch.equal(codec.decompress(data), image)
+    assert codec.compress(batch[:0]) == []
+
+
+def test_images_that_are_refused(fast: Codec) -> None:
+    for image in (
+        torch.zeros(3, 0, 5, dtype=torch.uint8),
+        torch.zeros(3, 64, 64),
+        torch.zeros(4, 64, 64, dtype=torch.uint8),
+        torch.zeros(1, 3, 64, 64),
+        np.zeros((64, 64, 3), np.float32),
+        torch.zeros(3, 1, 65536, dtype=torch.uint8),
+        b"not an image",
+        None,
+    ):
+        with pytest.raises(UnsupportedImageError):
+            fast.compress(image)
+
+
+def test_images_beyond_the_range_of_training(fast: Codec) -> None:
+    for value in (0, 255):
+        image = torch.full((3, 64, 64), value, dtype=torch.uint8)
+        assert fast.decompress(fast.compress(image)).shape == image.shape
+    noise = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    assert fast.decompress(fast.compress(noise)).shape == noise.shape
+
+
+def test_latents_that_are_not_numbers_still_make_a_stream(
+    small_models: dict[str, MlicModel],
+) -> None:
+    """The transforms are free arithmetic; half precision may overflow."""
+    model = copy.deepcopy(small_models["mlic"])
+    with torch.no_grad():
+        bias = model.g_a.analysis_transform[6].bias
+        bias[0], bias[1], bias[2] = float("nan"), float("inf"), -float("inf")
+        for parameter in model.h_a.parameters():
+            parameter.zero_()
+    with pytest.raises(CheckpointError):
+        load(model, device="cpu")
+    good = small_models["mlic"]
+    codec = load(good, device="cpu", engine="spec")
+    broken = copy.deepcopy(good)
+    broken.load_state_dict(model.state_dict())
+    codec._engine._transforms = type(codec._engine._transforms)(broken, torch.float32)  # type: ignore[attr-defined]
+    data = codec.compress(picture(64, 64))
+    assert codec.decode_latents(data).isfinite().all()
+
+
+# -- models, qualities, engines --------------------------------------------------------------
+
+
+def test_qualities(variable: Codec) -> None:
+    image = picture(64, 128)
+    sizes = {q: len(variable.compress(image, quality=q)) for q in (1, 30, 60, 100)}
+    assert sorted(sizes.values()) == list(sizes.values())
+    assert sizes[1] < sizes[100]
+    default = variable.compress(image)
+    assert default == variable.compress(image, quality=60)
+    assert bitstream.read(variable.compress(image, quality=1))[0].quality == 1
+    for quality in (0, 101, -1, 50.5, "60", True):
+        with pytest.raises(QualityError, match="1 to 100"):
+            variable.compress(image, quality=quality)  # type: ignore[arg-type]
+    assert variable.compress(image, quality=np.int64(60)) == default  # type: ignore[arg-type]
+
+
+def test_quality_of_a_single_rate_model(fast: Codec) -> None:
+    with pytest.raises(QualityError, match="single rate"):
+        fast.compress(picture(64, 64), quality=60)
+
+
+def test_files_of_a_model_give_the_same_codec(
+    small_models: dict[str, MlicModel], variant: str, codec: Codec, tmp_path: Path
+) -> None:
+    model = small_models[variant]
+    save_checkpoint(model, tmp_path / "float.safetensors")
+    save_packed(model, pack(model), tmp_path / "packed.safetensors")
+    image = picture(64, 70)
+    data = codec.compress(image)
+    for path in (tmp_path / "float.safetensors", str(tmp_path / "packed.safetensors")):
+        other = load(path, device="cpu")
+        assert other.model_id == codec.model_id
+        assert other.compress(image) == data
+        assert torch.equal(other.decompress(data), codec.decompress(data))
+    with pytest.raises(EngineError, match="checkpoint"):
+        load(tmp_path / "packed.safetensors", engine="reference", device="cpu")
+
+
+def test_loading_leaves_the_model_alone(small_models: dict[str, MlicModel]) -> None:
+    """A model in training can be tried as a codec, and trained on."""
+    model = lively_model(SMALL["mlic"]).train()
+    before = copy.deepcopy(model.state_dict())
+    codec = load(model, device="cpu")
+    data = codec.compress(picture(64, 64))
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert codec.compress(picture(64, 64)) == data
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(CheckpointError, match="demos"):
+        load("demos")
+    model = lively_model(SMALL["mlic"])
+    for arguments in ({"engine": "warp"}, {"device": "tpu"}, {"device": "meta"}, {"device": ""}):
+        with pytest.raises(EngineError):
+            load(model, **{"device": "cpu", **arguments})
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineError, match="CUDA"):
+            load(model, device="cuda")
+
+
+def test_the_package_offers_the_codec() -> None:
+    assert mlic_fast.Codec is Codec
+    with pytest.raises(AttributeError):
+        mlic_fast.nothing  # noqa: B018
+
+
+# -- streams that do not fit -----------------------------------------------------------------
+
+
+def test_stream_of_another_model(codecs: dict[str, Codec], variable: Codec) -> None:
+    image = picture(64, 64)
+    with pytest.raises(WrongModelError, match=codecs["mlic"].model_id.hex()):
+        codecs["mlic_plus"].decompress(codecs["mlic"].compress(image))
+    ids = {codec.model_id for codec in (*codecs.values(), variable)}
+    assert len(ids) == 4
+
+
+@pytest.mark.usefixtures("compressai_installed")
+def test_provisional_streams(small_models: dict[str, MlicModel], fast: Codec) -> None:
+    image = picture(65, 70)
+    reference = load(small_models["mlic"], engine="reference", device="cpu")
+    data = reference.compress(image)
+    assert bitstream.read(data)[0].arithmetic_version == bitstream.PROVISIONAL
+    decoded = reference.decompress(data)
+    with torch.no_grad():
+        x = torch.nn.functional.pad(image[None].float() / 255, (0, 58, 0, 63))
+        x_hat = small_models["mlic"](x)["x_hat"][0, :, :65, :70]
+    # Another memory layout adds up in another order: a pixel may round to its neighbour.
+    assert (decoded - x_hat.clamp(0, 1) * 255).abs().max() <= 0.501
+    with pytest.raises(UnsupportedStreamError, match="provisional"):
+        fast.decompress(data)
+    with pytest.raises(UnsupportedStreamError, match="exact"):
+        reference.decompress(fast.compress(image))
+    header, payload = bitstream.read(data)
+    for damaged in (b"", payload[:5], payload[:8], payload[:20], b"\xff" * 40):
+        with pytest.raises(CorruptStreamError):
+            reference.decompress(bitstream.write(header, damaged))
+
+
+def damage(data: bytes, random: np.random.Generator) -> bytes:
+    kind = random.integers(5)
+    at = int(random.integers(len(data)))
+    if kind == 0:
+        return data[:at]
+    if kind == 1:
+        return data + random.bytes(1 + at % 9)
+    if kind == 2:
+        return random.bytes(at)
+    if kind == 3:
+        return data[:at] + random.bytes(4) + data[at + 4 :]
+    return data[:at] + bytes([data[at] ^ 1 << int(random.integers(8))]) + data[at + 1 :]
+
+
+def test_damaged_streams_are_errors(fast: Codec, stream: bytes) -> None:
+    random = np.random.default_rng(7)
+    expected = fast.decompress(stream)
+    for _ in range(3000):
+        damaged = damage(stream, random)
+        if damaged != stream:
+            with pytest.raises(MlicError) as caught:
+                fast.decompress(damaged)
+            assert "\n" not in str(caught.value)
+    assert torch.equal(fast.decompress(stream), expected)
+
+
+def test_altered_payloads_with_a_right_checksum_are_errors(codec: Codec) -> None:
+    """The checksum mended by hand: the lanes' end states and the digest still tell."""
+    random = np.random.default_rng(8)
+    data = codec.compress(picture(64, 64))
+    header, payload = bitstream.read(data)
+    expected = codec.decompress(data)
+    for _ in range(60):
+        damaged = damage(payload, random)
+        if damaged == payload:
+            continue
+        with pytest.raises(CorruptStreamError):
+            codec.decompress(bitstream.write(header, damaged))
+    for changes in ({"lanes": header.lanes * 2}, {"width": 65}, {"height": 129}, {"lanes": 1024}):
+        with pytest.raises(CorruptStreamError):
+            codec.decompress(bitstream.write(replace(header, **changes), payload))
+    with pytest.raises(CorruptStreamError, match="quality"):
+        codec.decompress(bitstream.write(replace(header, quality=7), payload))
+    assert torch.equal(codec.decompress(data), expected)
+
+
+def test_a_digest_of_other_latents_is_an_error(
+    fast: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exact, "latents_digest", lambda latents: 12345)
+        data = fast.compress(picture(64, 64))
+    assert zlib.crc32(data)  # the stream itself is whole
+    with pytest.raises(CorruptStreamError, match="not the encoded ones"):
+        fast.decompress(data)
+
+
+# -- threads ---------------------------------------------------------------------------------
+
+
+def test_one_codec_in_several_threads(codecs: dict[str, Codec]) -> None:
+    codec = codecs["mlic_plus_plus"]
+    pictures = [picture(64, 64 + 30 * i) for i in range(4)]
+    expected = [codec.compress(image) for image in pictures]
+    decoded = [codec.decompress(data) for data in expected]
+    failures: list[object] = []
+
+    def work(i: int) -> None:
+        try:
+            for k in range(4):
+                j = (i + k) % 4
+                data = codec.compress(pictures[j])
+                if data != expected[j] or not torch.equal(codec.decompress(data), decoded[j]):
+                    failures.append(j)
+                with pytest.raises(CorruptStreamError):
+                    codec.decompress(data[:-1])
+        except BaseException as error:  # shown below, in the thread of the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
