@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from mlic_fast.engine.arithmetic import (
     exponents_of,
     quantise,
 )
+from mlic_fast.engine.cpu import CpuOps
 from mlic_fast.engine.packed import Layer, PackedModel, Segment
 from mlic_fast.engine.path import code_latents
 from mlic_fast.errors import CheckpointError
@@ -202,9 +204,22 @@ def pack_weight(weight: Array) -> Segment:
 
 
 class _CalibratingOps(SpecOps):
-    """The specification, choosing the exponent of every activation at its first use."""
+    """The specification, choosing the exponent of every activation at its first use.
+
+    Its convolutions run on the CPU engine, whose bits are the same, several times as fast.
+    """
 
     exponents: dict[str, int]
+
+    def __init__(self, packed: PackedModel) -> None:
+        super().__init__(packed)
+        self._products = CpuOps(packed)
+
+    def conv(
+        self, layer: str, inputs: Sequence[Act], *, out: str | None = None, **options: Any
+    ) -> Any:
+        r = self._products.conv(layer, inputs, **options)
+        return r if out is None else self.quantise(r, out)
 
     def quantise(self, r: Float, out: str) -> Act:
         if out not in self.exponents:
