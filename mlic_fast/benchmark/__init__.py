@@ -1,0 +1,1 @@
+"""Side-by-side timing of engines, behind ``mlic-fast bench``."""

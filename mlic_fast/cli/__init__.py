@@ -22,6 +22,7 @@ COMMANDS = {
     "decode": ("mlic_fast.cli.decode", "decompress .mlic files to images"),
     "pack": ("mlic_fast.cli.pack", "turn a checkpoint into a packed file"),
     "verify": ("mlic_fast.cli.verify", "check that this machine decodes streams bit for bit"),
+    "bench": ("mlic_fast.cli.bench", "time encoding and decoding, side by side"),
     "info": ("mlic_fast.cli.info", "show what .mlic files say about themselves"),
     "train": ("mlic_fast.cli.train", "train a model on a folder of photographs"),
     "eval": ("mlic_fast.cli.eval", "measure bits a pixel, PSNR and MS-SSIM on a folder of images"),

@@ -1,0 +1,106 @@
+"""Counting multiplications (each with its addition) of every stage, without computing anything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mlic_fast.engine.arithmetic import WINDOW, Act, Float, Int32, SpecOps
+from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.path import code_latents
+from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.mlic import Transforms
+
+
+def count_transforms(model: Transforms, width: int, height: int) -> dict[str, int]:
+    """Of the image of a size, a multiple of 64: ``g_a + h_a`` and ``g_s``."""
+    latents = (1, model.config.M, height // 16, width // 16)
+    return {
+        "g_a + h_a": _count(model.g_a, (1, 3, height, width)) + _count(model.h_a, latents),
+        "g_s": _count(model.g_s, latents),
+    }
+
+
+def count_entropy_path(packed: PackedModel, width: int, height: int) -> int:
+    """What the coding loop needs for an image of a size, a multiple of 64."""
+    ops = _CountingOps(packed)
+    z = np.broadcast_to(np.int32(0), (1, height // 64, width // 64, packed.config.N))
+    code_latents(ops, packed.config, z, _no_symbols)
+    return ops.products
+
+
+def _count(module: nn.Module, shape: tuple[int, ...]) -> int:
+    module = copy.deepcopy(module).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        module(torch.empty(shape, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+def _no_symbols(index: int, parity: Parity, scale_indexes: Any, means: Float) -> Int32:
+    return np.zeros(means.shape, np.int32)
+
+
+class _CountingOps(SpecOps):
+    """The specification without its products, which are zero, and with their number."""
+
+    def __init__(self, packed: PackedModel) -> None:
+        super().__init__(packed)
+        self.products = 0
+
+    def conv(
+        self,
+        layer: str,
+        inputs: Sequence[Act],
+        *,
+        partial: Float | None = None,
+        at: Parity | None = None,
+        activation: bool = False,
+        residual: Float | Act | None = None,
+        out: str | None = None,
+    ) -> Any:
+        segments = self.layers[layer].segments
+        start = 0 if partial is None else len(segments) - len(inputs)
+        outputs = len(segments[0].weight)
+        if partial is not None:
+            shape = partial.shape
+        else:
+            batch, height, width, _ = inputs[0].q.shape
+            shape = (batch, height, width if at is None else width // 2, outputs)
+        for segment in segments[start : start + len(inputs)]:
+            self.products += int(np.prod(shape[:3])) * segment.weight.size
+        return np.zeros(shape, np.float32) if out is None else _zeros(shape)
+
+    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
+        self.products += 9 * x.q.size
+        return _zeros(x.q.shape)
+
+    def layer_norm(self, layer: str, x: Act, out: str) -> Act:
+        return _zeros(x.q.shape)
+
+    def window_attention(self, layer: str, qkv: Act, out: str) -> Act:
+        batch, height, width, triple = qkv.q.shape
+        shape = (batch, height, width // 2, WINDOW**2 * triple // 3)
+        # Queries times keys, then weights times values: 25 tokens each.
+        self.products += 2 * WINDOW**2 * int(np.prod(shape))
+        return _zeros(shape)
+
+    def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
+        depth = q.q.shape[-1] // heads
+        self.products += depth * (k.q.size + q.q.size)
+        return _zeros(q.q.shape)
+
+    def softmax_attention(
+        self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
+    ) -> Act:
+        self.products += 2 * q.q.size * k.q.shape[1] * k.q.shape[2]
+        return _zeros(q.q.shape)
+
+
+def _zeros(shape: tuple[int, ...]) -> Act:
+    return Act(np.zeros(shape, np.int16), 0)
