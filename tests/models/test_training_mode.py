@@ -95,6 +95,7 @@ def test_gains_interpolate_geometrically() -> None:
     for rate in range(3):
         assert torch.equal(at(rate), gain.log_gain[rate].exp())
     torch.testing.assert_close(at(0.25), at(0.0) ** 0.75 * at(1.0) ** 0.25)
+    torch.testing.assert_close(at(0.75), at(0.0) ** 0.25 * at(1.0) ** 0.75)
     torch.testing.assert_close(at(1.5), (at(1.0) * at(2.0)).sqrt())
     assert torch.equal(at(-1.0), at(0.0))
     assert torch.equal(at(7.0), at(2.0))
