@@ -192,7 +192,8 @@ def load(
         model: ``"demo"`` (the weights that come with the package), a checkpoint file
             (:func:`mlic_fast.models.load_checkpoint`), a packed file (``mlic-fast pack``), or a
             model.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``"auto"`` is the CPU, which all exact
+            engines run on so far.
         engine: ``"auto"`` or the name of an engine (:data:`mlic_fast.engine.ENGINES`).
 
     Raises:
@@ -222,7 +223,7 @@ def _packed_now(model: MlicModel) -> tuple[Transforms, PackedModel]:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -32,7 +32,6 @@ from typing import Any, Union
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps
 
 from .bitstream import MAX_PIXELS, check_size
@@ -89,9 +88,14 @@ def load_image(source: ImageSource) -> torch.Tensor:
 
 
 def pad(x: torch.Tensor, multiple: int = 64) -> torch.Tensor:
-    """Zero-pad [..., H, W] on the right and at the bottom to multiples of ``multiple``."""
+    """Repeat the last column and row of [..., H, W] up to multiples of ``multiple``.
+
+    Edges that go on cost fewer bits, and look better near them, than a step to black.
+    """
     height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
+    rows = torch.arange(height + -height % multiple, device=x.device).clamp(max=height - 1)
+    columns = torch.arange(width + -width % multiple, device=x.device).clamp(max=width - 1)
+    return x[..., rows, :][..., columns]
 
 
 def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:

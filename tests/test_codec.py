@@ -305,7 +305,7 @@ def test_provisional_streams(small_models: dict[str, MlicModel], fast: Codec) ->
     assert bitstream.read(data)[0].arithmetic_version == bitstream.PROVISIONAL
     decoded = reference.decompress(data)
     with torch.no_grad():
-        x = torch.nn.functional.pad(image[None].float() / 255, (0, 58, 0, 63))
+        x = torch.nn.functional.pad(image[None].float() / 255, (0, 58, 0, 63), mode="replicate")
         x_hat = small_models["mlic"](x)["x_hat"][0, :, :65, :70]
     # Another memory layout adds up in another order: a pixel may round to its neighbour.
     assert (decoded - x_hat.clamp(0, 1) * 255).abs().max() <= 0.501

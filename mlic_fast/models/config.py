@@ -78,6 +78,8 @@ class MlicConfig:
             raise ValueError(f"M = {self.M} is not divisible by {self.slices} slices")
         if self.slice_channels % 2:
             raise ValueError("the contexts have two heads: slices need an even number of channels")
+        if self.slice_channels > 128:
+            raise ValueError("at most 128 channels a slice: the logits of a head must fit int32")
         if self.slice_channels % 32 and self.variant != "mlic":
             raise ValueError("the inter-slice context needs slices of a multiple of 32 channels")
         if list(self.lambdas) != sorted(set(self.lambdas)) or not all(x > 0 for x in self.lambdas):

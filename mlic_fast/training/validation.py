@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mlic_fast.evaluation.metrics import SMALLEST_SIDE, ms_ssim, psnr
-from mlic_fast.images import load_image
+from mlic_fast.images import load_image, pad
 from mlic_fast.models.mlic import ALIGNMENT
 from mlic_fast.training.config import TrainConfig, TrainingError
 from mlic_fast.training.data import list_images
@@ -26,9 +26,7 @@ def evaluate_image(
         autocast: context of the network's arithmetic.
     """
     height, width = image.shape[1:]
-    x = image[None].float() / 255
-    x = nn.functional.pad(x, (0, -width % ALIGNMENT, 0, -height % ALIGNMENT))
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = pad(image[None].float() / 255, ALIGNMENT).contiguous(memory_format=torch.channels_last)
     with autocast:
         out = model(x) if rate is None else model(x, rate=torch.full((1,), float(rate)).to(x))
     bpp = bits_per_pixel(out["likelihoods"], height * width).item()
