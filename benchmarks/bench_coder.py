@@ -1,11 +1,11 @@
-"""The range coders side by side on the symbols of one Kodak image: 20 passes of 24,576.
+"""The range coders side by side on the symbols of one image, 24,576 a pass at Kodak size.
 
-    python benchmarks/bench_coder.py [--symbols FILE.npz] [--repeats 20] [--json FILE]
+    python benchmarks/bench_coder.py [--image FILE] [--quality Q] [--repeats 20] [--json FILE]
 
-FILE.npz holds `symbols` and `indexes` [passes, K]; without it, symbols are drawn to the statistics
-of MLIC++ at about 0.3 bit a pixel. All coders take integer arrays and give bytes, and the reverse,
-in decoding pass by pass, as a codec must. Each result is compared with the input before anything is
-timed; the coders take turns, and the best time of each counts.
+With an image, the symbols are those of the demo model (6 passes); without one they are drawn to
+the statistics of MLIC++ at about 0.3 bit a pixel (20 passes). All coders take integer arrays and
+give bytes, and the reverse, in decoding pass by pass, as a codec must. Each result is compared with
+the input before anything is timed; the coders take turns, and the best time of each counts.
 
 - mlic_fast: this project's stream.
 - compressai.ans: as the public MLIC++ code calls it, through lists; its tables are made lists once.
@@ -30,8 +30,10 @@ import constriction
 import numpy as np
 from scipy.special import ndtr
 
+from mlic_fast import load
 from mlic_fast.coder import SCALES, Decoder, Encoder, gaussian_tables
 from mlic_fast.coder import compressai as drop_in
+from mlic_fast.conformance.recorder import Recorder
 from mlic_fast.models.compressai_import import compressai_ans
 
 Array = np.ndarray
@@ -140,6 +142,16 @@ def draw_symbols(seed: int = 0) -> tuple[Array, Array]:
     return symbols.astype(np.int32), indexes.astype(np.uint8)
 
 
+def photograph_symbols(path: Path, quality: int) -> tuple[Array, Array]:
+    """[6, K] of each: what the demo model codes for a photograph."""
+    codec = load("demo", engine="cpu")
+    recorder = codec._engine._ops = Recorder(codec._engine._ops)
+    codec.compress(path, quality=quality)
+    _, *symbols = recorder.symbols  # the first are those of z
+    passes = [np.moveaxis(x, -1, 1).reshape(-1) for x in (*symbols, *recorder.indexes)]
+    return np.stack(passes[: len(symbols)]), np.stack(passes[len(symbols) :])
+
+
 def ideal_bytes(symbols: Array, indexes: Array) -> float:
     """Sum of -log2 of the Gaussian model's probabilities, none below CompressAI's bound of 1e-9."""
     distance = np.abs(symbols.astype(np.float64))
@@ -213,15 +225,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--symbols", type=Path)
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--quality", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    symbols, indexes = draw_symbols()
-    if args.symbols:
-        with np.load(args.symbols) as file:
-            symbols, indexes = file["symbols"].astype(np.int32), file["indexes"].astype(np.uint8)
+    symbols, indexes = (
+        photograph_symbols(args.image, args.quality) if args.image else draw_symbols()
+    )
     ideal = ideal_bytes(symbols, indexes)
     print(f"{symbols.shape[0]} passes of {symbols.shape[1]} symbols, ", end="")
     print(f"{np.mean(indexes == 0):.0%} in the lowest table; ideal {ideal:.0f} bytes ", end="")
