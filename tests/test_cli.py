@@ -359,3 +359,12 @@ def test_ctrl_c_in_a_process_leaves_no_traceback(folder: Path) -> None:
     _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (130, "mlic-fast: interrupted\n")
     assert not Path("a.mlic").exists()
+
+
+@pytest.mark.usefixtures("loads")
+def test_the_reference_engine_writes_no_files(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["encode", "a.png", "--engine", "reference"]) == 2
+    assert "would not decode elsewhere" in capsys.readouterr().err
+    assert not (folder / "a.mlic").exists()

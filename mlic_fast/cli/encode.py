@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from mlic_fast.cli import UsageError
 from mlic_fast.cli.batch import Result, run_batch
 from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs
 from mlic_fast.cli.options import add_model_options, add_output_options
@@ -39,6 +40,11 @@ def run(args: argparse.Namespace) -> int:
     """Encode every input; 1 if one of them failed."""
     from mlic_fast.images import IMAGE_SUFFIXES
 
+    if args.engine == "reference":
+        raise UsageError(
+            "the reference engine writes no files, since they would not decode elsewhere; "
+            "compare with it by mlic-fast bench or eval"
+        )
     inputs, output = list(args.paths), None
     if len(inputs) > 1 and Path(inputs[-1]).suffix.lower() == SUFFIX:
         output = inputs.pop()
