@@ -145,5 +145,7 @@ def test_models_like_trained_ones() -> None:
         model.code_latents(model.h_s(torch.round(model.h_a(y))), quantiser)
         scales = torch.cat(quantiser.scales, dim=1)
     assert 0.5 < float((scales <= 0.11).float().mean()) < 0.85
+    again = trained_like_model(SMALL["mlic_plus_plus"]).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
     stream = mlic_fast.load(model).compress(synthetic_photograph(192, 128, seed=3))
     assert 0.1 < 8 * len(stream) / (192 * 128) < 0.9

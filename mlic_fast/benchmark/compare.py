@@ -81,13 +81,15 @@ def _checked_stream(codec: Codec, image: torch.Tensor) -> bytes:
         decoded = codec.decompress(stream)
     except MlicError as error:
         raise WrongResultError(f"{codec.engine} does not decode its own stream: {error}") from error
-    if decoded.shape != image.shape or codec.compress(image) != stream:
-        raise WrongResultError(f"{codec.engine} does not give the same result twice")
+    if decoded.shape != image.shape:
+        raise WrongResultError(f"{codec.engine} decodes {list(image.shape)} to another shape")
     return stream
 
 
 def _check_exact_engines_agree(codecs: Sequence[Codec], streams: Sequence[bytes]) -> None:
     exact = [codec for codec in codecs if isinstance(codec._engine, ExactEngine)]
+    if len(exact) < 2:
+        return
     for stream, maker in zip(streams, codecs, strict=True):
         if maker not in exact:
             continue

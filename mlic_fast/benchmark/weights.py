@@ -11,7 +11,7 @@ GAIN = 1.4
 
 
 def seed_weights(model: nn.Module, seed: int, dense: int | None = None) -> None:
-    """Draw the weights of all convolutions, linear layers and norms.
+    """Draw the weights of all convolutions, linear layers, norms and position tables.
 
     A fresh model of PyTorch shrinks what passes through it, layer by layer, to almost a constant.
     Layers of more than ``dense`` weights get so many that are not zero (their files compress).
@@ -35,3 +35,6 @@ def seed_weights(model: nn.Module, seed: int, dense: int | None = None) -> None:
             elif isinstance(module, nn.LayerNorm):
                 module.weight.copy_(1 + normal(module.weight.shape, 0.2))
                 module.bias.copy_(normal(module.bias.shape, 0.2))
+        for name, parameter in model.named_parameters():
+            if name.endswith("relative_position_table"):
+                parameter.copy_(normal(parameter.shape, 0.3))
