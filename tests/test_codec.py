@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import threading
 import zlib
 from dataclasses import replace
@@ -405,3 +407,18 @@ def test_one_codec_in_several_threads(codecs: dict[str, Codec]) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_encoding_and_decoding_import_nothing_heavy() -> None:
+    script = (
+        "import sys, numpy, torch\n"
+        "before = set(sys.modules)\n"
+        "import mlic_fast\n"
+        "image = numpy.zeros((1, 1, 3), numpy.uint8)\n"
+        "mlic_fast.decompress(mlic_fast.compress(image), output='pil')\n"
+        "new = set(sys.modules) - before\n"
+        "heavy = new & {'compressai', 'torchvision', 'matplotlib', 'mlic_fast.training',\n"
+        "    'mlic_fast.evaluation', 'torch._dynamo', 'sympy', 'triton'}\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -36,11 +36,11 @@ class Mlp(nn.Module):
 
 def relative_position_index() -> Tensor:
     """Swin indexing of the bias table: [25, 25] entries of 0..80 for (query token, key token)."""
-    position = torch.stack(
-        torch.meshgrid(torch.arange(WINDOW), torch.arange(WINDOW), indexing="ij")
-    ).flatten(1)
-    relative = position[:, :, None] - position[:, None, :] + WINDOW - 1
-    return relative[0] * (2 * WINDOW - 1) + relative[1]
+    places = [divmod(token, WINDOW) for token in range(WINDOW**2)]
+    reach, side = WINDOW - 1, 2 * WINDOW - 1
+    return torch.tensor(
+        [[(y - v + reach) * side + x - u + reach for v, u in places] for y, x in places]
+    )
 
 
 @lru_cache(maxsize=2)

@@ -78,7 +78,7 @@ class EntropyBottleneck(EntropyModel):
         for i, (fan_in, fan_out) in enumerate(zip(self.WIDTHS, self.WIDTHS[1:], strict=False)):
             value = math.log(math.expm1(1 / scale / fan_out))
             self.matrices.append(nn.Parameter(torch.full((channels, fan_out, fan_in), value)))
-            self.biases.append(nn.Parameter(torch.rand(channels, fan_out, 1) - 0.5))
+            self.biases.append(nn.Parameter(torch.empty(channels, fan_out, 1).uniform_(-0.5, 0.5)))
             if i < layers - 1:
                 self.factors.append(nn.Parameter(torch.zeros(channels, fan_out, 1)))
         start = torch.tensor([-self.INITIAL_SCALE, 0.0, self.INITIAL_SCALE])

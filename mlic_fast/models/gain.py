@@ -18,11 +18,12 @@ class GainUnits(nn.Module):
     def __init__(self, config: MlicConfig) -> None:
         super().__init__()
         # At high rate the optimal step size falls with 1 / sqrt(lambda).
-        lambdas = torch.tensor(config.lambdas)
-        steps = (lambdas / lambdas.log().mean().exp()).sqrt()
+        lambdas = torch.tensor(config.lambdas, device="cpu")
+        log_steps = (lambdas / lambdas.log().mean().exp()).sqrt().log()[:, None]
         # Logarithms are learned: gains stay positive and interpolation is linear.
-        self.log_gain = nn.Parameter(steps.log()[:, None].repeat(1, config.M))
-        self.log_inverse_gain = nn.Parameter(-steps.log()[:, None].repeat(1, config.M))
+        shape = len(lambdas), config.M
+        self.log_gain = nn.Parameter(torch.empty(shape).copy_(log_steps))
+        self.log_inverse_gain = nn.Parameter(torch.empty(shape).copy_(-log_steps))
 
     def apply(self, y: Tensor, rate: Tensor | None) -> Tensor:  # type: ignore[override]
         """Latents [B, M, H, W] times the gains at ``rate`` [B]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -62,8 +63,10 @@ class NonNegativeParameter(nn.Module):
         self.register_buffer("pedestal", torch.tensor([pedestal]))
         self.lower_bound = LowerBound((minimum + pedestal) ** 0.5)
 
-    def initial(self, value: Tensor) -> Tensor:
-        return torch.sqrt(torch.maximum(value + self.pedestal, self.pedestal))
+    @staticmethod
+    def initial(value: float) -> float:
+        """What the parameter is where the reparametrised one is to be ``value``, at least 0."""
+        return math.sqrt(value + 2.0**-36)
 
     def forward(self, parameter: Tensor) -> Tensor:
         return self.lower_bound(parameter) ** 2 - self.pedestal
@@ -80,8 +83,10 @@ class GDN(nn.Module):
         self.inverse = inverse
         self.beta_reparam = NonNegativeParameter(minimum=1e-6)
         self.gamma_reparam = NonNegativeParameter()
-        self.beta = nn.Parameter(self.beta_reparam.initial(torch.ones(channels)))
-        self.gamma = nn.Parameter(self.gamma_reparam.initial(0.1 * torch.eye(channels)))
+        initial = NonNegativeParameter.initial
+        self.beta = nn.Parameter(torch.full((channels,), initial(1.0)))
+        gamma = torch.full((channels, channels), initial(0.0)).fill_diagonal_(initial(0.1))
+        self.gamma = nn.Parameter(gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
