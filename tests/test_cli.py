@@ -28,6 +28,7 @@ from mlic_fast.errors import CheckpointError, MlicError, WrongModelError
 from mlic_fast.images import load_image, save_image
 
 MODEL_ID = b"\xde\xad\xbe\xef"
+NO_MEMORY = "there is not enough memory; take a smaller image or a machine with more"
 
 
 class StoringCodec:
@@ -300,7 +301,12 @@ def test_info_names_the_models_of_the_package(
     [
         (KeyboardInterrupt(), 130, "mlic-fast: interrupted"),
         (MlicError("no"), 1, "mlic-fast: error: a.png: no"),
-        (MemoryError(), 1, "mlic-fast: error: a.png: there is not enough memory for this image"),
+        (MemoryError(), 1, f"mlic-fast: error: a.png: {NO_MEMORY}"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried .. 12 bytes."),
+            1,
+            f"mlic-fast: error: a.png: {NO_MEMORY}",
+        ),
         (
             PermissionError(13, "Permission denied", "x"),
             1,
@@ -323,6 +329,23 @@ def test_what_goes_wrong_inside_is_one_line(
     assert main(["encode", "a.png"]) == code
     assert errors(capsys) == [line]
     assert not Path("a.mlic").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pack", str(Path(mlic_fast.__file__).parent / "weights" / "demo.safetensors"), "NEW"],
+        ["bench", "--size", "1x1", "--runs", "1", "--json", "NEW"],
+        ["eval", "a.png", "--quality", "1", "--json", "NEW"],
+    ],
+)
+def test_results_that_cannot_be_written_are_one_line(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unwritable = "/proc/new.json"  # for root too
+    arguments = [unwritable if argument == "NEW" else argument for argument in arguments]
+    assert main(arguments) == 1
+    assert errors(capsys) == [f"mlic-fast: error: {unwritable}: No such file or directory"]
 
 
 def test_help_and_version_load_nothing_heavy(folder: Path) -> None:

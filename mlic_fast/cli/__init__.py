@@ -38,15 +38,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         return _run(argv)
-    except MlicError as error:
-        print_error(error)
-        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("mlic-fast: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print_error(message)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def explain(error: Exception) -> str | None:
+    """What to tell the user of an error that input or machine caused; None for any other."""
+    if isinstance(error, MlicError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    # On the CPU PyTorch raises no type of its own.
+    out_of_memory = ("can't allocate memory", "out of memory")
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in out_of_memory)
+    ):
+        return "there is not enough memory; take a smaller image or a machine with more"
+    return None
 
 
 def print_error(error: object) -> None:

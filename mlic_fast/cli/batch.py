@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mlic_fast.cli import print_error
+from mlic_fast.cli import explain, print_error
 from mlic_fast.cli.files import Job
-from mlic_fast.errors import MlicError
 
 Result = dict[str, Any]
 
@@ -57,10 +56,8 @@ def _attempt(job: Job, work: Callable[[Job], Result] | None) -> Result:
         return {"error": job.problem}
     try:
         return work(job)
-    except MlicError as error:
-        message = str(error)
-    except MemoryError:
-        message = "there is not enough memory for this image"
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
     return {"error": message if str(job.source) in message else f"{job.source}: {message}"}
