@@ -1,0 +1,50 @@
+"""The golden files against the slow entropy path, which was written from docs/arithmetic.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import slow_decoder
+import slow_path
+
+from mlic_fast.conformance import golden_files
+
+
+def sha256(array: npt.NDArray[Any], dtype: str) -> str:
+    return hashlib.sha256(np.moveaxis(array, -1, 0).astype(dtype).tobytes()).hexdigest()
+
+
+def hashes(decoded: slow_path.Latents) -> dict[str, str]:
+    """As expected.json has them."""
+    found = {"z symbols": sha256(decoded.z_symbols, "<i4")}
+    slices = np.split(decoded.y_hat, len(decoded.passes) // 2, axis=-1)
+    for number, part in enumerate(decoded.passes):
+        colour = slow_path.NON_ANCHORS if number % 2 else slow_path.ANCHORS
+        word = "non-anchors" if number % 2 else "anchors"
+        latents = slow_path.squeeze(slices[number // 2], colour)
+        assert part.means.dtype == latents.dtype == np.float32
+        name = f"pass {number} (slice {number // 2}, {word})"
+        found[f"{name} scale indexes"] = sha256(part.indexes, "u1")
+        found[f"{name} means"] = sha256(part.means, "<f4")
+        found[f"{name} symbols"] = sha256(part.symbols, "<i4")
+        found[f"{name} latents"] = sha256(latents, "<f4")
+    digest = slow_decoder.latents_digest(np.moveaxis(decoded.y_hat, -1, 0).ravel().tolist())
+    assert digest == decoded.digest
+    return found | {"digest": f"{digest:08x}"}
+
+
+@pytest.mark.parametrize("stream", ["one_pixel", "odd", "wide", "extreme"])
+@pytest.mark.parametrize("path", golden_files(), ids=lambda path: path.stem)
+def test_the_slow_path_decodes_golden_streams(path: Any, stream: str) -> None:
+    with zipfile.ZipFile(path) as archive:
+        model = slow_path.Model(archive.read("model.safetensors"))
+        expected = json.loads(archive.read("expected.json"))[stream]
+        found = hashes(model.decode(archive.read(f"{stream}.mlic")))
+    del expected["encoded again"]  # about an encoder
+    assert found == expected
