@@ -1,4 +1,4 @@
-"""A small, slow entropy path, written from docs/arithmetic.md and docs/format.md alone.
+"""A small, slow entropy path, written from docs/arithmetic.md without a look at the engines.
 
 With slow_decoder.py it decodes a .mlic file to its latents. It shares no code with the package, so
 that a mistake in one of the two, or in the text, shows. Real arrays are float32, integers int64.
