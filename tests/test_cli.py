@@ -348,6 +348,14 @@ def test_results_that_cannot_be_written_are_one_line(
     assert errors(capsys) == [f"mlic-fast: error: {unwritable}: No such file or directory"]
 
 
+@pytest.mark.parametrize("command", ["bench", "eval a.png", "eval a.png --csv x.csv"])
+def test_missing_folders_are_found_before_long_work(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), "--json", "missing/x.json"]) == 2
+    assert errors(capsys) == ["mlic-fast: error: the folder missing does not exist; make it first"]
+
+
 def test_help_and_version_load_nothing_heavy(folder: Path) -> None:
     script = (
         "import sys; from mlic_fast.cli import main\n"

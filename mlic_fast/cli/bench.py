@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import UsageError
+from mlic_fast.cli.files import check_folder_of
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time every image."""
+    if args.json:
+        check_folder_of(args.json)
+
     from mlic_fast.benchmark.compare import compare
     from mlic_fast.benchmark.machine import describe_machine
     from mlic_fast.images import write_atomically

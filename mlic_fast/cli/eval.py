@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import UsageError
-from mlic_fast.cli.files import INPUTS_TEXT, find_inputs
+from mlic_fast.cli.files import INPUTS_TEXT, check_folder_of, find_inputs
 
 if TYPE_CHECKING:
     from mlic_fast.evaluation import Curve, Measurement
@@ -49,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables and write the files."""
+    for output in (args.json, args.csv):
+        if output:
+            check_folder_of(output)
+
     from mlic_fast.evaluation import PillowCodec, measure_curve
     from mlic_fast.evaluation.pillow_codecs import CURVE_QUALITIES
 

@@ -52,8 +52,7 @@ def find_jobs(
     """
     inputs = find_inputs(arguments, suffixes)
     if output is not None:
-        if not Path(output).parent.is_dir():
-            raise UsageError(f"the folder {Path(output).parent} does not exist; make it first")
+        check_folder_of(output)
         if output_dir is not None:
             raise UsageError("give either an output file or --output-dir, not both")
         if len(inputs) > 1:
@@ -72,6 +71,13 @@ def find_jobs(
         Job(job.source, target, job.problem or _target_problem(job.source, target, overwrite))
         for job, target in zip(inputs, targets, strict=True)
     ]
+
+
+def check_folder_of(output: str) -> None:
+    """Raise `UsageError` if the folder of a file to be written is missing: before long work."""
+    folder = Path(output).parent
+    if not folder.is_dir():
+        raise UsageError(f"the folder {folder} does not exist; make it first")
 
 
 def is_pattern(argument: str) -> bool:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mlic_fast.cli import UsageError
+from mlic_fast.cli.files import check_folder_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.exists() and not args.force:
         raise UsageError(f"{output} exists already; use --force to overwrite it")
-    if not output.parent.is_dir():
-        raise UsageError(f"the folder {output.parent} does not exist; make it first")
+    check_folder_of(args.output)
 
     from mlic_fast.engine.identity import model_identity
     from mlic_fast.engine.pack import load_packed, pack, save_packed
