@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.errors import (
@@ -67,9 +67,11 @@ def _demo() -> Codec:
 
 
 def __getattr__(name: str) -> Any:
-    # The codec is imported on first use, so that ``import mlic_fast`` does not import PyTorch.
+    # These are imported on first use, so that ``import mlic_fast`` does not import PyTorch.
     if name == "Codec":
         from mlic_fast.codec import Codec
 
         return Codec
+    if name == "models":
+        return import_module("mlic_fast.models")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

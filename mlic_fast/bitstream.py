@@ -98,6 +98,10 @@ def read(data: bytes | bytearray | memoryview) -> tuple[Header, bytes]:
     Raises `CorruptStreamError` if the data are not a stream, are cut short or altered, and
     `UnsupportedStreamError` if they are of a later version of the format.
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise CorruptStreamError(
+            f"a stream is bytes, not {type(data).__name__}; of a file, give what it holds"
+        )
     data = bytes(data)
     if not data:
         raise CorruptStreamError("the stream is empty; make it again with 'mlic-fast encode'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
@@ -83,7 +83,7 @@ class Codec:
             return [self._compress(images.load_image(single), quality) for single in image]
         return self._compress(images.load_image(image), quality)
 
-    def decompress(self, data: bytes | Sequence[bytes], output: Output = "torch") -> Any:
+    def decompress(self, data: bytes | Iterable[bytes], output: Output = "torch") -> Any:
         """Decompress a stream, or a list of them.
 
         Returns a uint8 tensor [3, H, W] on the codec's device, a uint8 array [H, W, 3]
@@ -96,7 +96,7 @@ class Codec:
         """
         if output not in ("torch", "numpy", "pil"):
             raise ValueError(f"output must be 'torch', 'numpy' or 'pil', not {output!r}")
-        if not isinstance(data, (bytes, bytearray, memoryview)):
+        if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray, memoryview, str)):
             return [self.decompress(single, output) for single in data]
         header, payload = self._open(data)
         with torch.inference_mode():

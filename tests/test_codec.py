@@ -409,6 +409,19 @@ def test_one_codec_in_several_threads(codecs: dict[str, Codec]) -> None:
     assert not failures
 
 
+@pytest.mark.parametrize("data", ["a.mlic", Path("a.mlic"), 1 << 40, None, ["a.mlic"], [1]])
+def test_only_bytes_are_streams(data: Any, fast: Codec) -> None:
+    with pytest.raises(CorruptStreamError, match="a stream is bytes, not "):
+        fast.decompress(data)
+    with pytest.raises(CorruptStreamError, match="a stream is bytes, not "):
+        fast.decode_latents(data)
+
+
+def test_the_models_need_no_import_of_their_own() -> None:
+    script = "import sys, mlic_fast; assert 'torch' not in sys.modules; mlic_fast.models.PRESETS"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
 def test_encoding_and_decoding_import_nothing_heavy() -> None:
     script = (
         "import sys, numpy, torch\n"
