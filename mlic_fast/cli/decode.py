@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlic_fast.cli.batch import Result, run_batch
-from mlic_fast.cli.encode import SUFFIX, describe
+from mlic_fast.cli.encode import SUFFIX, describe, result_of
 from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs, is_pattern
 from mlic_fast.cli.options import add_model_options, add_output_options
 
@@ -68,17 +68,9 @@ def _decoder(args: argparse.Namespace) -> Callable[[Job], Result]:
         start = time.perf_counter()
         image = codec.decompress(data, output="torch").cpu()
         seconds = time.perf_counter() - start
-        height, width = image.shape[1:]
         if args.output_dir is not None:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         save_image(image, job.target)
-        return {
-            "output": str(job.target),
-            "bytes": len(data),
-            "width": width,
-            "height": height,
-            "bits_per_pixel": 8 * len(data) / (width * height),
-            "seconds": seconds,
-        }
+        return result_of(job, image, len(data), seconds)
 
     return decode

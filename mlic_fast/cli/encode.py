@@ -6,11 +6,15 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlic_fast.cli import UsageError
 from mlic_fast.cli.batch import Result, run_batch
 from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs
 from mlic_fast.cli.options import add_model_options, add_output_options
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIX = ".mlic"
 
@@ -59,6 +63,19 @@ def run(args: argparse.Namespace) -> int:
     return run_batch(jobs, lambda: _encoder(args), describe, as_json=args.json)
 
 
+def result_of(job: Job, image: Tensor, size: int, seconds: float) -> Result:
+    """What ``--json`` prints of an image [3, H, W] whose stream has ``size`` bytes."""
+    _, height, width = image.shape
+    return {
+        "output": str(job.target),
+        "bytes": size,
+        "width": width,
+        "height": height,
+        "bits_per_pixel": 8 * size / (width * height),
+        "seconds": seconds,
+    }
+
+
 def describe(result: Result) -> str:
     """One line about a file that was written or read."""
     return (
@@ -82,7 +99,6 @@ def _encoder(args: argparse.Namespace) -> Callable[[Job], Result]:
     def encode(job: Job) -> Result:
         assert job.target is not None
         image = load_image(job.source)
-        height, width = image.shape[1:]
         start = time.perf_counter()
         data = codec.compress(image, quality=args.quality)
         seconds = time.perf_counter() - start
@@ -90,13 +106,6 @@ def _encoder(args: argparse.Namespace) -> Callable[[Job], Result]:
         if args.output_dir is not None:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         write_atomically(job.target, data)
-        return {
-            "output": str(job.target),
-            "bytes": len(data),
-            "width": width,
-            "height": height,
-            "bits_per_pixel": 8 * len(data) / (width * height),
-            "seconds": seconds,
-        }
+        return result_of(job, image, len(data), seconds)
 
     return encode
