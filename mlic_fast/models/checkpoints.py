@@ -40,8 +40,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> MlicModel:
     if config is None:
         state = _from_compressai(_from_old_compressai(state))
         config = _infer_config(state)
-    # Costs no memory, whatever sizes a damaged file claims. (And little time, as constructors do no
-    # arithmetic with meta tensors: that makes PyTorch import its compiler, for seconds.)
+    # Costs no memory, whatever sizes a damaged file claims. (And little time, as constructors only
+    # make, fill and copy: more on meta tensors makes PyTorch import its compiler, for seconds.)
     with torch.device("meta"):
         expected = create_model(config).state_dict()
     _check(expected, state, f"{path} does not fit {config.variant}")

@@ -82,7 +82,7 @@ class EntropyBottleneck(EntropyModel):
             if i < layers - 1:
                 self.factors.append(nn.Parameter(torch.zeros(channels, fan_out, 1)))
         start = torch.tensor([-self.INITIAL_SCALE, 0.0, self.INITIAL_SCALE])
-        self.quantiles = nn.Parameter(start.repeat(channels, 1, 1))
+        self.quantiles = nn.Parameter(torch.empty(channels, 1, 3).copy_(start))
         logit = math.log(2 / TAIL_MASS - 1)
         self.register_buffer("target", torch.tensor([-logit, 0.0, logit]))
 
