@@ -46,7 +46,7 @@ from mlic_fast.models.mlic import MlicModel, Transforms, create_model
 #: First table of the hyper-latents: those before it are of the 64 scales.
 FIRST_HYPER_TABLE = 64
 #: How far an activation may exceed the largest one seen in calibration before it saturates.
-HEADROOM = 8.0
+HEADROOM = 2.0
 #: Calibration: size of z, and samples drawn at that size.
 CALIBRATION_SIZE = 3
 CALIBRATION_SAMPLES = 4
