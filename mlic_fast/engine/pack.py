@@ -69,7 +69,7 @@ def pack(model: MlicModel) -> PackedModel:
     Raises CheckpointError for weights that are not finite, or so large that activations overflow.
     """
     for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
+        if not np.isfinite(_array(parameter)).all():
             raise CheckpointError(
                 f"the model cannot be packed: {name} has values that are not finite"
             )
