@@ -211,9 +211,7 @@ def load(
         elif isinstance(model, str) and not Path(model).exists():
             raise CheckpointError(f"no model called {model!r}: give 'demo' or a checkpoint file")
         transforms, packed = load_packed(model) or _packed_now(load_checkpoint(model))
-    # Weights in channels-last order: what convolutions on both kinds of device are fastest with.
-    transforms = transforms.eval().requires_grad_(False)
-    transforms = transforms.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    transforms = transforms.eval().requires_grad_(False).to(target)
     return Codec(transforms, packed, target, create_engine(engine, transforms, packed, target))
 
 
