@@ -1,11 +1,12 @@
 """The range coders side by side on the symbols of one image, 24,576 a pass at Kodak size.
 
-    python benchmarks/bench_coder.py [--image FILE] [--quality Q] [--repeats 20] [--json FILE]
+    python benchmarks/bench_coder.py [--image FILE [--model demo]] [--repeats 20] [--json FILE]
 
-With an image, the symbols are those of the demo model (6 passes); without one they are drawn to
-the statistics of MLIC++ at about 0.3 bit a pixel (20 passes). All coders take integer arrays and
-give bytes, and the reverse, in decoding pass by pass, as a codec must. Each result is compared with
-the input before anything is timed; the coders take turns, and the best time of each counts.
+With an image, the symbols are what the demo model codes for it (6 passes), or a full-size model of
+seeded weights (mlic_plus_plus: 20 passes); without one they are drawn to the statistics of MLIC++
+at about 0.3 bit a pixel (20 passes). All coders take integer arrays and give bytes, and the
+reverse, in decoding pass by pass, as a codec must. Each result is compared with the input before
+anything is timed; the coders take turns, and the best time of each counts.
 
 - mlic_fast: this project's stream.
 - compressai.ans: as the public MLIC++ code calls it, through lists; its tables are made lists once.
@@ -31,9 +32,11 @@ import numpy as np
 from scipy.special import ndtr
 
 from mlic_fast import load
+from mlic_fast.benchmark.models import trained_like_model
 from mlic_fast.coder import SCALES, Decoder, Encoder, gaussian_tables
 from mlic_fast.coder import compressai as drop_in
 from mlic_fast.conformance.recorder import Recorder
+from mlic_fast.models import PRESETS
 from mlic_fast.models.compressai_import import compressai_ans
 
 Array = np.ndarray
@@ -142,11 +145,11 @@ def draw_symbols(seed: int = 0) -> tuple[Array, Array]:
     return symbols.astype(np.int32), indexes.astype(np.uint8)
 
 
-def photograph_symbols(path: Path, quality: int) -> tuple[Array, Array]:
-    """[6, K] of each: what the demo model codes for a photograph."""
-    codec = load("demo", engine="cpu")
+def photograph_symbols(path: Path, model: str) -> tuple[Array, Array]:
+    """[passes, K] of each: what a model codes for a photograph."""
+    codec = load("demo" if model == "demo" else trained_like_model(model), engine="cpu")
     recorder = codec._engine._ops = Recorder(codec._engine._ops)
-    codec.compress(path, quality=quality)
+    codec.compress(path)
     _, *symbols = recorder.symbols  # the first are those of z
     passes = [np.moveaxis(x, -1, 1).reshape(-1) for x in (*symbols, *recorder.indexes)]
     return np.stack(passes[: len(symbols)]), np.stack(passes[len(symbols) :])
@@ -226,14 +229,12 @@ def main() -> None:
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--image", type=Path)
-    parser.add_argument("--quality", type=int, default=60)
+    parser.add_argument("--model", default="demo", choices=list(PRESETS))
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
-    symbols, indexes = (
-        photograph_symbols(args.image, args.quality) if args.image else draw_symbols()
-    )
+    symbols, indexes = photograph_symbols(args.image, args.model) if args.image else draw_symbols()
     ideal = ideal_bytes(symbols, indexes)
     print(f"{symbols.shape[0]} passes of {symbols.shape[1]} symbols, ", end="")
     print(f"{np.mean(indexes == 0):.0%} in the lowest table; ideal {ideal:.0f} bytes ", end="")
