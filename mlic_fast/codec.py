@@ -202,9 +202,8 @@ def load(
     """
     target = _device(device)
     if isinstance(model, MlicModel):
-        model = copy.deepcopy(model)  # the caller may train on; a codec never changes
-        transforms: Transforms = model
-        packed = pack(model)
+        # A copy: the caller may train on; a codec never changes.
+        transforms, packed = _packed_now(copy.deepcopy(model))
     else:
         if model == "demo":
             model = WEIGHTS / "demo.safetensors"

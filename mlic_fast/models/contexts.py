@@ -189,11 +189,10 @@ def softmax_attention(
         logits = (q[:, :, block] * (channels // heads) ** -0.5) @ k.transpose(2, 3)
         if exclude:
             distance = (query_at[block, None] - key_at[None]).abs().amax(-1)
-            logits = logits.masked_fill(distance <= EXCLUDED_RADIUS, float("-inf"))
-            # A row without keys is softmax of nothing: zero rather than NaN.
-            logits = logits.masked_fill((distance <= EXCLUDED_RADIUS).all(1)[:, None], 0.0)
-            weights = torch.softmax(logits, dim=-1)
-            weights = weights.masked_fill((distance <= EXCLUDED_RADIUS).all(1)[:, None], 0.0)
+            near = distance <= EXCLUDED_RADIUS
+            alone = near.all(1)[:, None]  # no key is left: zero, where softmax of nothing is NaN
+            logits = logits.masked_fill(near & ~alone, float("-inf"))
+            weights = torch.softmax(logits, dim=-1).masked_fill(alone, 0.0)
         else:
             weights = torch.softmax(logits, dim=-1)
         out.append(weights @ v)
