@@ -115,12 +115,12 @@ def main() -> None:
             points.append((float(np.mean(bpp)), float(np.mean(psnr))))
         return points
 
-    tables = pack.pack(model).tables
-    z_indexes = pack.FIRST_HYPER_TABLE + np.arange(model.config.N).reshape(1, -1, 1, 1)
+    packed = pack.pack(model)
+    tables = packed.tables
 
     def hyper_bits(z: Tensor) -> float:
-        symbols = z.numpy().astype(np.int32)
-        return float(tables.bits(symbols, np.broadcast_to(z_indexes, symbols.shape)).sum())
+        symbols = z.permute(0, 2, 3, 1).numpy().astype(np.int32)
+        return float(tables.bits(symbols, packed.hyper_indexes(symbols.shape)).sum())
 
     results = []
     for y, z, _, _ in prepared:

@@ -28,7 +28,7 @@ from mlic_fast.engine.arithmetic import SpecOps
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.exact import SYMBOL_LIMIT
 from mlic_fast.engine.identity import model_identity
-from mlic_fast.engine.pack import FIRST_HYPER_TABLE, pack
+from mlic_fast.engine.pack import pack
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.models import MlicConfig, MlicModel, create_model
@@ -150,8 +150,7 @@ class _Drawn:
         config = self._packed.config
         shape = (1, height, width, config.N)
         symbols = self._draw(np.full(shape, 10.0))
-        tables = FIRST_HYPER_TABLE + np.arange(config.N)
-        self._add(symbols, np.broadcast_to(tables, shape))
+        self._add(symbols, self._packed.hyper_indexes(shape))
         slices = code_latents(SpecOps(self._packed), config, symbols, self)
         y_hat = np.ascontiguousarray(np.moveaxis(np.concatenate(slices, axis=-1), -1, 1))
         return self._encoder.finish(latents_digest(y_hat)), self._encoder.lanes

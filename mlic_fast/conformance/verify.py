@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from mlic_fast.conformance.recorder import Recorder
 from mlic_fast.engine.arithmetic import SpecOps
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.exact import ExactEngine
-from mlic_fast.engine.pack import FIRST_HYPER_TABLE
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.errors import MlicError
 from mlic_fast.models.mlic import Transforms
@@ -96,8 +96,10 @@ def record(model: Transforms, packed: PackedModel, ops: SpecOps, data: bytes) ->
 def _encode_again(packed: PackedModel, recorder: Recorder, data: bytes, digest: int) -> bytes:
     header, _ = bitstream.read(data)
     encoder = Encoder(packed.tables)
-    tables = FIRST_HYPER_TABLE + np.arange(packed.config.N)
-    indexes = [np.broadcast_to(tables, recorder.symbols[0].shape), *recorder.indexes]
+    indexes: list[npt.NDArray[Any]] = [
+        packed.hyper_indexes(recorder.symbols[0].shape),
+        *recorder.indexes,
+    ]
     for symbols, table in zip(recorder.symbols, indexes, strict=True):
         encoder.encode(np.moveaxis(symbols, -1, 1), np.moveaxis(table, -1, 1))
     return bitstream.write(header, encoder.finish(digest))

@@ -13,7 +13,6 @@ from mlic_fast.bitstream import EXACT
 from mlic_fast.coder import Decoder, Encoder
 from mlic_fast.engine.arithmetic import Float, Int32, SpecOps, squeeze
 from mlic_fast.engine.digest import latents_digest
-from mlic_fast.engine.pack import FIRST_HYPER_TABLE
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.transforms import EngineTransforms
@@ -51,7 +50,7 @@ class ExactEngine:
         encoder = Encoder(self._packed.tables)
         y, z = self._transforms.analyse(x, rate)
         symbols = _to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
-        _encode_pass(encoder, symbols, self._hyper_indexes(symbols.shape))
+        _encode_pass(encoder, symbols, self._packed.hyper_indexes(symbols.shape))
         rounding = _Rounding(_channels_last(y), self._packed.config.slices, encoder)
         y_hat = code_latents(self._ops, self._packed.config, symbols, rounding)
         return encoder.finish(latents_digest(_to_tensor(y_hat))), encoder.lanes
@@ -59,16 +58,12 @@ class ExactEngine:
     def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Tensor, int]:
         decoder = Decoder(self._packed.tables, payload, lanes)
         shape = (1, *size, self._packed.config.N)
-        symbols = _decode_pass(decoder, self._hyper_indexes(shape))
+        symbols = _decode_pass(decoder, self._packed.hyper_indexes(shape))
         y_hat = code_latents(self._ops, self._packed.config, symbols, _Decoding(decoder))
         return _to_tensor(y_hat), decoder.finish()
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
         return self._transforms.synthesise(y_hat, rate)
-
-    def _hyper_indexes(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint16]:
-        channels = np.arange(FIRST_HYPER_TABLE, FIRST_HYPER_TABLE + shape[-1], dtype=np.uint16)
-        return np.broadcast_to(channels, shape)
 
 
 class _Rounding:

@@ -43,8 +43,6 @@ from mlic_fast.models.config import MlicConfig
 from mlic_fast.models.contexts import GlobalInterContext, LocalContext, StackedCheckerboardContext
 from mlic_fast.models.mlic import MlicModel, Transforms, create_model
 
-#: First table of the hyper-latents: those before it are of the 64 scales.
-FIRST_HYPER_TABLE = 64
 #: How far an activation may exceed the largest one seen in calibration before it saturates.
 HEADROOM = 2.0
 #: Calibration: size of z, and samples drawn at that size.
@@ -234,17 +232,15 @@ class _Noise:
     """Pass coder that draws symbols from the distributions that the model itself predicts."""
 
     def __init__(self, packed: PackedModel) -> None:
-        self._tables = packed.tables
-        self._channels = packed.config.N
+        self._packed = packed
         # Raw bits: numpy keeps these, but not what it makes of them, the same in all versions.
         self._random = np.random.PCG64(0)
 
     def hyper_symbols(self) -> Int32:
         """z of several samples: half of them constant over the image, as in flat regions."""
-        channels = np.arange(self._channels) + FIRST_HYPER_TABLE
         size = CALIBRATION_SIZE
-        shape = (CALIBRATION_SAMPLES, size, size, self._channels)
-        symbols = self._draw(np.broadcast_to(channels, shape))
+        shape = (CALIBRATION_SAMPLES, size, size, self._packed.config.N)
+        symbols = self._draw(self._packed.hyper_indexes(shape))
         flat = CALIBRATION_SAMPLES // 2
         symbols[:flat] = symbols[:flat, :1, :1]
         return symbols
@@ -254,7 +250,7 @@ class _Noise:
 
     def _draw(self, indexes: Array) -> Int32:
         """Symbols of the given tables; an escape counts as the largest symbol."""
-        tables = self._tables
+        tables = self._packed.tables
         ends = np.cumsum(tables.frequencies, dtype=np.int64)
         first = (np.cumsum(tables.sizes) - tables.sizes)[indexes]
         raw = self._random.random_raw(indexes.size) >> np.uint64(48)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlic_fast.coder import Tables
+from mlic_fast.coder import SCALES, Tables
 from mlic_fast.models.config import MlicConfig
 
 
@@ -48,6 +48,12 @@ class PackedModel:
     layers: dict[str, Layer]
     exponents: dict[str, int]
     tables: Tables
+
+    def hyper_indexes(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint16]:
+        """The table of every hyper-latent, for z of ``shape`` [B, H, W, N]: that of its channel."""
+        first = len(SCALES)
+        channels = np.arange(first, first + self.config.N, dtype=np.uint16)
+        return np.broadcast_to(channels, shape)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Every array of the model under a name of its own, in a fixed order."""
