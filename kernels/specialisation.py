@@ -14,7 +14,8 @@ class Specialisation:
         name: what it is for, unique in its file.
         kernel: the ``triton.jit`` function.
         arguments: of every run-time argument in order, its type: ``"*i8"``, ``"*fp32"``, ``"i32"``,
-            ``"fp32"``; pointers and integers marked ``:16`` are multiples of 16, as they will be.
+            ``"fp32"``, or a tuple of types; pointers and integers marked ``:16`` are multiples of
+            16, as they will be.
         constants: the ``tl.constexpr`` arguments.
         warps, stages: of the launch.
         tensor_cores: whether it multiplies matrices: it must then use the tensor cores.
@@ -22,7 +23,7 @@ class Specialisation:
 
     name: str
     kernel: Any
-    arguments: dict[str, str]
+    arguments: dict[str, str | tuple[str, ...]]
     constants: dict[str, Any] = field(default_factory=dict)
     warps: int = 4
     stages: int = 3

@@ -1,0 +1,209 @@
+"""From symbols to latents (docs/arithmetic.md, section 5).
+
+    hyper-latents    z[p, c] = quantise(float(symbol) + median[c])
+    latents          y[p, c] = float(symbol) + mean[p, c]    at one colour
+
+Latents are written twice: as float32, and quantised, as the layers take them. With the anchors, which
+come first, the non-anchors become zero. (The residual prediction is then added by the last of its
+layers, :mod:`mlic_fast.kernels.products`.) Bytes: 8 read, 6 written a value; no operations to speak
+of.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mlic_fast.kernels.configs import elements_for
+from mlic_fast.kernels.functions import (
+    EXACT,
+    high_byte,
+    low_byte,
+    quantise,
+    quantise_twin,
+    to_planes,
+)
+from mlic_fast.kernels.grid import Positions
+from mlic_fast.kernels.specialisation import Specialisation
+
+
+def hyper_latents_twin(symbols: Tensor, medians: Tensor, out_scale: float) -> Tensor:
+    """int32 [B, h, w, N], float32 [N] -> planes [2, B, h, w, N]."""
+    return to_planes(quantise_twin(symbols.to(torch.float32) + medians, out_scale))
+
+
+def decoded_twin(symbols: Tensor, means: Tensor, colour: int, latents: Tensor) -> Tensor:
+    """int32 and float32 [B, H, W/2, C] -> float32 [B, H, W, C]; other positions from ``latents``."""
+    y = torch.zeros_like(latents) if colour else latents.clone()
+    values = symbols.to(torch.float32) + means
+    y[:, 0::2, colour::2] = values[:, 0::2]
+    y[:, 1::2, 1 - colour :: 2] = values[:, 1::2]
+    return y
+
+
+@triton.jit(do_not_specialize=("positions",))
+def _hyper_latents_kernel(
+    symbols,
+    medians,
+    out,
+    out_scale,
+    positions,
+    channels,
+    out_plane,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_inside = c < channels
+    at = m[:, None].to(tl.int64) * channels + c[None, :]
+    mask = (m < positions)[:, None] & c_inside[None, :]
+    median = tl.load(medians + c, mask=c_inside, other=0.0)[None, :]
+    r = tl.load(symbols + at, mask=mask, other=0).to(tl.float32) + median
+    q = quantise(r, out_scale)
+    tl.store(out + at, low_byte(q), mask=mask)
+    tl.store(out + out_plane + at, high_byte(q), mask=mask)
+
+
+@triton.jit(do_not_specialize=("positions", "height", "width"))
+def _decoded_kernel(
+    symbols,
+    means,
+    latents,
+    out,
+    out_scale,
+    positions,
+    height,
+    width,
+    channels,
+    means_position,
+    latents_position,
+    out_plane,
+    out_position,
+    COLOUR: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (m < positions)[:, None] & (c < channels)[None, :]
+    half = width // 2
+    image_row = m // half
+    pair = image_row * width + 2 * (m % half)
+    odd = (image_row % height + COLOUR) & 1
+    symbol = tl.load(symbols + m[:, None].to(tl.int64) * channels + c[None, :], mask=mask, other=0)
+    mean = tl.load(
+        means + m[:, None].to(tl.int64) * means_position + c[None, :], mask=mask, other=0.0
+    )
+    r = symbol.to(tl.float32) + mean
+    q = quantise(r, out_scale)
+    position = (pair + odd)[:, None].to(tl.int64)
+    tl.store(latents + position * latents_position + c[None, :], r, mask=mask)
+    at = position * out_position + c[None, :]
+    tl.store(out + at, low_byte(q), mask=mask)
+    tl.store(out + out_plane + at, high_byte(q), mask=mask)
+    if COLOUR == 1:
+        position = (pair + 1 - odd)[:, None].to(tl.int64)
+        tl.store(latents + position * latents_position + c[None, :], r * 0.0, mask=mask)
+        at = position * out_position + c[None, :]
+        tl.store(out + at, low_byte(q * 0), mask=mask)
+        tl.store(out + out_plane + at, low_byte(q * 0), mask=mask)
+
+
+def hyper_latents(symbols: Tensor, medians: Tensor, *, out: Tensor, out_scale: float) -> None:
+    """Symbols of z int32 [B, h, w, N] -> planes ``out`` [2, B, h, w, N]."""
+    channels = symbols.shape[-1]
+    positions = symbols.numel() // channels
+    block = elements_for(symbols.device)
+    _hyper_latents_kernel[triton.cdiv(positions, block.m), triton.cdiv(channels, block.n)](
+        symbols,
+        medians,
+        out,
+        out_scale,
+        positions,
+        channels,
+        out.stride(0),
+        BLOCK_M=block.m,
+        BLOCK_C=block.n,
+        num_warps=block.warps,
+        **EXACT,
+    )
+
+
+def decoded(
+    symbols: Tensor,
+    means: Tensor,
+    colour: int,
+    grid: Positions,
+    *,
+    latents: Tensor,
+    out: Tensor,
+    out_scale: float,
+) -> None:
+    """Symbols and means [B, H, W/2, C] of a colour -> ``latents`` float32 [B, H, W, C], planes ``out``.
+
+    Anchors (colour 1) come first: with them the other positions become zero.
+    """
+    channels = symbols.shape[-1]
+    positions = grid.count // 2
+    block = elements_for(symbols.device)
+    _decoded_kernel[triton.cdiv(positions, block.m), triton.cdiv(channels, block.n)](
+        symbols,
+        means,
+        latents,
+        out,
+        out_scale,
+        positions,
+        grid.height,
+        grid.width,
+        channels,
+        means.stride(-2),
+        latents.stride(-2),
+        out.stride(0),
+        out.stride(-2),
+        COLOUR=colour,
+        BLOCK_M=block.m,
+        BLOCK_C=block.n,
+        num_warps=block.warps,
+        **EXACT,
+    )
+
+
+_BLOCK = elements_for(torch.device("cuda"))
+_BLOCKS = {"BLOCK_M": _BLOCK.m, "BLOCK_C": _BLOCK.n}
+SPECIALISATIONS = [
+    Specialisation(
+        "hyper-latents",
+        _hyper_latents_kernel,
+        {
+            "symbols": "*i32:16",
+            "medians": "*fp32:16",
+            "out": "*i8:16",
+            "out_scale": "fp32",
+            "positions": "i32",
+            **dict.fromkeys(("channels", "out_plane"), "i32:16"),
+        },
+        _BLOCKS,
+        warps=_BLOCK.warps,
+    ),
+    *(
+        Specialisation(
+            name,
+            _decoded_kernel,
+            {
+                "symbols": "*i32:16",
+                **dict.fromkeys(("means", "latents"), "*fp32:16"),
+                "out": "*i8:16",
+                "out_scale": "fp32",
+                **dict.fromkeys(("positions", "height", "width"), "i32"),
+                **dict.fromkeys(("channels", "means_position", "latents_position"), "i32:16"),
+                **dict.fromkeys(("out_plane", "out_position"), "i32:16"),
+            },
+            {**_BLOCKS, "COLOUR": colour},
+            warps=_BLOCK.warps,
+        )
+        for colour, name in enumerate(("non-anchors", "anchors"))
+    ),
+]

@@ -1,0 +1,419 @@
+"""Convolutions and linear layers of the entropy path (docs/arithmetic.md, section 2).
+
+    r[p, o] = start[p, o] + sum over inputs s of float(sum over taps, channels of x_s * W_s) * scale[s, o]
+
+then GELU, a residual, and the result as float32, as planes of int8, or as latents. An implicit
+matrix product: [positions, taps * channels] times [taps * channels, outputs], whose left side is
+gathered from the activations and never stored.
+
+Shapes: x planes int8 [2, B, H, W, C]; weights int8 [2, blocks, O, BLOCK_K]; start (the bias, or the sum
+over the inputs before) and results [B, H, W, O], or [B, H, W/2, O] at the positions of one colour.
+
+Operations: 4 products of int8 for each of B * H * W * taps * C * O. Bytes, with tiles of BLOCK_M x
+BLOCK_N: 2 * taps * C * (positions * O / BLOCK_N + O * positions / BLOCK_M), nearly all from the L2
+cache, plus the result once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mlic_fast.engine.packed import Segment
+from mlic_fast.kernels.configs import TILES, Tile, tile_for
+from mlic_fast.kernels.functions import (
+    EXACT,
+    from_planes,
+    gelu,
+    gelu_twin,
+    half_tanh,
+    half_tanh_twin,
+    high_byte,
+    join_bytes,
+    join_products,
+    low_byte,
+    quantise,
+    quantise_twin,
+    to_planes,
+)
+from mlic_fast.kernels.grid import ALL, FULL, KEPT, SQUEEZED, Input, Positions
+from mlic_fast.kernels.specialisation import Specialisation
+
+#: What becomes of the sum: see :func:`conv`.
+REAL, PLANES, SHUFFLED, LATENTS = range(4)
+#: Arguments whose value (1, or a multiple of 16) must not make another variant to compile.
+_SIZES = ("positions", "height", "width", "inputs", "side", "gelu_after")
+
+
+@dataclass(frozen=True)
+class ProductWeights:
+    """Weights of one or several layers (side by side in the outputs) for inputs of equal width.
+
+    Attributes:
+        planes: int8 [2, inputs * taps * blocks, O, BLOCK_K], zero beyond the channels.
+        scale: float32 [inputs, O], the weights' scale times 2^-exponent of the input.
+        bias: float32 [O].
+        channels: of one input.
+        kernel: 1, 3 or 5.
+    """
+
+    planes: Tensor
+    scale: Tensor
+    bias: Tensor
+    channels: int
+    kernel: int
+
+    @property
+    def outputs(self) -> int:
+        return self.planes.shape[2]
+
+    @property
+    def block_k(self) -> int:
+        return self.planes.shape[3]
+
+
+def pack_weights(
+    segments: Sequence[Sequence[Segment]],
+    exponents: Sequence[int],
+    biases: Sequence[np.ndarray],
+    device: torch.device,
+) -> ProductWeights:
+    """Weights of layers (outer) and inputs (inner) -> what :func:`conv` takes.
+
+    ``exponents``: of the inputs. ``biases``: float32 [O] of each layer.
+    """
+    weight = np.stack(  # [inputs, O, k, k, C]
+        [np.concatenate([s.weight for s in parts]) for parts in zip(*segments, strict=True)]
+    )
+    scale = np.stack(
+        [
+            np.concatenate([s.scale for s in parts]) * np.ldexp(np.float32(1), -exponent)
+            for parts, exponent in zip(zip(*segments, strict=True), exponents, strict=True)
+        ]
+    )
+    inputs, outputs, kernel, _, channels = weight.shape
+    block_k = 64 if channels % 64 == 0 else 32
+    blocks = -(-channels // block_k)
+    padded = np.zeros((inputs, outputs, kernel * kernel, blocks * block_k), np.int16)
+    padded[..., :channels] = weight.reshape(inputs, outputs, kernel * kernel, channels)
+    ordered = padded.reshape(inputs, outputs, -1, block_k).swapaxes(1, 2)
+    planes = to_planes(torch.from_numpy(ordered.astype(np.int32)))
+    return ProductWeights(
+        planes.reshape(2, -1, outputs, block_k).to(device),
+        torch.from_numpy(scale).to(device),
+        torch.from_numpy(np.concatenate(biases)).to(device),
+        channels,
+        kernel,
+    )
+
+
+def conv_twin(
+    inputs: Sequence[Tensor],
+    weights: ProductWeights,
+    start: Tensor,
+    *,
+    activation: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """float32 [B, H, W, O] from activations int32 [B, H, W, C], before what becomes of the sum."""
+    r = start
+    blocks = -(-weights.channels // weights.block_k)
+    taps = weights.kernel**2
+    w = from_planes(weights.planes).reshape(len(inputs), taps, blocks, weights.outputs, -1)
+    w = w.permute(0, 3, 1, 2, 4).reshape(len(inputs), weights.outputs, taps, -1)
+    w = w[..., : weights.channels].double()
+    for x, taps_of_input, scale in zip(inputs, w, weights.scale, strict=True):
+        side = weights.kernel
+        kernel = taps_of_input.reshape(-1, side, side, weights.channels).permute(0, 3, 1, 2)
+        total = torch.nn.functional.conv2d(
+            x.permute(0, 3, 1, 2).double(), kernel.contiguous(), padding=side // 2
+        )
+        r = r + total.permute(0, 2, 3, 1).to(torch.int32).to(torch.float32) * scale
+    if activation:
+        r = gelu_twin(r)
+    return r if residual is None else r + residual
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _conv_kernel(
+    x,
+    w,
+    scale,
+    start,
+    residual,
+    out,
+    out_scale,
+    latents,
+    positions,
+    height,
+    width,
+    outputs,
+    inputs,
+    channels,
+    side,
+    gelu_after,
+    x_plane,
+    x_position,
+    x_input,
+    w_plane,
+    start_position,
+    residual_plane,
+    residual_position,
+    residual_scale,
+    out_plane,
+    out_position,
+    latents_position,
+    AT: tl.constexpr,
+    INPUT: tl.constexpr,
+    COLOUR: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    m_inside = m < positions
+    n_inside = n < outputs
+    inside = m_inside[:, None] & n_inside[None, :]
+    # Output position m -> image and row together, row, column of the full grid.
+    out_width = width // 2 if AT >= 0 else width
+    image_row = m // out_width
+    row = image_row % height
+    column = m % out_width
+    if AT >= 0:
+        column = 2 * column + ((row + AT) & 1)
+
+    blocks = tl.cdiv(channels, BLOCK_K)
+    steps = side * side * blocks
+    r = tl.load(
+        start + m[:, None].to(tl.int64) * start_position + n[None, :], mask=inside, other=0.0
+    )
+    w_tile = w + (n[None, :] * BLOCK_K + k[:, None])
+    for i in range(inputs):
+        hh = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+        mid = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+        ll = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+        dy, dx, first = -(side // 2), -(side // 2), 0
+        for step in range(steps):
+            channel = first + k
+            y = row + dy
+            z = column + dx
+            there = m_inside & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+            if INPUT == 1:  # KEPT
+                there = there & (((y + z) & 1) == COLOUR)
+            if INPUT == 2:  # SQUEEZED
+                there = there & (((y + z) & 1) == COLOUR)
+                at = (image_row + dy) * (width // 2) + (z >> 1)
+            else:
+                at = (image_row + dy) * width + z
+            x_tile = x + at[:, None].to(tl.int64) * x_position + (i * x_input + channel)[None, :]
+            mask = there[:, None] & (channel < channels)[None, :]
+            low = tl.load(x_tile, mask=mask, other=0)
+            high = tl.load(x_tile + x_plane, mask=mask, other=0)
+            tile = w_tile + (i * steps + step).to(tl.int64) * (outputs * BLOCK_K)
+            w_low = tl.load(tile, mask=n_inside[None, :], other=0)
+            w_high = tl.load(tile + w_plane, mask=n_inside[None, :], other=0)
+            hh = tl.dot(high, w_high, hh, out_dtype=tl.int32)
+            mid = tl.dot(high, w_low, mid, out_dtype=tl.int32)
+            mid = tl.dot(low, w_high, mid, out_dtype=tl.int32)
+            ll = tl.dot(low, w_low, ll, out_dtype=tl.int32)
+            first += BLOCK_K
+            if first >= channels:
+                first = 0
+                dx += 1
+                if dx > side // 2:
+                    dx = -(side // 2)
+                    dy += 1
+        factor = tl.load(scale + i * outputs + n, mask=n_inside, other=0.0)
+        r = r + join_products(hh, mid, ll).to(tl.float32) * factor[None, :]
+
+    if gelu_after:
+        r = gelu(r)
+    if RESIDUAL > 0:
+        at = m[:, None].to(tl.int64) * residual_position + n[None, :]
+        if RESIDUAL == 1:
+            r = r + tl.load(residual + at, mask=inside, other=0.0)
+        else:
+            low = tl.load(residual + at, mask=inside, other=0)
+            high = tl.load(residual + residual_plane + at, mask=inside, other=0)
+            r = r + join_bytes(low, high).to(tl.float32) * residual_scale
+
+    if OUT == 0:  # REAL
+        tl.store(out + m[:, None].to(tl.int64) * out_position + n[None, :], r, mask=inside)
+    else:
+        if OUT == 2:  # SHUFFLED: channel 4c + 2u + v goes to row 2y + u, column 2z + v, channel c
+            line = (2 * image_row[:, None] + ((n >> 1) & 1)[None, :]) * (2 * width)
+            at = line + 2 * column[:, None] + (n & 1)[None, :]
+            at = at.to(tl.int64) * out_position + (n >> 2)[None, :]
+        elif OUT == 3:  # LATENTS: in place on the full grid
+            position = image_row * width + column
+            at = position[:, None].to(tl.int64) * latents_position + n[None, :]
+            r = tl.load(latents + at, mask=inside, other=0.0) + half_tanh(r)
+            tl.store(latents + at, r, mask=inside)
+            at = position[:, None].to(tl.int64) * out_position + n[None, :]
+        else:
+            at = m[:, None].to(tl.int64) * out_position + n[None, :]
+        q = quantise(r, tl.load(out_scale + n, mask=n_inside, other=0.0)[None, :])
+        tl.store(out + at, low_byte(q), mask=inside)
+        tl.store(out + out_plane + at, high_byte(q), mask=inside)
+
+
+def conv(
+    x: Input,
+    weights: ProductWeights,
+    grid: Positions,
+    *,
+    inputs: int = 1,
+    input_stride: int = 0,
+    start: Tensor | None = None,
+    at: int = ALL,
+    activation: bool = False,
+    residual: Tensor | None = None,
+    residual_scale: float = 0.0,
+    out: Tensor,
+    out_scale: Tensor | None = None,
+    latents: Tensor | None = None,
+    shuffle: bool = False,
+) -> None:
+    """Convolution of ``inputs`` activations that lie ``input_stride`` bytes apart.
+
+    Args:
+        x: the first input.
+        weights: of the layer, or of layers side by side.
+        grid: B, H, W of the full grid.
+        start: float32 [.., O] to begin the sum with, channels contiguous; default: the bias.
+        at: ALL, or the colour (0 non-anchors, 1 anchors) whose positions are computed, [.., W/2, ..].
+        residual: added after the activation: float32 [.., O], or planes [2, .., O] times
+            ``residual_scale``.
+        out: float32 [.., O]; or planes [2, .., O], quantised with ``out_scale`` float32 [O].
+        latents: float32 [B, H, W, C] to which half_tanh of the sum is added at the positions of
+            ``at``, in place; ``out`` receives them quantised, on the full grid.
+        shuffle: ``out`` is [2, B, 2H, 2W, O/4], channel 4c + 2u + v at row 2y + u, column 2z + v.
+    """
+    outputs = weights.outputs
+    positions = grid.count // (1 if at == ALL else 2)
+    tile = tile_for(out.device, positions, outputs)
+    kind = REAL if out_scale is None else PLANES
+    if shuffle:
+        kind = SHUFFLED
+    if latents is not None:
+        kind = LATENTS
+    planes_of_residual = residual is not None and residual.dtype == torch.int8
+    start = weights.bias if start is None else start
+    _conv_kernel[triton.cdiv(positions, tile.m), triton.cdiv(outputs, tile.n)](
+        x.planes,
+        weights.planes,
+        weights.scale,
+        start,
+        out if residual is None else residual,
+        out,
+        weights.bias if out_scale is None else out_scale,
+        weights.bias if latents is None else latents,
+        positions,
+        grid.height,
+        grid.width,
+        outputs,
+        inputs,
+        weights.channels,
+        weights.kernel,
+        int(activation),
+        x.planes.stride(0),
+        x.planes.stride(3),
+        input_stride,
+        weights.planes.stride(0),
+        start.stride(2) if start.dim() > 1 else 0,
+        residual.stride(0) if planes_of_residual else 0,  # type: ignore[union-attr]
+        0 if residual is None else residual.stride(-2),
+        residual_scale,
+        out.stride(0),
+        out.stride(-2),
+        0 if latents is None else latents.stride(-2),
+        AT=at,
+        INPUT=x.kind,
+        COLOUR=x.colour,
+        RESIDUAL=0 if residual is None else 1 + planes_of_residual,
+        OUT=kind,
+        BLOCK_M=tile.m,
+        BLOCK_N=tile.n,
+        BLOCK_K=weights.block_k,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        **EXACT,
+    )
+
+
+def finish_twin(r: Tensor, out_scale: Tensor) -> Tensor:
+    """float32 [.., O] -> planes [2, .., O]."""
+    return to_planes(quantise_twin(r, out_scale))
+
+
+def latents_twin(r: Tensor, latents: Tensor) -> Tensor:
+    """The latents with their predicted residual, both float32 at the same positions."""
+    return latents + half_tanh_twin(r)
+
+
+_ARGUMENTS = {
+    **dict.fromkeys(("x", "w"), "*i8:16"),
+    **dict.fromkeys(("scale", "start"), "*fp32:16"),
+    "residual": "*fp32:16",
+    "out": "*i8:16",
+    **dict.fromkeys(("out_scale", "latents"), "*fp32:16"),
+    **dict.fromkeys(("positions", "height", "width"), "i32"),
+    "outputs": "i32:16",
+    "inputs": "i32",
+    "channels": "i32:16",
+    **dict.fromkeys(("side", "gelu_after"), "i32"),
+    **dict.fromkeys(("x_plane", "x_position", "x_input", "w_plane"), "i32:16"),
+    **dict.fromkeys(("start_position", "residual_plane", "residual_position"), "i32:16"),
+    "residual_scale": "fp32",
+    **dict.fromkeys(("out_plane", "out_position", "latents_position"), "i32:16"),
+}
+
+
+def _specialisation(name: str, tile: Tile, block_k: int, **options: Any) -> Specialisation:
+    constants = {"AT": ALL, "INPUT": FULL, "COLOUR": 0, "RESIDUAL": 0, "OUT": PLANES, **options}
+    arguments = dict(_ARGUMENTS)
+    if constants["OUT"] == REAL:
+        arguments["out"] = "*fp32:16"
+    if constants["RESIDUAL"] != 1:
+        arguments["residual"] = "*i8:16"
+    blocks = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": block_k}
+    return Specialisation(
+        f"{name}, {tile.m}x{tile.n}x{block_k}",
+        _conv_kernel,
+        arguments,
+        {**constants, **blocks},
+        tile.warps,
+        tile.stages,
+        tensor_cores=True,
+    )
+
+
+#: As the full-size models use them: name -> constants, and the blocks of channels that occur.
+_USES: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
+    "activations": ({}, (32, 64)),
+    "shuffled": ({"OUT": SHUFFLED}, (64,)),
+    "sums": ({"OUT": REAL}, (32, 64)),
+    "sums at a colour": ({"OUT": REAL, "AT": 1}, (64,)),
+    "latents": ({"OUT": LATENTS, "AT": 1}, (64,)),
+    "with a real residual": ({"RESIDUAL": 1}, (64,)),
+    "with an activation as residual": ({"RESIDUAL": 2}, (64,)),
+    "of one colour": ({"INPUT": KEPT}, (32,)),
+    "of a squeezed input": ({"INPUT": SQUEEZED}, (32,)),
+}
+SPECIALISATIONS = [
+    _specialisation(name, tile, block_k, **options)
+    for name, (options, blocks) in _USES.items()
+    for block_k in blocks
+    for tile in TILES
+]
