@@ -55,9 +55,9 @@ class _Meter:
 
 
 class _Exact(_Meter):
-    def __call__(self, index: int, parity: Parity, indexes: Any, means: Any) -> Any:
-        half = squeeze(self.y[index], parity).permute(0, 2, 3, 1).numpy()
-        symbols = np.rint(half - means).astype(np.int32)
+    def __call__(
+        self, index: int, parity: Parity, indexes: Any, means: Any, symbols: Any
+    ) -> Any:
         self.add(symbols, indexes)
         return symbols
 
@@ -142,8 +142,9 @@ def main() -> None:
         for y, z, _, _ in prepared:
             exact = _Exact(y, model.config.slices, packed.tables)
             symbols = z.permute(0, 2, 3, 1).contiguous().numpy().astype(np.int32)
-            slices = code_latents(ops, model.config, symbols, exact)
-            y_hat = torch.from_numpy(np.concatenate(slices, -1)).permute(0, 3, 1, 2).contiguous()
+            slices = np.split(y.permute(0, 2, 3, 1).numpy(), model.config.slices, axis=-1)
+            latents = code_latents(ops, symbols, exact, slices)
+            y_hat = torch.from_numpy(np.concatenate(latents.y, -1)).permute(0, 3, 1, 2).contiguous()
             results.append((exact.bits + hyper_bits(z), y_hat))
         points = curve(results)
         bits = ", ".join(

@@ -120,9 +120,7 @@ def test_operations_are_those_of_the_specification(
     counted = count_entropy_path(packed, 128, 64)
     assert done[0] == 0
     z = np.zeros((1, 1, 2, packed.config.N), np.int32)
-    exact.code_latents(
-        SpecOps(packed), packed.config, z, lambda i, p, s, m: np.zeros(m.shape, np.int32)
-    )
+    exact.code_latents(SpecOps(packed), z, lambda i, p, s, m, _: np.zeros(m.shape, np.int32))
     # Half of the layers that are asked for one colour, and the attention, make the difference.
     assert 0.5 * done[0] < counted < 1.2 * done[0]
 

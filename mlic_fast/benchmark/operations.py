@@ -31,7 +31,7 @@ def count_entropy_path(packed: PackedModel, width: int, height: int) -> int:
     """What the coding loop needs for an image of a size, a multiple of 64."""
     ops = _CountingOps(packed)
     z = np.broadcast_to(np.int32(0), (1, height // 64, width // 64, packed.config.N))
-    code_latents(ops, packed.config, z, _no_symbols)
+    code_latents(ops, z, _no_symbols)
     return ops.products
 
 
@@ -42,7 +42,9 @@ def _count(module: nn.Module, shape: tuple[int, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def _no_symbols(index: int, parity: Parity, scale_indexes: Any, means: Float) -> Int32:
+def _no_symbols(
+    index: int, parity: Parity, scale_indexes: Any, means: Float, symbols: None
+) -> Int32:
     return np.zeros(means.shape, np.int32)
 
 

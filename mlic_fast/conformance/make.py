@@ -24,9 +24,8 @@ from mlic_fast.coder import SCALES, Encoder
 from mlic_fast.conformance import FOLDER
 from mlic_fast.conformance.golden import Golden, write_golden
 from mlic_fast.conformance.verify import record
-from mlic_fast.engine.arithmetic import SpecOps
+from mlic_fast.engine.arithmetic import SYMBOL_LIMIT, SpecOps
 from mlic_fast.engine.digest import latents_digest
-from mlic_fast.engine.exact import SYMBOL_LIMIT
 from mlic_fast.engine.identity import model_identity
 from mlic_fast.engine.pack import pack
 from mlic_fast.engine.packed import PackedModel
@@ -151,16 +150,21 @@ class _Drawn:
         shape = (1, height, width, config.N)
         symbols = self._draw(np.full(shape, 10.0))
         self._add(symbols, self._packed.hyper_indexes(shape))
-        slices = code_latents(SpecOps(self._packed), config, symbols, self)
+        slices = code_latents(SpecOps(self._packed), symbols, self).y
         y_hat = np.ascontiguousarray(np.moveaxis(np.concatenate(slices, axis=-1), -1, 1))
         return self._encoder.finish(latents_digest(y_hat)), self._encoder.lanes
 
     def __call__(
-        self, index: int, parity: Parity, scale_indexes: npt.NDArray[np.uint8], means: object
+        self,
+        index: int,
+        parity: Parity,
+        scale_indexes: npt.NDArray[np.uint8],
+        means: object,
+        symbols: None,
     ) -> Array:
-        symbols = self._draw(SCALES[scale_indexes].astype(np.float64))
-        self._add(symbols, scale_indexes)
-        return symbols
+        drawn = self._draw(SCALES[scale_indexes].astype(np.float64))
+        self._add(drawn, scale_indexes)
+        return drawn
 
     def _draw(self, scales: npt.NDArray[np.float64]) -> Array:
         x = self._random.standard_normal(scales.shape) * scales

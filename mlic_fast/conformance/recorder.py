@@ -10,9 +10,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from mlic_fast.engine.arithmetic import squeeze
+from mlic_fast.engine.path import PARITIES
 from mlic_fast.models.checkerboard import Parity
 
-PARITIES = (Parity.ANCHOR, Parity.NON_ANCHOR)
 
 
 class Recorder:
@@ -32,38 +32,39 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
-    def hyper_latents(self, symbols: npt.NDArray[np.int32]) -> Any:
+    def hyper_synthesis(self, symbols: npt.NDArray[np.int32]) -> Any:
         self.symbols.append(symbols.copy())
         self.hashes["z symbols"] = _hash(symbols, "<i4")
-        return self._ops.hyper_latents(symbols)
+        return self._ops.hyper_synthesis(symbols)
 
-    def scale_indexes(self, scales: Any) -> npt.NDArray[np.uint8]:
-        indexes: npt.NDArray[np.uint8] = self._ops.scale_indexes(scales)
+    def entropy_parameters(self, i: int, parity: Parity, *arguments: Any) -> Any:
+        indexes, means, symbols = self._ops.entropy_parameters(i, parity, *arguments)
         self.indexes.append(indexes.copy())
-        self.hashes[f"{_pass(len(self.indexes) - 1)} scale indexes"] = _hash(indexes, "u1")
-        return indexes
+        self.hashes[f"{_pass(i, parity)} scale indexes"] = _hash(indexes, "u1")
+        return indexes, means, symbols
 
-    def decoded(self, symbols: npt.NDArray[np.int32], means: Any, parity: Parity, y: Any) -> Any:
-        name = _pass(len(self.indexes) - 1)
+    def decoded(
+        self, latents: Any, i: int, symbols: npt.NDArray[np.int32], means: Any, parity: Parity
+    ) -> None:
+        name = _pass(i, parity)
         self.symbols.append(symbols.copy())
         self.hashes[f"{name} means"] = _hash(means, "<f4")
         self.hashes[f"{name} symbols"] = _hash(symbols, "<i4")
         # The latents follow when they are all known; the name keeps its place.
         self.hashes[f"{name} latents"] = ""
-        return self._ops.decoded(symbols, means, parity, y)
+        self._ops.decoded(latents, i, symbols, means, parity)
 
     def latents(self, y_hat: Tensor, slices: int) -> None:
         """Hash the decoded latents [1, M, H, W] of every pass: its colour of its slice."""
         parts = np.split(y_hat.permute(0, 2, 3, 1).numpy(), slices, axis=-1)
         for i, part in enumerate(parts):
             for parity in PARITIES:
-                name = _pass(2 * i + PARITIES.index(parity))
-                self.hashes[f"{name} latents"] = _hash(squeeze(part, parity), "<f4")
+                self.hashes[f"{_pass(i, parity)} latents"] = _hash(squeeze(part, parity), "<f4")
 
 
-def _pass(number: int) -> str:
-    colour = "non-anchors" if number % 2 else "anchors"
-    return f"pass {number} (slice {number // 2}, {colour})"
+def _pass(i: int, parity: Parity) -> str:
+    colour = "anchors" if parity is Parity.ANCHOR else "non-anchors"
+    return f"pass {2 * i + PARITIES.index(parity)} (slice {i}, {colour})"
 
 
 def _hash(array: npt.NDArray[Any], dtype: str) -> str:

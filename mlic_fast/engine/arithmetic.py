@@ -9,9 +9,8 @@ below 2^53. Arrays are [B, H, W, C].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from mlic_fast.coder import scale_indexes
+from mlic_fast.engine.operations import Act, Latents, Operations
 from mlic_fast.models.checkerboard import Parity
-
-if TYPE_CHECKING:
-    from mlic_fast.engine.packed import Layer, PackedModel
 
 Int16 = npt.NDArray[np.int16]
 Int32 = npt.NDArray[np.int32]
@@ -33,6 +30,8 @@ Float = npt.NDArray[np.float32]
 ACTIVATION_LIMIT = 4095
 WEIGHT_LIMIT = 16383
 SOFTMAX_ONE = 16383
+#: Largest magnitude of a symbol: float32 holds it exactly, and no latent comes near it.
+SYMBOL_LIMIT = 1 << 22
 #: Largest magnitude of an exponent.
 EXPONENT_LIMIT = 60
 #: Window of the local context, and the radius that the global context within a slice leaves to it.
@@ -72,14 +71,6 @@ EXP2 = tuple(
 MINUS_LOG2_E = f32(-1.44269504)
 # tanh as a continued fraction of order 7, which reaches 1 at the clamp: 1e-4.
 TANH_CLAMP = f32(4.97)
-
-
-@dataclass(frozen=True)
-class Act:
-    """A quantised tensor: int16 values in +-ACTIVATION_LIMIT, real = q * 2^-exponent."""
-
-    q: Any
-    exponent: int
 
 
 def power_of_two(exponent: Any) -> Any:
@@ -136,6 +127,15 @@ def exp_int(x: Float) -> Int32:
     return np.rint(p * f32(SOFTMAX_ONE)).astype(np.int32)
 
 
+def to_symbols(x: Float) -> Int32:
+    """Round to the nearest integer, ties to even; what is not a number becomes zero.
+
+    (y comes from the transforms, which are free arithmetic.)
+    """
+    x = np.nan_to_num(x, nan=0.0, posinf=SYMBOL_LIMIT, neginf=-SYMBOL_LIMIT)
+    return np.clip(np.rint(x), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
+
+
 def product(x: Int16, weight: Int16) -> Int32:
     """k x k convolution of integers, stride 1, zero padded: [B,H,W,C], [O,k,k,C] -> [B,H,W,O]."""
     out = F.conv2d(
@@ -162,16 +162,8 @@ def place(half: npt.NDArray[Any], parity: Parity, into: npt.NDArray[Any]) -> npt
     return x
 
 
-class SpecOps:
-    """The operations of the entropy path, on numpy arrays.
-
-    ``layer`` arguments name layers of the packed model, ``out`` arguments name activations, whose
-    exponents the packed model knows too.
-    """
-
-    def __init__(self, packed: PackedModel) -> None:
-        self.layers: Mapping[str, Layer] = packed.layers
-        self.exponents: Mapping[str, int] = packed.exponents
+class SpecOps(Operations):
+    """The operations of the entropy path on numpy arrays; activations are int16."""
 
     # -- quantities ---------------------------------------------------------------------------
 
@@ -180,22 +172,41 @@ class SpecOps:
         return Act(quantise(r, exponent), exponent)
 
     def hyper_latents(self, symbols: Int32) -> Act:
-        """Symbols of z [B, h, w, N] plus the medians."""
         return self.quantise(symbols.astype(f32) + self.layers["medians"].bias, "z_hat")
 
     def scale_indexes(self, scales: Float) -> npt.NDArray[np.uint8]:
         return scale_indexes(scales)
 
-    def decoded(self, symbols: Int32, means: Float, parity: Parity, y: Float | None) -> Float:
-        """symbols + means at one colour; the other colour is y's, or zero."""
-        batch, height, half_width, channels = means.shape
-        if y is None:
+    def symbols(self, y: Float, means: Float, parity: Parity) -> Int32:
+        return to_symbols(squeeze(y, parity) - means)
+
+    # -- latents ------------------------------------------------------------------------------
+
+    def new_latents(self, batch: int, height: int, width: int) -> Latents:
+        return Latents(self.config.slices)
+
+    def decoded(
+        self, latents: Latents, index: int, symbols: Int32, means: Float, parity: Parity
+    ) -> None:
+        y = latents.y[index]
+        if parity is Parity.ANCHOR:
+            batch, height, half_width, channels = means.shape
             y = np.zeros((batch, height, 2 * half_width, channels), f32)
-        return place(symbols.astype(f32) + means, parity, y)
+        self._set(latents, index, place(symbols.astype(f32) + means, parity, y))
+
+    def add_prediction(
+        self, latents: Latents, index: int, layer: str, x: Act, parity: Parity
+    ) -> None:
+        r = self.conv(layer, [x], at=parity)
+        self._set(latents, index, self.add_residual(latents.y[index], r, parity))
 
     def add_residual(self, y: Float, r: Float, parity: Parity) -> Float:
-        """y plus the predicted residual r [B, H, W/2, C] at one colour."""
+        """y plus half_tanh of r [B, H, W/2, C] at one colour."""
         return place(squeeze(y, parity) + half_tanh(r), parity, y)
+
+    def _set(self, latents: Latents, index: int, y: Float) -> None:
+        latents.y[index] = y
+        latents.q[index] = self.quantise(y, f"y_hat.{index}")
 
     # -- layouts ------------------------------------------------------------------------------
 
@@ -233,13 +244,6 @@ class SpecOps:
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
-        """Convolution of a concatenation: one integer product for each input, added in order.
-
-        The sum starts from the bias, or from ``partial`` (the sum over the first inputs, when
-        ``inputs`` are the remaining ones). GELU with ``activation``; then ``residual`` is added.
-        With ``at`` only the positions of one colour are computed, [B, H, W/2, O]; partial and
-        residual are of that shape too. Gives an Act named ``out``, or float32 without it.
-        """
         weights = self.layers[layer]
         start = 0 if partial is None else len(weights.segments) - len(inputs)
         segments = weights.segments[start : start + len(inputs)]
@@ -257,8 +261,10 @@ class SpecOps:
             r = r + residual
         return r if out is None else self.quantise(r, out)
 
+    def subpixel_conv(self, layer: str, x: Act, out: str) -> Act:
+        return self.pixel_shuffle(self.conv(layer, [x], activation=True, out=out))
+
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
-        """Depthwise 3x3."""
         weights = self.layers[layer]
         (segment,) = weights.segments
         _, height, width, _ = x.q.shape
@@ -274,7 +280,6 @@ class SpecOps:
     # -- attention ----------------------------------------------------------------------------
 
     def layer_norm(self, layer: str, x: Act, out: str) -> Act:
-        """LayerNorm over the channels."""
         weights = self.layers[layer]
         q = x.q.astype(np.int64)
         channels = q.shape[-1]
@@ -286,10 +291,6 @@ class SpecOps:
         return self.quantise((deviation.astype(f32) / root) * weights.gain + weights.bias, out)
 
     def window_attention(self, layer: str, qkv: Act, out: str) -> Act:
-        """Local attention in the windows around non-anchors: [B, H, W, 3C] -> [B, H, W/2, 25 C].
-
-        Channels of q, k and v are (d, head), the head fastest; of the output (token, head, d).
-        """
         bias = self.layers[layer].bias  # [heads, 25, 25]
         heads = len(bias)
         batch, height, width, triple = qkv.q.shape
@@ -319,7 +320,6 @@ class SpecOps:
         return self.quantise(r, out)
 
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
-        """softmax over channels (q) times (softmax over positions (k) times v)."""
         keys = _split_heads(k.q, heads)  # [B, heads, N, depth]
         top = keys.max(2, keepdims=True)
         pk = exp_int((keys - top).astype(f32) * power_of_two(-k.exponent)).astype(np.int64)
@@ -342,11 +342,6 @@ class SpecOps:
     def softmax_attention(
         self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
     ) -> Act:
-        """softmax(q k^T / sqrt(d)) v over all positions.
-
-        With ``exclude``, q is the squeezed non-anchors and k, v the squeezed anchors; keys within
-        Chebyshev distance 2 are left out, and a query without keys gives 0.
-        """
         depth = q.q.shape[-1] // heads
         c = f32(depth**-0.5) * power_of_two(-q.exponent - k.exponent)
         queries, keys, values = (_split_heads(x.q, heads) for x in (q, k, v))

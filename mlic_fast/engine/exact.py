@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlic_fast.bitstream import EXACT
 from mlic_fast.coder import Decoder, Encoder
-from mlic_fast.engine.arithmetic import Float, Int32, SpecOps, squeeze
+from mlic_fast.engine.arithmetic import Float, Int32, SpecOps, to_symbols
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
@@ -20,9 +20,6 @@ from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import Transforms
 
 Indexes = npt.NDArray[np.uint8]
-
-#: Largest magnitude of a symbol: float32 holds it exactly, and no latent comes near it.
-SYMBOL_LIMIT = 1 << 22
 
 
 class ExactEngine:
@@ -49,32 +46,32 @@ class ExactEngine:
     def encode(self, x: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
         encoder = Encoder(self._packed.tables)
         y, z = self._transforms.analyse(x, rate)
-        symbols = _to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
+        symbols = to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
         _encode_pass(encoder, symbols, self._packed.hyper_indexes(symbols.shape))
-        rounding = _Rounding(_channels_last(y), self._packed.config.slices, encoder)
-        y_hat = code_latents(self._ops, self._packed.config, symbols, rounding)
-        return encoder.finish(latents_digest(_to_tensor(y_hat))), encoder.lanes
+        slices = np.split(_channels_last(y), self._packed.config.slices, axis=-1)
+        latents = code_latents(self._ops, symbols, _Encoding(encoder), slices)
+        return encoder.finish(latents_digest(_to_tensor(latents.y))), encoder.lanes
 
     def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Tensor, int]:
         decoder = Decoder(self._packed.tables, payload, lanes)
         shape = (1, *size, self._packed.config.N)
         symbols = _decode_pass(decoder, self._packed.hyper_indexes(shape))
-        y_hat = code_latents(self._ops, self._packed.config, symbols, _Decoding(decoder))
-        return _to_tensor(y_hat), decoder.finish()
+        latents = code_latents(self._ops, symbols, _Decoding(decoder))
+        return _to_tensor(latents.y), decoder.finish()
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
         return self._transforms.synthesise(y_hat, rate)
 
 
-class _Rounding:
-    """Pass coder of an encoder: rounds y about the means."""
+class _Encoding:
+    """Pass coder of an encoder."""
 
-    def __init__(self, y: Float, slices: int, encoder: Encoder) -> None:
-        self._y = np.split(y, slices, axis=-1)
+    def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
-    def __call__(self, index: int, parity: Parity, scale_indexes: Indexes, means: Float) -> Int32:
-        symbols = _to_symbols(squeeze(self._y[index], parity) - means)
+    def __call__(
+        self, index: int, parity: Parity, scale_indexes: Indexes, means: Float, symbols: Int32
+    ) -> Int32:
         _encode_pass(self._encoder, symbols, scale_indexes)
         return symbols
 
@@ -85,14 +82,10 @@ class _Decoding:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
-    def __call__(self, index: int, parity: Parity, scale_indexes: Indexes, means: Float) -> Int32:
+    def __call__(
+        self, index: int, parity: Parity, scale_indexes: Indexes, means: Float, symbols: None
+    ) -> Int32:
         return _decode_pass(self._decoder, scale_indexes)
-
-
-def _to_symbols(x: Float) -> Int32:
-    # A latent that is not a number (the transforms are free arithmetic) is coded as zero.
-    x = np.nan_to_num(x, nan=0.0, posinf=SYMBOL_LIMIT, neginf=-SYMBOL_LIMIT)
-    return np.clip(np.rint(x), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
 
 
 def _encode_pass(encoder: Encoder, symbols: Int32, indexes: npt.NDArray[Any]) -> None:

@@ -74,7 +74,7 @@ def pack(model: MlicModel) -> PackedModel:
     packed = PackedModel(model.config, _layers(model), {}, _tables(model))
     ops = _CalibratingOps(packed)
     noise = _Noise(packed)
-    code_latents(ops, model.config, noise.hyper_symbols(), noise)
+    code_latents(ops, noise.hyper_symbols(), noise)
     return PackedModel(packed.config, packed.layers, ops.exponents, packed.tables)
 
 
@@ -245,7 +245,9 @@ class _Noise:
         symbols[:flat] = symbols[:flat, :1, :1]
         return symbols
 
-    def __call__(self, index: int, parity: Parity, scale_indexes: Array, means: Float) -> Int32:
+    def __call__(
+        self, index: int, parity: Parity, scale_indexes: Array, means: Float, symbols: None
+    ) -> Int32:
         return self._draw(scale_indexes)
 
     def _draw(self, indexes: Array) -> Int32:

@@ -39,6 +39,8 @@ reals = st.floats(width=32, allow_nan=False, allow_infinity=False)
 class Model:
     """As much of a packed model as the operations need."""
 
+    config = None
+
     def __init__(self, exponents: dict[str, int], **layers: Layer) -> None:
         self.layers, self.exponents = layers, exponents
 

@@ -60,7 +60,7 @@ def peak(work: Any) -> int:
 
 
 def test_exact_softmax_attention_is_linear_in_memory() -> None:
-    ops = SpecOps(type("Model", (), {"layers": {}, "exponents": {"out": 5}})())  # type: ignore[arg-type]
+    ops = SpecOps(type("Model", (), {"config": None, "layers": {}, "exponents": {"out": 5}})())  # type: ignore[arg-type]
 
     def attend(height: int) -> int:
         shape = (1, height, 24, 4)
@@ -79,9 +79,8 @@ def test_exact_path_is_linear_in_memory(small_models: dict[str, MlicModel]) -> N
         return peak(
             lambda: code_latents(
                 SpecOps(packed),
-                packed.config,
                 z,
-                lambda index, parity, indexes, means: np.zeros(means.shape, np.int32),
+                lambda index, parity, indexes, means, symbols: np.zeros(means.shape, np.int32),
             )
         )
 

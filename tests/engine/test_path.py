@@ -14,6 +14,7 @@ from torch import Tensor
 from mlic_fast.coder import SCALES
 from mlic_fast.engine.arithmetic import SpecOps, squeeze
 from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.operations import Latents
 from mlic_fast.engine.pack import pack
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
@@ -25,21 +26,21 @@ Array = np.ndarray
 
 
 class Recorder:
-    """Symbols from given latents, or from a list; keeps what every pass saw."""
+    """The symbols of given latents, or those of a list; keeps what every pass saw."""
 
-    def __init__(self, y: Array, slices: int, symbols: list[Array] | None = None) -> None:
-        self.y = np.split(y, slices, axis=-1)
-        self.given = symbols
+    def __init__(self, given: list[Array] | None = None) -> None:
+        self.given = given
         self.symbols: list[Array] = []
         self.indexes: list[Array] = []
         self.means: list[Array] = []
 
-    def __call__(self, index: int, parity: Parity, indexes: Array, means: Array) -> Array:
+    def __call__(
+        self, index: int, parity: Parity, indexes: Array, means: Array, symbols: Array | None
+    ) -> Array:
         self.indexes.append(indexes)
         self.means.append(means)
-        if self.given is None:
-            symbols = np.rint(squeeze(self.y[index], parity) - means).astype(np.int32)
-        else:
+        if symbols is None:
+            assert self.given is not None
             symbols = self.given[len(self.symbols)]
         self.symbols.append(symbols)
         return symbols
@@ -59,8 +60,14 @@ def latents(model: MlicModel, x: Tensor) -> tuple[Array, Array]:
 
 
 def exact(packed: PackedModel, y: Array, z: Array) -> tuple[Recorder, list[Array]]:
-    recorder = Recorder(y, packed.config.slices)
-    return recorder, code_latents(SpecOps(packed), packed.config, z, recorder)
+    recorder = Recorder()
+    slices = np.split(y, packed.config.slices, axis=-1)
+    return recorder, code_latents(SpecOps(packed), z, recorder, slices).y
+
+
+def decoded(packed: PackedModel, z: Array, symbols: list[Array]) -> tuple[Recorder, list[Array]]:
+    recorder = Recorder(symbols)
+    return recorder, code_latents(SpecOps(packed), z, recorder).y
 
 
 def in_float(model: MlicModel, z: Array, symbols: list[Array]) -> list[tuple[Tensor, Tensor]]:
@@ -105,7 +112,8 @@ def compare(model: MlicModel, x: Tensor) -> tuple[float, float, float]:
         own += bits(recorder.symbols[number], tables[recorder.indexes[number]])
         # What the float model would have spent on the same latents in the same context.
         parity = Parity.NON_ANCHOR if number % 2 else Parity.ANCHOR
-        theirs += bits(np.rint(squeeze(recorder.y[number // 2], parity) - expected), tables[index])
+        slice_ = np.split(y, packed.config.slices, axis=-1)[number // 2]
+        theirs += bits(np.rint(squeeze(slice_, parity) - expected), tables[index])
     return float(np.mean(moved)), (error / spread) ** 0.5, own / theirs - 1
 
 
@@ -160,9 +168,8 @@ def test_decoder_follows_the_encoder(model: MlicModel, kind: str, poisoned: None
     elif kind == "zero":
         y, z = y * 0, z * 0
     encoder, y_hat = exact(packed, y, z)
-    decoder = Recorder(np.full_like(y, np.nan), packed.config.slices, encoder.symbols)
-    decoded = code_latents(SpecOps(packed), packed.config, z, decoder)
-    assert all(np.array_equal(a, b) for a, b in zip(y_hat, decoded, strict=True))
+    decoder, again = decoded(packed, z, encoder.symbols)
+    assert all(np.array_equal(a, b) for a, b in zip(y_hat, again, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(encoder.indexes, decoder.indexes, strict=True))
     assert np.abs(np.concatenate(y_hat, -1) - y).max() <= 1 + np.abs(y).max() * 1e-6
 
@@ -170,10 +177,10 @@ def test_decoder_follows_the_encoder(model: MlicModel, kind: str, poisoned: None
 class Perturbed(SpecOps):
     """One latent of the decoder is off by one unit in the last place, as drift between machines."""
 
-    def decoded(self, symbols: Any, means: Any, parity: Parity, y: Any) -> Any:
-        out = super().decoded(symbols, means, parity, y)
-        out[0, 0, 1, 0] = np.nextafter(out[0, 0, 1, 0], np.float32(np.inf))
-        return out
+    def decoded(self, latents: Latents, index: int, *arguments: Any) -> None:
+        super().decoded(latents, index, *arguments)
+        y = latents.y[index]
+        y[0, 0, 1, 0] = np.nextafter(y[0, 0, 1, 0], np.float32(np.inf))
 
 
 def test_the_smallest_drift_shows_in_the_digest(small_models: dict[str, MlicModel]) -> None:
@@ -205,13 +212,8 @@ def test_means_that_are_not_numbers_stay_in_step() -> None:
     layer.bias[20], layer.bias[21] = np.inf, np.nan
     y, z = latents(model, photograph(64, 64))
     with np.errstate(all="ignore"):
-        recorder = Recorder(y, 3, [np.ones((1, 4, 2, 16), np.int32)] * 6)
-        first = code_latents(SpecOps(packed), packed.config, z, recorder)
-        again = code_latents(
-            SpecOps(packed),
-            packed.config,
-            z,
-            Recorder(y, 3, [np.ones((1, 4, 2, 16), np.int32)] * 6),
-        )
+        symbols = [np.ones((1, 4, 2, 16), np.int32)] * 6
+        recorder, first = decoded(packed, z, symbols)
+        _, again = decoded(packed, z, symbols)
     assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, again, strict=True))
     assert all(i.max() < 64 for i in recorder.indexes)

@@ -1,0 +1,299 @@
+"""What the coding loop asks of a backend: operations on activations, and the small networks of them.
+
+A backend has to offer the operations. The networks are written once, here; a backend may replace any
+of them by something fused that gives the same bits. Arrays are the backend's own, [B, H, W, C]; those
+squeezed to one colour are [B, H, W/2, C]. The arithmetic: docs/arithmetic.md; the order of the layers:
+its section 6.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlic_fast.engine.packed import PackedModel
+from mlic_fast.models.checkerboard import Parity
+
+#: float32 array of the backend.
+Real = Any
+
+
+@dataclass(frozen=True)
+class Act:
+    """A quantised tensor: integers within the limit of activations, real = q * 2^-exponent."""
+
+    q: Any
+    exponent: int
+
+
+class Latents:
+    """The slices decoded so far: float32 ``y``, and ``q`` as the layers take them.
+
+    A backend changes them in place, by :meth:`Operations.decoded` and
+    :meth:`Operations.add_prediction`.
+    """
+
+    def __init__(self, slices: int) -> None:
+        self.y: list[Real] = [None] * slices
+        self.q: list[Act] = [None] * slices  # type: ignore[list-item]
+
+
+class Operations(ABC):
+    """A backend of the entropy path of one packed model.
+
+    ``layer`` arguments name layers of the packed model, ``out`` arguments name activations, whose
+    exponents the packed model knows too.
+    """
+
+    def __init__(self, packed: PackedModel) -> None:
+        self.config = packed.config
+        self.layers = packed.layers
+        self.exponents = packed.exponents
+
+    # -- operations ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def hyper_latents(self, symbols: Any) -> Act:
+        """Symbols of z int32 [B, h, w, N] plus the medians."""
+
+    @abstractmethod
+    def new_latents(self, batch: int, height: int, width: int) -> Latents:
+        """Room for the slices of B images of H x W latents."""
+
+    @abstractmethod
+    def quantise(self, r: Real, out: str) -> Act:
+        """Real -> activation."""
+
+    @abstractmethod
+    def scale_indexes(self, scales: Real) -> Any:
+        """Real -> uint8, the number of the table."""
+
+    @abstractmethod
+    def symbols(self, y: Real, means: Real, parity: Parity) -> Any:
+        """y [B, H, W, C] about means at one colour, rounded: int32 [B, H, W/2, C]."""
+
+    @abstractmethod
+    def decoded(
+        self, latents: Latents, index: int, symbols: Any, means: Real, parity: Parity
+    ) -> None:
+        """Slice ``index`` becomes symbols + means at one colour.
+
+        The other colour stays; with the anchors, which come first, it becomes zero.
+        """
+
+    @abstractmethod
+    def add_prediction(
+        self, latents: Latents, index: int, layer: str, x: Act, parity: Parity
+    ) -> None:
+        """Adds half_tanh of the last layer of a residual prediction to slice ``index``."""
+
+    @abstractmethod
+    def channels(self, x: Act, start: int, stop: int) -> Act:
+        """Some of the channels."""
+
+    @abstractmethod
+    def keep(self, x: Act, parity: Parity) -> Act:
+        """Zero off one colour."""
+
+    @abstractmethod
+    def squeeze(self, x: Act, parity: Parity) -> Act:
+        """The positions of one colour."""
+
+    @abstractmethod
+    def unsqueeze(self, x: Act, parity: Parity) -> Act:
+        """The inverse of squeeze, zero off the colour."""
+
+    @abstractmethod
+    def conv(
+        self,
+        layer: str,
+        inputs: Sequence[Act],
+        *,
+        partial: Real | None = None,
+        at: Parity | None = None,
+        activation: bool = False,
+        residual: Real | Act | None = None,
+        out: str | None = None,
+    ) -> Any:
+        """Convolution of a concatenation: one integer product for each input, added in order.
+
+        The sum starts from the bias, or from ``partial`` (the sum over the first inputs, when
+        ``inputs`` are the remaining ones). GELU with ``activation``; then ``residual`` is added.
+        With ``at`` only the positions of one colour are computed, [B, H, W/2, O]; partial and
+        residual are of that shape too. Gives an Act named ``out``, or a real without it.
+        """
+
+    @abstractmethod
+    def subpixel_conv(self, layer: str, x: Act, out: str) -> Act:
+        """conv with activation, then pixel shuffle: channel 4c + 2u + v -> row 2y + u, column 2x + v."""
+
+    @abstractmethod
+    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
+        """Depthwise 3x3."""
+
+    @abstractmethod
+    def layer_norm(self, layer: str, x: Act, out: str) -> Act:
+        """LayerNorm over the channels."""
+
+    @abstractmethod
+    def window_attention(self, layer: str, qkv: Act, out: str) -> Act:
+        """Local attention in the windows around non-anchors: [B, H, W, 3C] -> [B, H, W/2, 25 C].
+
+        Channels of q, k and v are (d, head), the head fastest; of the output (token, head, d).
+        """
+
+    @abstractmethod
+    def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
+        """softmax over channels (q) times (softmax over positions (k) times v)."""
+
+    @abstractmethod
+    def softmax_attention(
+        self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
+    ) -> Act:
+        """softmax(q k^T / sqrt(d)) v over all positions.
+
+        With ``exclude``, q is the squeezed non-anchors and k, v the squeezed anchors; keys within
+        Chebyshev distance 2 are left out, and a query without keys gives 0.
+        """
+
+    # -- networks -----------------------------------------------------------------------------
+
+    def sums(
+        self, layers: Sequence[str], inputs: Sequence[Act], *, at: Parity | None = None
+    ) -> list[Real]:
+        """conv of the same inputs by several layers, each to be gone on with as ``partial``."""
+        return [self.conv(layer, inputs, at=at) for layer in layers]
+
+    def hyper_synthesis(self, symbols: Any) -> Act:
+        """h_s: the symbols of z [B, h, w, N] -> [B, 4h, 4w, 2M]."""
+        x = self.hyper_latents(symbols)
+        for index in (0, 2, 4, 6):
+            name = f"h_s.increase.{index}"
+            if index in (2, 6):
+                x = self.subpixel_conv(f"{name}.0", x, f"{name}.0")
+            else:
+                x = self.conv(name, [x], activation=True, out=name)
+        return self.conv("h_s.increase.8", [x], out="hyper")
+
+    def entropy_parameters(
+        self, i: int, parity: Parity, start: Real, contexts: Sequence[Act], y: Real | None
+    ) -> tuple[Any, Real, Any]:
+        """Scale indexes and means at one colour, and the symbols of ``y`` when encoding.
+
+        ``start``: the sum over the hyper part; ``contexts``: squeezed to the colour. All results
+        are [B, H, W/2, C].
+        """
+        first = entropy_parameters_layer(i, parity, 0)
+        x = self.conv(first, contexts, partial=start, activation=True, out=first)
+        for index in (2, 4):
+            layer = entropy_parameters_layer(i, parity, index)
+            x = self.conv(layer, [x], activation=True, out=layer)
+        r = self.conv(entropy_parameters_layer(i, parity, 6), [x])
+        channels = self.config.slice_channels
+        means = r[..., channels:]
+        symbols = None if y is None else self.symbols(y, means, parity)
+        return self.scale_indexes(r[..., :channels]), means, symbols
+
+    def predict_residual(self, latents: Latents, i: int, parity: Parity, start: Real) -> None:
+        """Adds the latent residual prediction to slice i at one colour.
+
+        ``start``: the sum over mu_h and the previous slices.
+        """
+        first, *middle, last = residual_layers(self.config.weight_family)
+        layer = residual_layer(i, parity, first)
+        x = self.conv(layer, [latents.q[i]], partial=start, activation=True, out=layer)
+        for index in middle:
+            layer = residual_layer(i, parity, index)
+            x = self.conv(layer, [x], activation=True, out=layer)
+        self.add_prediction(latents, i, residual_layer(i, parity, last), x, parity)
+
+    def channel_context(self, i: int, previous: Sequence[Act]) -> Act:
+        """[B, H, W, 4C]."""
+        prefix = f"channel_context.{i}.fushion"
+        x = self.conv(f"{prefix}.0", previous, activation=True, out=f"{prefix}.0")
+        x = self.conv(f"{prefix}.2", [x], activation=True, out=f"{prefix}.2")
+        return self.conv(f"{prefix}.4", [x], out=f"{prefix}.4")
+
+    def local_context(self, i: int, anchors: Act) -> Act:
+        """At non-anchors, [B, H, W/2, 2C]."""
+        prefix = f"local_context.{i}"
+        if self.config.variant == "mlic":
+            x = self.conv(f"{prefix}.convs.0", [anchors], activation=True, out=f"{prefix}.convs.0")
+            x = self.conv(f"{prefix}.convs.1", [x], activation=True, out=f"{prefix}.convs.1")
+            return self.conv(
+                f"{prefix}.convs.2", [x], at=Parity.NON_ANCHOR, out=f"{prefix}.convs.2"
+            )
+        x = self.layer_norm(f"{prefix}.norm1", anchors, f"{prefix}.norm1")
+        x = self.conv(f"{prefix}.qkv_proj", [x], out=f"{prefix}.qkv_proj")
+        x = self.window_attention(f"{prefix}.attention", x, f"{prefix}.attention")
+        x = self.conv(f"{prefix}.fusion", [x], out=f"{prefix}.fusion")
+        fused = self.conv(f"{prefix}.proj", [x])
+        x = self.quantise(fused, f"{prefix}.proj")
+        x = self.layer_norm(f"{prefix}.norm2", x, f"{prefix}.norm2")
+        x = self.conv(f"{prefix}.mlp.fc1", [x], activation=True, out=f"{prefix}.mlp.fc1")
+        return self.conv(f"{prefix}.mlp.fc2", [x], residual=fused, out=f"{prefix}.mlp.fc2")
+
+    def inter_context(self, i: int, previous: Sequence[Act]) -> Act:
+        """Global context across slices, [B, H, W, 2C]."""
+        prefix = f"global_inter_context.{i}"
+        q, k, v = self.project(
+            [f"{prefix}.queries", f"{prefix}.keys", f"{prefix}.values"], previous
+        )
+        heads = i * self.config.slice_channels // 32
+        out = f"{prefix}.attention"
+        if self.config.variant == "mlic_plus_plus":
+            x = self.linear_attention(q, k, v, heads, out)
+        else:
+            x = self.softmax_attention(q, k, v, heads, out)
+        x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
+        return self._feed_forward(prefix, x, residual=self.conv(f"{prefix}.skip", [x]))
+
+    def intra_queries_and_keys(self, i: int, previous: Act) -> tuple[Act, Act]:
+        """Of the global context within slice i, from slice i - 1; squeezed to their colours."""
+        prefix = f"global_intra_context.{i}"
+        (q,) = self.project([f"{prefix}.queries"], [self.keep(previous, Parity.NON_ANCHOR)])
+        (k,) = self.project([f"{prefix}.keys"], [self.keep(previous, Parity.ANCHOR)])
+        return self.squeeze(q, Parity.NON_ANCHOR), self.squeeze(k, Parity.ANCHOR)
+
+    def intra_context(self, i: int, q: Act, k: Act, anchors: Act) -> Act:
+        """Global context within a slice, [B, H, W, 2C]."""
+        prefix = f"global_intra_context.{i}"
+        (v,) = self.project([f"{prefix}.values"], [anchors])
+        v = self.squeeze(v, Parity.ANCHOR)
+        out = f"{prefix}.attention"
+        if self.config.variant == "mlic_plus_plus":
+            x = self.linear_attention(q, k, v, 2, out)
+        else:
+            x = self.softmax_attention(q, k, v, 2, out, exclude=True)
+        x = self.unsqueeze(x, Parity.NON_ANCHOR)
+        x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
+        return self._feed_forward(prefix, x, residual=x)
+
+    def project(self, prefixes: Sequence[str], inputs: Sequence[Act]) -> list[Act]:
+        """1x1, then depthwise 3x3, of the same inputs by several networks."""
+        projected = []
+        for prefix in prefixes:
+            x = self.conv(f"{prefix}.0", inputs, out=f"{prefix}.0")
+            projected.append(self.depthwise(f"{prefix}.1", x, out=f"{prefix}.1"))
+        return projected
+
+    def _feed_forward(self, prefix: str, x: Act, residual: Real | Act) -> Act:
+        x = self.conv(f"{prefix}.mlp.0", [x], activation=True, out=f"{prefix}.mlp.0")
+        x = self.depthwise(f"{prefix}.mlp.2", x, activation=True, out=f"{prefix}.mlp.2")
+        return self.conv(f"{prefix}.mlp.4", [x], residual=residual, out=f"{prefix}.mlp.4")
+
+
+def entropy_parameters_layer(i: int, parity: Parity, index: int) -> str:
+    colour = "anchor" if parity is Parity.ANCHOR else "nonanchor"
+    return f"entropy_parameters_{colour}.{i}.fusion.{index}"
+
+
+def residual_layer(i: int, parity: Parity, index: int) -> str:
+    colour = "anchor" if parity is Parity.ANCHOR else "nonanchor"
+    return f"lrp_{colour}.{i}.lrp_transform.{index}"
+
+
+def residual_layers(weight_family: str) -> tuple[int, ...]:
+    return (0, 2, 4) if weight_family == "current" else (0, 2, 4, 6)
