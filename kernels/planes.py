@@ -1,0 +1,79 @@
+"""Tiles of activations: products of bytes, and where squeezed positions lie in a full tensor."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mlic_fast.kernels.functions import high_byte, low_byte
+
+#: Values of COLOUR: which positions of a tensor are read.
+ALL, NON_ANCHORS, ANCHORS = -1, 0, 1
+
+#: Smallest K of a product of int8 on tensor cores; narrower tiles are padded with zeros.
+SMALLEST_K = 32
+
+
+@triton.jit
+def split_product(a_low, a_high, b_low, b_high):
+    """The halves (high, low) of a product of planes: its value is 256 * high + low.
+
+    Tensor cores saturate sums of int8 products. Neither half comes near the limit: |low| <= 2^14 K,
+    and high = (value - low) / 256.
+    """
+    high = tl.dot(a_high, b_high, out_dtype=tl.int32) << 8
+    high = tl.dot(a_high, b_low, acc=high, out_dtype=tl.int32)
+    high = tl.dot(a_low, b_high, acc=high, out_dtype=tl.int32)
+    return high, tl.dot(a_low, b_low, out_dtype=tl.int32)
+
+
+@triton.jit
+def product(a_low, a_high, b_low, b_high):
+    """Product of planes [M, K] and [K, N] that fits int32 -> int32 [M, N]."""
+    high, low = split_product(a_low, a_high, b_low, b_high)
+    return (high << 8) + low
+
+
+@triton.jit
+def wide_product(a_low, a_high, b_low, b_high):
+    """Product of planes [M, K] and [K, N] -> int64 [M, N]."""
+    high, low = split_product(a_low, a_high, b_low, b_high)
+    return (high.to(tl.int64) << 8) + low
+
+
+@triton.jit
+def store_planes(q, addresses, plane, mask):
+    """int32 q in +-ACTIVATION_LIMIT -> both planes."""
+    tl.store(addresses, low_byte(q), mask=mask)
+    tl.store(addresses + plane, high_byte(q), mask=mask)
+
+
+@triton.jit
+def position_of(index, half_width, COLOUR: tl.constexpr):
+    """Position in a full image (row * width + column) of position ``index`` of one colour."""
+    if COLOUR < 0:
+        return index
+    return 2 * index + ((index // half_width + COLOUR) & 1)
+
+
+def padded(channels: int) -> int:
+    """Channels of a tile: a power of two that tensor cores take."""
+    return max(SMALLEST_K, triton.next_power_of_2(channels))
+
+
+def check_planes(x: Tensor) -> None:
+    """Raise ValueError unless x is planes [2, B, H, W, C], equally spaced positions of channels."""
+    _, _, height, width, _ = x.shape
+    stride = x.stride(3)
+    if x.stride(4) != 1 or x.stride(2) != width * stride or x.stride(1) != height * width * stride:
+        raise ValueError(f"strides {x.stride()} of shape {tuple(x.shape)} are not a channel slice")
+    if height * width * stride >= 2**31:
+        raise ValueError(f"an image of {height} x {width} positions is too large for the kernels")
+
+
+def colour_positions(x: Tensor, colour: int) -> tuple[int, int]:
+    """Positions of one colour in an image of planes x, and half its width."""
+    _, _, height, width, _ = x.shape
+    half = width // 2
+    return (height * width, half) if colour == ALL else (height * half, half)
