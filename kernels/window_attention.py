@@ -337,12 +337,14 @@ def _attention_kernel(
     C: tl.constexpr,
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
+    VALUES: tl.constexpr,
 ):
     window, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     windows = height * half_width
     batch = tl.num_programs(2).to(tl.int64)
     token = tl.arange(0, _TILE)
     depth = tl.arange(0, WIDTH)
+    value = tl.arange(0, VALUES)
     row = window // half_width
     y = row + token // 5 - 2
     x = 2 * (window % half_width) + (row & 1) + token % 5 - 2
@@ -352,17 +354,19 @@ def _attention_kernel(
     anchor = inside & (token % 2 == 1)
     allowed = (anchor[None, :] | ~anchor[:, None]) & is_token[None, :]
 
-    columns = head * DEPTH + depth
     position = y * (2 * half_width) + x
-    q_at = qkv + 2 * windows * image * (3 * C) + position[:, None] * (3 * C) + columns[None, :]
+    at = qkv + 2 * windows * image * (3 * C) + head * DEPTH + position[:, None] * (3 * C)
     plane = 2 * windows * batch * (3 * C)
+    q_at = at + depth[None, :]
+    v_at = at + 2 * C + value[None, :]
     mask = inside[:, None] & (depth < DEPTH)[None, :]
     q_low = tl.load(q_at, mask=mask, other=0)
     q_high = tl.load(q_at + plane, mask=mask, other=0)
     k_low = tl.load(q_at + C, mask=mask, other=0)
     k_high = tl.load(q_at + C + plane, mask=mask, other=0)
-    v_low = tl.load(q_at + 2 * C, mask=mask, other=0)
-    v_high = tl.load(q_at + 2 * C + plane, mask=mask, other=0)
+    mask = inside[:, None] & (value < DEPTH)[None, :]
+    v_low = tl.load(v_at, mask=mask, other=0)
+    v_high = tl.load(v_at + plane, mask=mask, other=0)
 
     bias = tl.load(relative + (head * _TILE + token)[:, None] * _TILE + token[None, :])
     logits = product(q_low, q_high, tl.trans(k_low), tl.trans(k_high)).to(tl.float32)
@@ -374,8 +378,8 @@ def _attention_kernel(
     r = tl.div_rn(weighted, total[:, None]) * value_scale
 
     to = tokens + (windows * image + window) * (_TOKENS * C)
-    to += token[:, None] * C + columns[None, :]
-    mask = is_token[:, None] & (depth < DEPTH)[None, :]
+    to += head * DEPTH + token[:, None] * C + value[None, :]
+    mask = is_token[:, None] & (value < DEPTH)[None, :]
     store_planes(quantise(r, tokens_scale), to, windows * batch * (_TOKENS * C), mask)
 
 
@@ -526,6 +530,7 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         C=channels,
         DEPTH=depth,
         WIDTH=padded(depth),
+        VALUES=triton.next_power_of_2(depth),
         num_warps=1,
         **EXACT,
     )
@@ -581,7 +586,7 @@ def _specialisations() -> list[Specialisation]:
             {"qkv": "*i8:16", "relative": floats, "tokens": "*i8:16"}
             | {"height": "i32", "half_width": "i32"}
             | {"logit_scale": "fp32", "value_scale": "fp32", "tokens_scale": "fp32"},
-            {"C": channels, "DEPTH": channels // 2, "WIDTH": padded(channels // 2)},
+            {"C": channels, "DEPTH": 16, "WIDTH": padded(16), "VALUES": 16},
             warps=1,
             tensor_cores=True,
         )
