@@ -23,7 +23,7 @@ class Config:
 #: Positions up to which an image is small: below, blocks of 64 leave most of 132 cores idle.
 SMALL_POSITIONS = 4096
 
-#: kernel family -> kernel -> (architecture, size) -> configuration. ``any`` serves the others.
+#: kernel -> (architecture, size) -> configuration; ``any`` serves all that have no entry.
 CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     "window_qkv": {
         ("any", "small"): Config(16, warps=2),
@@ -33,14 +33,8 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("any", "small"): Config(16, warps=4),
         ("any", "large"): Config(32, warps=4),
     },
-    "linear_maxima": {
-        ("any", "small"): Config(64, warps=2),
-        ("any", "large"): Config(128, warps=4),
-    },
-    "linear_contexts": {
-        ("any", "small"): Config(64, warps=4),
-        ("any", "large"): Config(64, warps=4),
-    },
+    "linear_maxima": {("any", "any"): Config(64, warps=4)},
+    "linear_contexts": {("any", "any"): Config(32)},
     "linear_apply": {
         ("any", "small"): Config(64, warps=4),
         ("any", "large"): Config(128, warps=4),
@@ -64,4 +58,5 @@ def config(kernel: str, device: torch.device, positions: int) -> Config:
     """The configuration of one launch over ``positions`` positions (batch included)."""
     table = CONFIGS[kernel]
     size = "small" if positions <= SMALL_POSITIONS else "large"
-    return table.get((architecture(device), size)) or table["any", size]
+    keys = ((architecture(device), size), ("any", size), ("any", "any"))
+    return next(table[key] for key in keys if key in table)

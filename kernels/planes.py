@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlic_fast.kernels.functions import high_byte, low_byte
+from mlic_fast.kernels.functions import from_planes, high_byte, low_byte
 
 #: Values of COLOUR: which positions of a tensor are read.
 ALL, NON_ANCHORS, ANCHORS = -1, 0, 1
 
-#: Smallest K of a product of int8 on tensor cores; narrower tiles are padded with zeros.
-SMALLEST_K = 32
+#: Smallest K of a product of int8 on tensor cores, and other sides; tiles are padded with zeros.
+SMALLEST_K, SMALLEST_SIDE = 32, 16
 
 
 @triton.jit
 def split_product(a_low, a_high, b_low, b_high):
     """The halves (high, low) of a product of planes: its value is 256 * high + low.
 
-    Tensor cores saturate sums of int8 products. Neither half comes near the limit: |low| <= 2^14 K,
-    and high = (value - low) / 256.
+    Tensor cores may saturate a sum of int8 products. With K <= 4096 none comes near the limit: with
+    activations for a (high bytes at most 16) and activations, weights or softmax weights for b (at
+    most 64), or the other way round, |low| <= 2^14 K and what becomes high stays below 2^19 K.
     """
     high = tl.dot(a_high, b_high, out_dtype=tl.int32) << 8
     high = tl.dot(a_high, b_low, acc=high, out_dtype=tl.int32)
@@ -57,16 +59,25 @@ def position_of(index, half_width, COLOUR: tl.constexpr):
     return 2 * index + ((index // half_width + COLOUR) & 1)
 
 
-def padded(channels: int) -> int:
+@triton.jit
+def image_of(x, image, positions, stride, COLOUR: tl.constexpr):
+    """Where an image of a batch begins, of which ``positions`` positions are read."""
+    if COLOUR < 0:
+        return x + image.to(tl.int64) * positions * stride
+    return x + image.to(tl.int64) * positions * (2 * stride)
+
+
+def padded(channels: int, smallest: int = SMALLEST_K) -> int:
     """Channels of a tile: a power of two that tensor cores take."""
-    return max(SMALLEST_K, triton.next_power_of_2(channels))
+    return max(smallest, triton.next_power_of_2(channels))
 
 
 def check_planes(x: Tensor) -> None:
     """Raise ValueError unless x is planes [2, B, H, W, C], equally spaced positions of channels."""
-    _, _, height, width, _ = x.shape
+    _, batch, height, width, _ = x.shape
     stride = x.stride(3)
-    if x.stride(4) != 1 or x.stride(2) != width * stride or x.stride(1) != height * width * stride:
+    spaced = [(batch, x.stride(1), height * width * stride), (height, x.stride(2), width * stride)]
+    if x.stride(4) != 1 or any(size > 1 and is_ != should for size, is_, should in spaced):
         raise ValueError(f"strides {x.stride()} of shape {tuple(x.shape)} are not a channel slice")
     if height * width * stride >= 2**31:
         raise ValueError(f"an image of {height} x {width} positions is too large for the kernels")
@@ -77,3 +88,12 @@ def colour_positions(x: Tensor, colour: int) -> tuple[int, int]:
     _, _, height, width, _ = x.shape
     half = width // 2
     return (height * width, half) if colour == ALL else (height * half, half)
+
+
+def read_colour(x: Tensor, colour: int) -> Tensor:
+    """Twin of loading tiles: planes [2, B, H, W, C] -> int32 [B, positions of the colour, C]."""
+    positions, half = colour_positions(x, colour)
+    index = torch.arange(positions, device=x.device)
+    if colour != ALL:
+        index = 2 * index + ((index // half + colour) & 1)
+    return from_planes(x).flatten(1, 2)[:, index]
