@@ -84,10 +84,10 @@ def check_planes(x: Tensor) -> None:
 
 
 def colour_positions(x: Tensor, colour: int) -> tuple[int, int]:
-    """Positions of one colour in an image of planes x, and half its width."""
+    """How many positions of an image of planes x are read, and how many of each row."""
     _, _, height, width, _ = x.shape
-    half = width // 2
-    return (height * width, half) if colour == ALL else (height * half, half)
+    row = width if colour == ALL else width // 2
+    return height * row, row
 
 
 def read_colour(x: Tensor, colour: int) -> Tensor:
