@@ -1,44 +1,89 @@
-"""Launch configurations: static, by architecture and size, so that nothing is tuned at run time."""
+"""Block sizes, warps and stages of every launch: static, by architecture and by size of the image.
+
+Nothing here may change a bit, and nothing is tuned at run time. ``small`` images have too few
+positions to fill the device with wide blocks, so narrow ones spread them over more of it.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
 
-class Tile(NamedTuple):
-    """Block of positions, block of outputs or channels, warps, stages of the pipeline."""
+@dataclass(frozen=True)
+class Config:
+    """One launch: positions a program, warps, software stages; outputs a program, where not all."""
 
-    m: int
-    n: int
-    warps: int
-    stages: int
-
-
-#: Few positions (a Kodak image has 1536 latents): small tiles, so that all processors have one.
-SMALL = Tile(64, 32, 4, 4)
-LARGE = Tile(128, 64, 8, 3)
-TILES = (SMALL, LARGE)
-#: In the interpreter a program costs milliseconds, whatever its size.
-INTERPRETED = Tile(128, 128, 4, 1)
-#: Tiles of LARGE that keep the processors of any GPU busy.
-_ENOUGH = 264
+    block: int
+    warps: int = 4
+    stages: int = 3
+    outputs: int = 32
 
 
-def tile_for(device: torch.device, positions: int, outputs: int) -> Tile:
-    """The tile for a product of [positions, K] and [K, outputs]."""
+#: Positions up to which an image is small: below, blocks of 64 leave most of 132 cores idle.
+SMALL_POSITIONS = 4096
+#: The same for products, in positions times blocks of 64 outputs: 256 tiles of the large kind.
+SMALL_PRODUCT = 32768
+
+#: kernel -> (architecture, size) -> configuration; ``any`` serves all that have no entry.
+CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
+    "product": {
+        ("interpreter", "any"): Config(128, outputs=128),
+        ("any", "small"): Config(64, stages=4),
+        ("any", "large"): Config(128, warps=8, outputs=64),
+    },
+    # 32 positions of the pass kernel would spill.
+    "pass": {
+        ("interpreter", "any"): Config(64),
+        ("any", "any"): Config(16, warps=8, stages=2),
+    },
+    "elements": {
+        ("interpreter", "any"): Config(512, outputs=128),
+        ("any", "any"): Config(32),
+    },
+    "window_qkv": {
+        ("any", "small"): Config(16, warps=2),
+        ("any", "large"): Config(64, warps=4),
+    },
+    "window_fusion": {
+        ("any", "small"): Config(16, warps=4),
+        ("any", "large"): Config(32, warps=4),
+    },
+    "linear_maxima": {("any", "any"): Config(64, warps=4)},
+    "linear_contexts": {("any", "any"): Config(32)},
+    "linear_apply": {
+        ("any", "small"): Config(64, warps=4),
+        ("any", "large"): Config(128, warps=4),
+    },
+    "softmax": {
+        ("any", "small"): Config(16, warps=4),
+        ("any", "large"): Config(64, warps=4),
+    },
+}
+
+
+def architecture(device: torch.device) -> str:
+    """``interpreter`` on a CPU, else ``sm80``, ``sm90``, .. by the compute capability."""
     if device.type == "cpu":
-        return INTERPRETED
-    tiles = -(-positions // LARGE.m) * -(-outputs // LARGE.n)
-    return LARGE if tiles >= _ENOUGH else SMALL
+        return "interpreter"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm{major}{minor}"
 
 
-def elements_for(device: torch.device) -> Tile:
-    """The tile of an elementwise kernel: positions and channels."""
-    return Tile(512, 128, 4, 1) if device.type == "cpu" else Tile(32, 32, 4, 1)
+def config(kernel: str, device: torch.device, positions: int) -> Config:
+    """The configuration of one launch over ``positions`` positions (batch included)."""
+    table = CONFIGS[kernel]
+    size = "small" if positions <= SMALL_POSITIONS else "large"
+    return _find(table, architecture(device), size)
 
 
-def pass_for(device: torch.device) -> Tile:
-    """The tile of the pass kernel, which has all outputs; 32 positions would spill."""
-    return Tile(64, 0, 8, 1) if device.type == "cpu" else Tile(16, 0, 8, 2)
+def product_config(device: torch.device, positions: int, outputs: int) -> Config:
+    """The configuration of a product of [positions, K] and [K, outputs]."""
+    size = "small" if positions * -(-outputs // 64) <= SMALL_PRODUCT else "large"
+    return _find(CONFIGS["product"], architecture(device), size)
+
+
+def _find(table: dict[tuple[str, str], Config], architecture: str, size: str) -> Config:
+    keys = ((architecture, size), (architecture, "any"), ("any", size), ("any", "any"))
+    return next(table[key] for key in keys if key in table)

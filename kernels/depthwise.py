@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.packed import Layer
-from mlic_fast.kernels.configs import elements_for
+from mlic_fast.kernels.configs import CONFIGS, config
 from mlic_fast.kernels.functions import (
     EXACT,
     from_planes,
@@ -140,8 +140,8 @@ def depthwise(
 ) -> None:
     """Planes ``x`` -> planes ``out``, both [2, B, H, W, C]; ``out_scale``: float32 [C]."""
     channels = len(weights.scale)
-    block = elements_for(x.device)
-    _depthwise_kernel[triton.cdiv(grid.count, block.m), triton.cdiv(channels, block.n)](
+    block = config("elements", x.device, grid.count)
+    _depthwise_kernel[triton.cdiv(grid.count, block.block), triton.cdiv(channels, block.outputs)](
         x,
         weights.taps,
         weights.scale,
@@ -157,8 +157,8 @@ def depthwise(
         x.stride(-2),
         out.stride(0),
         out.stride(-2),
-        BLOCK_M=block.m,
-        BLOCK_C=block.n,
+        BLOCK_M=block.block,
+        BLOCK_C=block.outputs,
         num_warps=block.warps,
         **EXACT,
     )
@@ -180,7 +180,7 @@ SPECIALISATIONS = [
             "gelu_after": "i32",
             **dict.fromkeys(("x_plane", "x_position", "out_plane", "out_position"), "i32:16"),
         },
-        {"BLOCK_M": elements_for(torch.device("cuda")).m, "BLOCK_C": 32},
-        warps=elements_for(torch.device("cuda")).warps,
+        {"BLOCK_M": CONFIGS["elements"]["any", "any"].block, "BLOCK_C": 32},
+        warps=CONFIGS["elements"]["any", "any"].warps,
     )
 ]

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from mlic_fast.coder import SCALES
 from mlic_fast.engine.packed import Layer
-from mlic_fast.kernels.configs import pass_for
+from mlic_fast.kernels.configs import CONFIGS
+from mlic_fast.kernels.configs import config as find_config
 from mlic_fast.kernels.functions import (
     EXACT,
     clamp,
@@ -405,11 +406,11 @@ def entropy_parameters(
         y: float32 [B, H, W, C], the latents to encode; ``symbols`` then receives int32 [B, H, W/2, C].
     """
     positions = grid.count // 2
-    config = pass_for(start.device)
+    config = find_config("pass", start.device, positions)
     planes = [x.planes for x in contexts]
     assert tuple(x.shape[-1] for x in planes) == weights.widths
     a, *_, channels = weights.hidden
-    _pass_kernel[(triton.cdiv(positions, config.m),)](
+    _pass_kernel[(triton.cdiv(positions, config.block),)](
         start,
         tuple(planes),
         weights.context,
@@ -447,7 +448,7 @@ def entropy_parameters(
         CHANNELS=channels,
         PADDED=weights.layer6.shape[2],
         ENCODE=y is not None,
-        BLOCK_M=config.m,
+        BLOCK_M=config.block,
         BLOCK_N=_BLOCK_N,
         BLOCK_K=_BLOCK_K,
         num_warps=config.warps,
@@ -458,7 +459,7 @@ def entropy_parameters(
 
 def _specialisation(name: str, colour: int, contexts: int, encode: bool) -> Specialisation:
     """``contexts``: 0, 1 (local), 2 (inter, channel) or 4 (and local, intra); C = 32."""
-    tile = pass_for(torch.device("cuda"))
+    config = CONFIGS["pass"]["any", "any"]
     widths = {0: (), 1: (64,), 2: (64, 128), 4: (64, 128, 64, 64)}[contexts]
     weights = ("layer2", "scale2", "bias2", "layer4", "scale4", "bias4", "layer6", "scale6", "bias6")
     return Specialisation(
@@ -487,10 +488,10 @@ def _specialisation(name: str, colour: int, contexts: int, encode: bool) -> Spec
             "SQUEEZED": tuple(i == contexts // 2 and colour == 0 for i in range(contexts)),
             **{"HIDDEN": 320, "PADDED0": 320, "PADDED2": 256, "PADDED4": 128},
             **{"CHANNELS": 32, "PADDED": 32, "ENCODE": encode},
-            **{"BLOCK_M": tile.m, "BLOCK_N": _BLOCK_N, "BLOCK_K": _BLOCK_K},
+            **{"BLOCK_M": config.block, "BLOCK_N": _BLOCK_N, "BLOCK_K": _BLOCK_K},
         },
-        tile.warps,
-        tile.stages,
+        config.warps,
+        config.stages,
         tensor_cores=True,
     )
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-#: Instead of a colour: all positions.
-ALL = -1
-#: How an input is read: as it is; as zero off one colour; or stored squeezed to one colour.
-FULL, KEPT, SQUEEZED = range(3)
+from mlic_fast.kernels.planes import ALL
+
+#: How an activation is stored and read: on the full grid; on the full grid, but zero off one colour;
+#: on the full grid, but only the positions of one colour; squeezed to one colour.
+FULL, KEPT, AT, SQUEEZED = range(4)
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,14 @@ class Input:
     """Planes int8 [2, B, H, W, C] ([2, B, H, W/2, C] if SQUEEZED), and how they are read.
 
     Channels are contiguous; positions are equally spaced, so it may be a slice of the channels of
-    a larger tensor.
+    a larger tensor. ``colour``: 0 non-anchors, 1 anchors.
     """
 
     planes: Tensor
     kind: int = FULL
     colour: int = 0
+
+    @property
+    def read(self) -> int:
+        """The colour whose positions of ``planes`` are read, or ALL."""
+        return self.colour if self.kind == AT else ALL

@@ -7,6 +7,11 @@ Latents are written twice: as float32, and quantised, as the layers take them. W
 come first, the non-anchors become zero. (The residual prediction is then added by the last of its
 layers, :mod:`mlic_fast.kernels.products`.) Bytes: 8 read, 6 written a value; no operations to speak
 of.
+
+    digest           sum over i of mix(bits(y[i]) + i * 0x9E3779B1)    modulo 2^32, i in (channel, row, column) order
+
+the check that encoder and decoder have the same latents (docs/format.md, section 5). Any order gives
+the same sum.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlic_fast.kernels.configs import elements_for
+from mlic_fast.kernels.configs import CONFIGS, config
 from mlic_fast.kernels.functions import (
     EXACT,
     high_byte,
@@ -112,12 +117,37 @@ def _decoded_kernel(
         tl.store(out + out_plane + at, low_byte(q * 0), mask=mask)
 
 
+@triton.jit(do_not_specialize=("positions",))
+def _digest_kernel(
+    latents,
+    digests,
+    positions,
+    channels,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    image = tl.program_id(2)
+    mask = (m < positions)[:, None] & (c < channels)[None, :]
+    at = (image.to(tl.int64) * positions + m[:, None]) * channels + c[None, :]
+    y = tl.load(latents + at, mask=mask, other=0.0)
+    # Negative zero counts as zero.
+    h = tl.where(y == 0.0, 0.0, y).to(tl.uint32, bitcast=True)
+    h += (c[None, :] * positions + m[:, None]).to(tl.uint32) * 0x9E3779B1
+    h = (h ^ (h >> 16)) * 0x85EBCA6B
+    h = (h ^ (h >> 13)) * 0xC2B2AE35
+    h = h ^ (h >> 16)
+    total = tl.sum(tl.sum(tl.where(mask, h, 0).to(tl.int32, bitcast=True), 1), 0)
+    tl.atomic_add(digests + image, total)
+
+
 def hyper_latents(symbols: Tensor, medians: Tensor, *, out: Tensor, out_scale: float) -> None:
     """Symbols of z int32 [B, h, w, N] -> planes ``out`` [2, B, h, w, N]."""
     channels = symbols.shape[-1]
     positions = symbols.numel() // channels
-    block = elements_for(symbols.device)
-    _hyper_latents_kernel[triton.cdiv(positions, block.m), triton.cdiv(channels, block.n)](
+    block = config("elements", symbols.device, positions)
+    _hyper_latents_kernel[triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)](
         symbols,
         medians,
         out,
@@ -125,8 +155,8 @@ def hyper_latents(symbols: Tensor, medians: Tensor, *, out: Tensor, out_scale: f
         positions,
         channels,
         out.stride(0),
-        BLOCK_M=block.m,
-        BLOCK_C=block.n,
+        BLOCK_M=block.block,
+        BLOCK_C=block.outputs,
         num_warps=block.warps,
         **EXACT,
     )
@@ -148,8 +178,8 @@ def decoded(
     """
     channels = symbols.shape[-1]
     positions = grid.count // 2
-    block = elements_for(symbols.device)
-    _decoded_kernel[triton.cdiv(positions, block.m), triton.cdiv(channels, block.n)](
+    block = config("elements", symbols.device, positions)
+    _decoded_kernel[triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)](
         symbols,
         means,
         latents,
@@ -164,16 +194,40 @@ def decoded(
         out.stride(0),
         out.stride(-2),
         COLOUR=colour,
-        BLOCK_M=block.m,
-        BLOCK_C=block.n,
+        BLOCK_M=block.block,
+        BLOCK_C=block.outputs,
         num_warps=block.warps,
         **EXACT,
     )
 
 
-_BLOCK = elements_for(torch.device("cuda"))
-_BLOCKS = {"BLOCK_M": _BLOCK.m, "BLOCK_C": _BLOCK.n}
+def digest(latents: Tensor, *, out: Tensor) -> None:
+    """Digests of float32 [B, H, W, M], contiguous -> int32 [B], the bits of 32-bit numbers."""
+    batch, height, width, channels = latents.shape
+    block = config("elements", latents.device, height * width)
+    out.zero_()
+    grid = triton.cdiv(height * width, block.block), triton.cdiv(channels, block.outputs), batch
+    _digest_kernel[grid](
+        latents,
+        out,
+        height * width,
+        channels,
+        BLOCK_M=block.block,
+        BLOCK_C=block.outputs,
+        num_warps=block.warps,
+    )
+
+
+_BLOCK = CONFIGS["elements"]["any", "any"]
+_BLOCKS = {"BLOCK_M": _BLOCK.block, "BLOCK_C": _BLOCK.outputs}
 SPECIALISATIONS = [
+    Specialisation(
+        "digest",
+        _digest_kernel,
+        {"latents": "*fp32:16", "digests": "*i32:16", "positions": "i32", "channels": "i32:16"},
+        _BLOCKS,
+        warps=_BLOCK.warps,
+    ),
     Specialisation(
         "hyper-latents",
         _hyper_latents_kernel,

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.packed import Segment
-from mlic_fast.kernels.configs import TILES, Tile, tile_for
+from mlic_fast.kernels.configs import CONFIGS, Config, product_config
 from mlic_fast.kernels.functions import (
     EXACT,
     from_planes,
@@ -43,7 +43,8 @@ from mlic_fast.kernels.functions import (
     quantise_twin,
     to_planes,
 )
-from mlic_fast.kernels.grid import ALL, FULL, KEPT, SQUEEZED, Input, Positions
+from mlic_fast.kernels.grid import FULL, KEPT, SQUEEZED, Input, Positions
+from mlic_fast.kernels.planes import ALL
 from mlic_fast.kernels.specialisation import Specialisation
 
 #: What becomes of the sum: see :func:`conv`.
@@ -211,7 +212,7 @@ def _conv_kernel(
             there = m_inside & (y >= 0) & (y < height) & (z >= 0) & (z < width)
             if INPUT == 1:  # KEPT
                 there = there & (((y + z) & 1) == COLOUR)
-            if INPUT == 2:  # SQUEEZED
+            if INPUT == 3:  # SQUEEZED
                 there = there & (((y + z) & 1) == COLOUR)
                 at = (image_row + dy) * (width // 2) + (z >> 1)
             else:
@@ -288,7 +289,7 @@ def conv(
     """Convolution of ``inputs`` activations that lie ``input_stride`` bytes apart.
 
     Args:
-        x: the first input.
+        x: the first input: FULL, KEPT, or SQUEEZED and then zero off its colour.
         weights: of the layer, or of layers side by side.
         grid: B, H, W of the full grid.
         start: float32 [.., O] to begin the sum with, channels contiguous; default: the bias.
@@ -302,7 +303,7 @@ def conv(
     """
     outputs = weights.outputs
     positions = grid.count // (1 if at == ALL else 2)
-    tile = tile_for(out.device, positions, outputs)
+    config = product_config(out.device, positions, outputs)
     kind = REAL if out_scale is None else PLANES
     if shuffle:
         kind = SHUFFLED
@@ -310,7 +311,7 @@ def conv(
         kind = LATENTS
     planes_of_residual = residual is not None and residual.dtype == torch.int8
     start = weights.bias if start is None else start
-    _conv_kernel[triton.cdiv(positions, tile.m), triton.cdiv(outputs, tile.n)](
+    _conv_kernel[triton.cdiv(positions, config.block), triton.cdiv(outputs, config.outputs)](
         x.planes,
         weights.planes,
         weights.scale,
@@ -343,11 +344,11 @@ def conv(
         COLOUR=x.colour,
         RESIDUAL=0 if residual is None else 1 + planes_of_residual,
         OUT=kind,
-        BLOCK_M=tile.m,
-        BLOCK_N=tile.n,
+        BLOCK_M=config.block,
+        BLOCK_N=config.outputs,
         BLOCK_K=weights.block_k,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_warps=config.warps,
+        num_stages=config.stages,
         **EXACT,
     )
 
@@ -380,21 +381,21 @@ _ARGUMENTS = {
 }
 
 
-def _specialisation(name: str, tile: Tile, block_k: int, **options: Any) -> Specialisation:
+def _specialisation(name: str, config: Config, block_k: int, **options: Any) -> Specialisation:
     constants = {"AT": ALL, "INPUT": FULL, "COLOUR": 0, "RESIDUAL": 0, "OUT": PLANES, **options}
     arguments = dict(_ARGUMENTS)
     if constants["OUT"] == REAL:
         arguments["out"] = "*fp32:16"
     if constants["RESIDUAL"] != 1:
         arguments["residual"] = "*i8:16"
-    blocks = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": block_k}
+    blocks = {"BLOCK_M": config.block, "BLOCK_N": config.outputs, "BLOCK_K": block_k}
     return Specialisation(
-        f"{name}, {tile.m}x{tile.n}x{block_k}",
+        f"{name}, {config.block}x{config.outputs}x{block_k}",
         _conv_kernel,
         arguments,
         {**constants, **blocks},
-        tile.warps,
-        tile.stages,
+        config.warps,
+        config.stages,
         tensor_cores=True,
     )
 
@@ -412,8 +413,8 @@ _USES: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
     "of a squeezed input": ({"INPUT": SQUEEZED}, (32,)),
 }
 SPECIALISATIONS = [
-    _specialisation(name, tile, block_k, **options)
+    _specialisation(name, CONFIGS["product"]["any", size], block_k, **options)
     for name, (options, blocks) in _USES.items()
     for block_k in blocks
-    for tile in TILES
+    for size in ("small", "large")
 ]

@@ -1,0 +1,99 @@
+"""Tiles of activations: products of bytes, and where squeezed positions lie in a full tensor."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mlic_fast.kernels.functions import from_planes, high_byte, low_byte
+
+#: Values of COLOUR: which positions of a tensor are read.
+ALL, NON_ANCHORS, ANCHORS = -1, 0, 1
+
+#: Smallest K of a product of int8 on tensor cores, and other sides; tiles are padded with zeros.
+SMALLEST_K, SMALLEST_SIDE = 32, 16
+
+
+@triton.jit
+def split_product(a_low, a_high, b_low, b_high):
+    """The halves (high, low) of a product of planes: its value is 256 * high + low.
+
+    Tensor cores may saturate a sum of int8 products. With K <= 4096 none comes near the limit: with
+    activations for a (high bytes at most 16) and activations, weights or softmax weights for b (at
+    most 64), or the other way round, |low| <= 2^14 K and what becomes high stays below 2^19 K.
+    """
+    high = tl.dot(a_high, b_high, out_dtype=tl.int32) << 8
+    high = tl.dot(a_high, b_low, acc=high, out_dtype=tl.int32)
+    high = tl.dot(a_low, b_high, acc=high, out_dtype=tl.int32)
+    return high, tl.dot(a_low, b_low, out_dtype=tl.int32)
+
+
+@triton.jit
+def product(a_low, a_high, b_low, b_high):
+    """Product of planes [M, K] and [K, N] that fits int32 -> int32 [M, N]."""
+    high, low = split_product(a_low, a_high, b_low, b_high)
+    return (high << 8) + low
+
+
+@triton.jit
+def wide_product(a_low, a_high, b_low, b_high):
+    """Product of planes [M, K] and [K, N] -> int64 [M, N]."""
+    high, low = split_product(a_low, a_high, b_low, b_high)
+    return (high.to(tl.int64) << 8) + low
+
+
+@triton.jit
+def store_planes(q, addresses, plane, mask):
+    """int32 q in +-ACTIVATION_LIMIT -> both planes."""
+    tl.store(addresses, low_byte(q), mask=mask)
+    tl.store(addresses + plane, high_byte(q), mask=mask)
+
+
+@triton.jit
+def position_of(index, half_width, COLOUR: tl.constexpr):
+    """Position in a full image (row * width + column) of position ``index`` of one colour."""
+    if COLOUR < 0:
+        return index
+    return 2 * index + ((index // half_width + COLOUR) & 1)
+
+
+@triton.jit
+def image_of(x, image, positions, stride, COLOUR: tl.constexpr):
+    """Where an image of a batch begins, of which ``positions`` positions are read."""
+    if COLOUR < 0:
+        return x + image.to(tl.int64) * positions * stride
+    return x + image.to(tl.int64) * positions * (2 * stride)
+
+
+def padded(channels: int, smallest: int = SMALLEST_K) -> int:
+    """Channels of a tile: a power of two that tensor cores take."""
+    return max(smallest, triton.next_power_of_2(channels))
+
+
+def check_planes(x: Tensor) -> None:
+    """Raise ValueError unless x is planes [2, B, H, W, C], equally spaced positions of channels."""
+    _, batch, height, width, _ = x.shape
+    stride = x.stride(3)
+    spaced = [(batch, x.stride(1), height * width * stride), (height, x.stride(2), width * stride)]
+    if x.stride(4) != 1 or any(size > 1 and is_ != should for size, is_, should in spaced):
+        raise ValueError(f"strides {x.stride()} of shape {tuple(x.shape)} are not a channel slice")
+    if height * width * stride >= 2**31:
+        raise ValueError(f"an image of {height} x {width} positions is too large for the kernels")
+
+
+def colour_positions(x: Tensor, colour: int) -> tuple[int, int]:
+    """How many positions of an image of planes x are read, and how many of each row."""
+    _, _, height, width, _ = x.shape
+    row = width if colour == ALL else width // 2
+    return height * row, row
+
+
+def read_colour(x: Tensor, colour: int) -> Tensor:
+    """Twin of loading tiles: planes [2, B, H, W, C] -> int32 [B, positions of the colour, C]."""
+    positions, half = colour_positions(x, colour)
+    index = torch.arange(positions, device=x.device)
+    if colour != ALL:
+        index = 2 * index + ((index // half + colour) & 1)
+    return from_planes(x).flatten(1, 2)[:, index]

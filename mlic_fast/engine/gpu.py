@@ -1,0 +1,427 @@
+"""The GPU backend of the entropy path: the operations and networks on Triton kernels.
+
+Bit-equal to :class:`mlic_fast.engine.arithmetic.SpecOps`. Activations are planes of int8
+(:mod:`mlic_fast.kernels.functions`), layouts are views: nothing is copied to squeeze, keep or
+concatenate. Launches alone, no synchronisation: the whole path can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mlic_fast.engine.operations import (
+    Act,
+    Latents,
+    Operations,
+    entropy_parameters_layer,
+)
+from mlic_fast.engine.packed import PackedModel
+from mlic_fast.kernels import (
+    depthwise,
+    entropy_parameters,
+    latents,
+    linear_attention,
+    products,
+    softmax_attention,
+    window_attention,
+)
+from mlic_fast.kernels.grid import AT, FULL, KEPT, SQUEEZED, Input, Positions
+from mlic_fast.kernels.planes import ALL
+from mlic_fast.models.checkerboard import Parity
+
+T = TypeVar("T")
+
+
+class GpuLatents(Latents):
+    """All slices side by side: ``whole`` float32 [B, H, W, M], of which ``y`` are views."""
+
+    def __init__(self, whole: Tensor, planes: Tensor, exponents: Sequence[int]) -> None:
+        slices = len(exponents)
+        super().__init__(slices)
+        self.whole = whole
+        self.y = list(whole.chunk(slices, dim=-1))
+        parts = zip(planes.chunk(slices, dim=-1), exponents, strict=True)
+        self.q = [Act(Input(q), exponent) for q, exponent in parts]
+
+
+class GpuOps(Operations):
+    """The operations of the entropy path on Triton kernels.
+
+    Args:
+        packed: the packed model.
+        device: a CUDA device; the CPU where TRITON_INTERPRET=1 was set before the import.
+    """
+
+    def __init__(self, packed: PackedModel, device: torch.device) -> None:
+        super().__init__(packed)
+        self.device = device
+        self._medians = torch.from_numpy(self.layers["medians"].bias).to(device)
+        self._made: dict[Any, Any] = {}
+
+    def _once(self, key: Any, make: Callable[[], T]) -> T:
+        """Weights in the form of a kernel, made when they are first used."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+    def _scale(self, name: str) -> float:
+        return float(2.0 ** self.exponents[name])
+
+    def _planes(self, grid: Positions, channels: int, *, squeezed: bool = False) -> Tensor:
+        width = grid.width // 2 if squeezed else grid.width
+        shape = (2, grid.batch, grid.height, width, channels)
+        return torch.empty(shape, dtype=torch.int8, device=self.device)
+
+    def _out_scale(self, names: Sequence[str], outputs: Sequence[int]) -> Tensor:
+        """2^exponent of every output channel."""
+        return self._once(
+            ("out scale", *names),
+            lambda: torch.cat(
+                [torch.full((n,), self._scale(name)) for name, n in zip(names, outputs, strict=True)]
+            ).to(self.device),
+        )
+
+    # -- latents ------------------------------------------------------------------------------
+
+    def hyper_latents(self, symbols: Tensor) -> Act:
+        out = torch.empty((2, *symbols.shape), dtype=torch.int8, device=self.device)
+        latents.hyper_latents(symbols, self._medians, out=out, out_scale=self._scale("z_hat"))
+        return Act(Input(out), self.exponents["z_hat"])
+
+    def new_latents(self, batch: int, height: int, width: int) -> GpuLatents:
+        shape = (batch, height, width, self.config.M)
+        whole = torch.empty(shape, dtype=torch.float32, device=self.device)
+        planes = torch.empty((2, *shape), dtype=torch.int8, device=self.device)
+        exponents = [self.exponents[f"y_hat.{i}"] for i in range(self.config.slices)]
+        return GpuLatents(whole, planes, exponents)
+
+    def decoded(
+        self, state: Latents, index: int, symbols: Tensor, means: Tensor, parity: Parity
+    ) -> None:
+        y = state.y[index]
+        latents.decoded(
+            symbols,
+            means,
+            int(parity),
+            Positions(*y.shape[:3]),
+            latents=y,
+            out=state.q[index].q.planes,
+            out_scale=self._scale(f"y_hat.{index}"),
+        )
+
+    def add_prediction(self, state: Latents, index: int, layer: str, x: Act, parity: Parity) -> None:
+        name = f"y_hat.{index}"
+        products.conv(
+            x.q,
+            self._weights([layer], 0, [x.exponent]),
+            self._grid(x),
+            at=int(parity),
+            latents=state.y[index],
+            out=state.q[index].q.planes,
+            out_scale=self._out_scale([name], [self.config.slice_channels]),
+        )
+
+    # -- layouts ------------------------------------------------------------------------------
+
+    def channels(self, x: Act, start: int, stop: int) -> Act:
+        return Act(replace(x.q, planes=x.q.planes[..., start:stop]), x.exponent)
+
+    def keep(self, x: Act, parity: Parity) -> Act:
+        return Act(Input(x.q.planes, KEPT, int(parity)), x.exponent)
+
+    def squeeze(self, x: Act, parity: Parity) -> Act:
+        return Act(Input(x.q.planes, AT, int(parity)), x.exponent)
+
+    def unsqueeze(self, x: Act, parity: Parity) -> Act:
+        assert x.q.kind == SQUEEZED and x.q.colour == parity
+        return x  # a convolution reads it so
+
+    @staticmethod
+    def _grid(x: Act) -> Positions:
+        _, batch, height, width, _ = x.q.planes.shape
+        return Positions(batch, height, 2 * width if x.q.kind == SQUEEZED else width)
+
+    # -- products -----------------------------------------------------------------------------
+
+    def conv(
+        self,
+        layer: str,
+        inputs: Sequence[Act],
+        *,
+        partial: Tensor | None = None,
+        at: Parity | None = None,
+        activation: bool = False,
+        residual: Tensor | Act | None = None,
+        out: str | None = None,
+    ) -> Any:
+        start = 0 if partial is None else len(self.layers[layer].segments) - len(inputs)
+        *before, run = _runs(inputs)
+        for earlier in before:
+            partial = self._sum([layer], start, earlier, partial, at)
+            start += len(earlier)
+        weights = self._weights([layer], start, [x.exponent for x in run])
+        grid = self._grid(run[0])
+        options: dict[str, Any] = {"at": ALL if at is None else int(at), "activation": activation}
+        if isinstance(residual, Act):
+            options.update(residual=residual.q.planes, residual_scale=2.0**-residual.exponent)
+        elif residual is not None:
+            options.update(residual=residual)
+        if out is None:
+            r = self._real(grid, weights.outputs, at)
+        else:
+            r = self._planes(grid, weights.outputs, squeezed=at is not None)
+            options.update(out_scale=self._out_scale([out], [weights.outputs]))
+        products.conv(
+            run[0].q, weights, grid, **_spread(run), start=partial, out=r, **options
+        )
+        if out is None:
+            return r
+        kind, colour = (FULL, 0) if at is None else (SQUEEZED, int(at))
+        return Act(Input(r, kind, colour), self.exponents[out])
+
+    def sums(
+        self, layers: Sequence[str], inputs: Sequence[Act], *, at: Parity | None = None
+    ) -> list[Tensor]:
+        """The layers side by side in one launch for each run of inputs."""
+        partial: Tensor | None = None
+        start = 0
+        for run in _runs(inputs):
+            partial = self._sum(layers, start, run, partial, at)
+            start += len(run)
+        assert partial is not None
+        outputs = [len(self.layers[layer].bias) for layer in layers]
+        return list(partial.split(outputs, dim=-1))
+
+    def subpixel_conv(self, layer: str, x: Act, out: str) -> Act:
+        weights = self._weights([layer], 0, [x.exponent])
+        grid = self._grid(x)
+        doubled = Positions(grid.batch, 2 * grid.height, 2 * grid.width)
+        r = self._planes(doubled, weights.outputs // 4)
+        products.conv(
+            x.q,
+            weights,
+            grid,
+            activation=True,
+            out=r,
+            out_scale=self._out_scale([out], [weights.outputs]),
+            shuffle=True,
+        )
+        return Act(Input(r), self.exponents[out])
+
+    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
+        return self._depthwise([layer], x.q.planes, [x.exponent], activation, [out])[0]
+
+    def project(self, prefixes: Sequence[str], inputs: Sequence[Act]) -> list[Act]:
+        """Two launches, whatever the number of networks."""
+        (run,) = _runs(inputs)
+        names = [f"{prefix}.0" for prefix in prefixes]
+        weights = self._weights(names, 0, [x.exponent for x in run])
+        grid = self._grid(run[0])
+        outputs = [len(self.layers[name].bias) for name in names]
+        x = self._planes(grid, weights.outputs)
+        products.conv(
+            run[0].q, weights, grid, **_spread(run), out=x, out_scale=self._out_scale(names, outputs)
+        )
+        depthwise_names = [f"{prefix}.1" for prefix in prefixes]
+        exponents = [self.exponents[name] for name in names]
+        return self._depthwise(depthwise_names, x, exponents, False, depthwise_names)
+
+    def _depthwise(
+        self,
+        layers: Sequence[str],
+        x: Tensor,
+        exponents: Sequence[int],
+        activation: bool,
+        out: Sequence[str],
+    ) -> list[Act]:
+        weights = self._once(
+            ("depthwise", *layers),
+            lambda: depthwise.pack_weights(
+                [self.layers[layer] for layer in layers], exponents, self.device
+            ),
+        )
+        outputs = [len(self.layers[layer].bias) for layer in layers]
+        r = torch.empty(x.shape, dtype=torch.int8, device=self.device)
+        depthwise.depthwise(
+            x,
+            weights,
+            Positions(*x.shape[1:4]),
+            activation=activation,
+            out=r,
+            out_scale=self._out_scale(out, outputs),
+        )
+        parts = zip(r.split(outputs, dim=-1), out, strict=True)
+        return [Act(Input(part), self.exponents[name]) for part, name in parts]
+
+    def _sum(
+        self,
+        layers: Sequence[str],
+        start: int,
+        run: Sequence[Act],
+        partial: Tensor | None,
+        at: Parity | None,
+    ) -> Tensor:
+        weights = self._weights(layers, start, [x.exponent for x in run])
+        grid = self._grid(run[0])
+        r = self._real(grid, weights.outputs, at)
+        products.conv(
+            run[0].q,
+            weights,
+            grid,
+            **_spread(run),
+            start=partial,
+            at=ALL if at is None else int(at),
+            out=r,
+        )
+        return r
+
+    def _real(self, grid: Positions, outputs: int, at: Parity | None) -> Tensor:
+        width = grid.width if at is None else grid.width // 2
+        shape = (grid.batch, grid.height, width, outputs)
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
+
+    def _weights(
+        self, layers: Sequence[str], start: int, exponents: Sequence[int]
+    ) -> products.ProductWeights:
+        """Of the inputs number ``start`` and following of layers side by side."""
+        used = slice(start, start + len(exponents))
+        return self._once(
+            ("product", start, len(exponents), *layers),
+            lambda: products.pack_weights(
+                [self.layers[layer].segments[used] for layer in layers],
+                exponents,
+                [self.layers[layer].bias for layer in layers],
+                self.device,
+            ),
+        )
+
+    # -- networks -----------------------------------------------------------------------------
+
+    def entropy_parameters(
+        self,
+        i: int,
+        parity: Parity,
+        start: Tensor,
+        contexts: Sequence[Act],
+        y: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All four layers in one launch, and the rounding too."""
+        layers = [entropy_parameters_layer(i, parity, index) for index in (0, 2, 4, 6)]
+        weights = self._once(
+            layers[0],
+            lambda: entropy_parameters.pack_weights(
+                [self.layers[layer] for layer in layers],
+                [x.exponent for x in contexts],
+                [self.exponents[layer] for layer in layers[:3]],
+                self.device,
+            ),
+        )
+        shape = (*start.shape[:3], self.config.slice_channels)
+        indexes = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        means = torch.empty(shape, dtype=torch.float32, device=self.device)
+        symbols = None
+        if y is not None:
+            symbols = torch.empty(shape, dtype=torch.int32, device=self.device)
+        batch, height, half, _ = shape
+        entropy_parameters.entropy_parameters(
+            start,
+            [x.q for x in contexts],
+            weights,
+            int(parity),
+            Positions(batch, height, 2 * half),
+            indexes=indexes,
+            means=means,
+            y=y,
+            symbols=symbols,
+        )
+        return indexes, means, symbols
+
+    def local_context(self, i: int, anchors: Act) -> Act:
+        if self.config.variant == "mlic":
+            return super().local_context(i, anchors)
+        prefix = f"local_context.{i}"
+        weights = self._once(
+            prefix,
+            lambda: window_attention.WindowWeights.from_packed(
+                self.layers, self.exponents, prefix, f"y_hat.{i}", self.device
+            ),
+        )
+        grid = self._grid(anchors)
+        out = self._planes(grid, 2 * self.config.slice_channels, squeezed=True)
+        window_attention.local_context(anchors.q.planes, weights, out)
+        colour = int(Parity.NON_ANCHOR)
+        return Act(Input(out, SQUEEZED, colour), self.exponents[f"{prefix}.mlp.fc2"])
+
+    def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
+        r = self._like_queries(q)
+        linear_attention.linear_attention(
+            q.q.planes,
+            k.q.planes,
+            v.q.planes,
+            heads,
+            q.exponent,
+            k.exponent,
+            v.exponent,
+            self.exponents[out],
+            r.planes,
+            q_colour=q.q.read,
+            kv_colour=k.q.read,
+        )
+        return Act(r, self.exponents[out])
+
+    def softmax_attention(
+        self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
+    ) -> Act:
+        r = self._like_queries(q)
+        softmax_attention.softmax_attention(
+            q.q.planes,
+            k.q.planes,
+            v.q.planes,
+            heads,
+            q.exponent,
+            k.exponent,
+            v.exponent,
+            self.exponents[out],
+            r.planes,
+            exclude=exclude,
+            q_colour=q.q.read,
+            kv_colour=k.q.read,
+        )
+        return Act(r, self.exponents[out])
+
+    def _like_queries(self, q: Act) -> Input:
+        squeezed = q.q.kind == AT
+        planes = self._planes(self._grid(q), q.q.planes.shape[-1], squeezed=squeezed)
+        return Input(planes, SQUEEZED, q.q.colour) if squeezed else Input(planes)
+
+
+def _runs(inputs: Sequence[Act]) -> list[list[Act]]:
+    """The inputs in groups of one launch each: equally wide, and equally far apart in memory."""
+    runs: list[list[Act]] = []
+    for x in inputs:
+        if runs and _continues(runs[-1], x):
+            runs[-1].append(x)
+        else:
+            runs.append([x])
+    return runs
+
+
+def _continues(run: Sequence[Act], x: Act) -> bool:
+    first, last, planes = run[0].q.planes, run[-1].q.planes, x.q.planes
+    return (
+        (x.q.kind, x.q.colour) == (run[0].q.kind, run[0].q.colour)
+        and planes.shape == first.shape
+        and planes.stride() == first.stride()
+        and planes.data_ptr() - last.data_ptr() == planes.shape[-1]
+    )
+
+
+def _spread(run: Sequence[Act]) -> dict[str, int]:
+    """How many inputs there are, and how far apart."""
+    return {"inputs": len(run), "input_stride": run[0].q.planes.shape[-1]}
