@@ -63,18 +63,6 @@ class Operations(ABC):
         """Room for the slices of B images of H x W latents."""
 
     @abstractmethod
-    def quantise(self, r: Real, out: str) -> Act:
-        """Real -> activation."""
-
-    @abstractmethod
-    def scale_indexes(self, scales: Real) -> Any:
-        """Real -> uint8, the number of the table."""
-
-    @abstractmethod
-    def symbols(self, y: Real, means: Real, parity: Parity) -> Any:
-        """y [B, H, W, C] about means at one colour, rounded: int32 [B, H, W/2, C]."""
-
-    @abstractmethod
     def decoded(
         self, latents: Latents, index: int, symbols: Any, means: Real, parity: Parity
     ) -> None:
@@ -134,17 +122,6 @@ class Operations(ABC):
         """Depthwise 3x3."""
 
     @abstractmethod
-    def layer_norm(self, layer: str, x: Act, out: str) -> Act:
-        """LayerNorm over the channels."""
-
-    @abstractmethod
-    def window_attention(self, layer: str, qkv: Act, out: str) -> Act:
-        """Local attention in the windows around non-anchors: [B, H, W, 3C] -> [B, H, W/2, 25 C].
-
-        Channels of q, k and v are (d, head), the head fastest; of the output (token, head, d).
-        """
-
-    @abstractmethod
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
         """softmax over channels (q) times (softmax over positions (k) times v)."""
 
@@ -157,6 +134,31 @@ class Operations(ABC):
         With ``exclude``, q is the squeezed non-anchors and k, v the squeezed anchors; keys within
         Chebyshev distance 2 are left out, and a query without keys gives 0.
         """
+
+    # What only networks use: a backend that replaces those need not offer it.
+
+    def quantise(self, r: Real, out: str) -> Act:
+        """Real -> activation."""
+        raise NotImplementedError
+
+    def scale_indexes(self, scales: Real) -> Any:
+        """Real -> uint8, the number of the table."""
+        raise NotImplementedError
+
+    def symbols(self, y: Real, means: Real, parity: Parity) -> Any:
+        """y [B, H, W, C] about means at one colour, rounded: int32 [B, H, W/2, C]."""
+        raise NotImplementedError
+
+    def layer_norm(self, layer: str, x: Act, out: str) -> Act:
+        """LayerNorm over the channels."""
+        raise NotImplementedError
+
+    def window_attention(self, layer: str, qkv: Act, out: str) -> Act:
+        """Local attention in the windows around non-anchors: [B, H, W, 3C] -> [B, H, W/2, 25 C].
+
+        Channels of q, k and v are (d, head), the head fastest; of the output (token, head, d).
+        """
+        raise NotImplementedError
 
     # -- networks -----------------------------------------------------------------------------
 
