@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
@@ -13,8 +14,7 @@ import torch
 from torch import Tensor
 
 from mlic_fast import bitstream, images
-from mlic_fast.engine import Engine, create_engine
-from mlic_fast.engine.digest import latents_digest
+from mlic_fast.engine import Engine, create_engine, gpu_problem
 from mlic_fast.engine.identity import model_identity
 from mlic_fast.engine.pack import load_packed, pack
 from mlic_fast.engine.packed import PackedModel
@@ -80,8 +80,10 @@ class Codec:
         """
         quality = self._check_quality(quality)
         if isinstance(image, Tensor) and image.dim() == 4:
-            return [self._compress(images.load_image(single), quality) for single in image]
-        return self._compress(images.load_image(image), quality)
+            for single in image:
+                images.load_image(single)  # raises for what is no image
+            return self._compress(image, quality)
+        return self._compress(images.load_image(image)[None], quality)[0]
 
     def decompress(self, data: bytes | Iterable[bytes], output: Output = "torch") -> Any:
         """Decompress a stream, or a list of them.
@@ -97,52 +99,69 @@ class Codec:
         if output not in ("torch", "numpy", "pil"):
             raise ValueError(f"output must be 'torch', 'numpy' or 'pil', not {output!r}")
         if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray, memoryview, str)):
-            return [self.decompress(single, output) for single in data]
-        header, payload = self._open(data)
-        with torch.inference_mode():
-            y_hat = self._decode(header, payload)
-            x_hat = self._engine.synthesise(y_hat, self._rate(header.quality))
-            pixels = (x_hat[0].float().clamp(0, 1) * 255).round().to(torch.uint8)
-        image = images.crop(pixels, header.height, header.width).contiguous()
-        if output == "torch":
-            return image
-        array = images.to_array(image)
-        if output == "numpy":
-            return array
-        from PIL import Image
-
-        return Image.fromarray(array)
+            opened = [self._open(single) for single in data]
+            return [_converted(image, output) for image in self._decompress(opened)]
+        (image,) = self._decompress([self._open(data)])
+        return _converted(image, output)
 
     def decode_latents(self, data: bytes) -> Tensor:
         """The decoded latents of a stream: float32 [M, ceil(H/64) * 4, ceil(W/64) * 4]."""
+        header, payload = self._open(data)
         with torch.inference_mode():
-            return self._decode(*self._open(data))[0]
+            return self._engine.decode_latents([(payload, header.lanes)], _hyper_size(header))[0]
 
-    def _compress(self, image: Tensor, quality: int) -> bytes:
-        height, width = image.shape[1:]
+    def warmup(self, sizes: Iterable[tuple[int, int]], batch: int = 1) -> None:
+        """Prepare for images of these sizes, (width, height) each, in batches of ``batch``.
+
+        On a GPU the first image of a size compiles kernels and the second captures a CUDA graph;
+        after a warm-up neither is left to do. Elsewhere it changes nothing.
+        """
+        for width, height in sizes:
+            bitstream.check_size(width, height)
+            images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
+            for _ in range(2):
+                self.decompress(self.compress(images))
+
+    def _compress(self, batch: Tensor, quality: int) -> list[bytes]:
+        """uint8 [B, 3, H, W] -> streams."""
+        height, width = batch.shape[2:]
         bitstream.check_size(width, height)
+        payloads: list[tuple[bytes, int]] = []
         with torch.inference_mode():
-            x = images.pad(image[None].to(self.device), ALIGNMENT).float() / 255
-            payload, lanes = self._engine.encode(x, self._rate(quality))
+            for part in batch.split(self._engine.batch_limit(height, width)):
+                padded = images.pad(part.to(self.device), ALIGNMENT)
+                payloads += self._engine.encode_images(padded, self._rate(quality))
         header = bitstream.Header(
             arithmetic_version=self._engine.arithmetic_version,
-            lanes=lanes,
+            lanes=0,
             model_id=self.model_id,
             quality=quality,
             width=width,
             height=height,
         )
-        return bitstream.write(header, payload)
+        return [
+            bitstream.write(replace(header, lanes=lanes), payload) for payload, lanes in payloads
+        ]
 
-    def _decode(self, header: bitstream.Header, payload: bytes) -> Tensor:
-        size = (-(-header.height // ALIGNMENT), -(-header.width // ALIGNMENT))
-        y_hat, digest = self._engine.decode(payload, header.lanes, size)
-        if latents_digest(y_hat) != digest:
-            raise CorruptStreamError(
-                "the decoded latents are not the encoded ones: the stream is damaged, or it was "
-                "made by a machine whose arithmetic differs; get a fresh copy of it"
-            )
-        return y_hat
+    def _decompress(self, opened: Sequence[tuple[bitstream.Header, bytes]]) -> list[Tensor]:
+        """Images [3, H, W] in the order of the streams, those of equal size in batches."""
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for number, (header, _) in enumerate(opened):
+            groups.setdefault((header.width, header.height, header.quality), []).append(number)
+        decoded: dict[int, Tensor] = {}
+        with torch.inference_mode():
+            for (width, height, quality), numbers in groups.items():
+                limit = self._engine.batch_limit(height, width)
+                for start in range(0, len(numbers), limit):
+                    part = numbers[start : start + limit]
+                    pixels = self._engine.decode_images(
+                        [(opened[number][1], opened[number][0].lanes) for number in part],
+                        _hyper_size(opened[part[0]][0]),
+                        self._rate(quality),
+                    )
+                    for number, image in zip(part, pixels, strict=True):
+                        decoded[number] = images.crop(image, height, width).contiguous()
+        return [decoded[number] for number in range(len(opened))]
 
     def _open(self, data: bytes | bytearray | memoryview) -> tuple[bitstream.Header, bytes]:
         header, payload = bitstream.read(data)
@@ -192,15 +211,15 @@ def load(
         model: ``"demo"`` (the weights that come with the package), a checkpoint file
             (:func:`mlic_fast.models.load_checkpoint`), a packed file (``mlic-fast pack``), or a
             model.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``"auto"`` is the CPU, which all exact
-            engines run on so far.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``"auto"`` is the GPU where the engine
+            ``"gpu"`` can run, else the CPU; :attr:`Codec.device` says which.
         engine: ``"auto"`` or the name of an engine (:data:`mlic_fast.engine.ENGINES`).
 
     Raises:
         CheckpointError: the checkpoint cannot be read or does not fit.
         EngineError: the device or engine is unknown or cannot run here.
     """
-    target = _device(device)
+    target = _device(device, engine)
     if isinstance(model, MlicModel):
         # A copy: the caller may train on; a codec never changes.
         transforms, packed = _packed_now(copy.deepcopy(model))
@@ -214,13 +233,30 @@ def load(
     return Codec(transforms, packed, target, create_engine(engine, transforms, packed, target))
 
 
+def _hyper_size(header: bitstream.Header) -> tuple[int, int]:
+    """Height and width of z."""
+    return -(-header.height // ALIGNMENT), -(-header.width // ALIGNMENT)
+
+
+def _converted(image: Tensor, output: Output) -> Any:
+    if output == "torch":
+        return image
+    array = images.to_array(image)
+    if output == "numpy":
+        return array
+    from PIL import Image
+
+    return Image.fromarray(array)
+
+
 def _packed_now(model: MlicModel) -> tuple[Transforms, PackedModel]:
     return model, pack(model)
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, engine: str) -> torch.device:
     if name == "auto":
-        return torch.device("cpu")
+        wanted = engine in ("auto", "gpu") and gpu_problem() is None
+        return torch.device("cuda" if wanted or engine == "gpu" else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -12,26 +14,54 @@ from mlic_fast.errors import EngineError
 from mlic_fast.models.mlic import MlicModel, Transforms
 
 #: Names of the engines: ``auto`` picks the fastest for the device.
-ENGINES = ("cpu", "spec", "reference")
+ENGINES = ("cpu", "gpu", "spec", "reference")
 
 
 class Engine(Protocol):
-    """Latents <-> payloads, and the transforms around them."""
+    """Images of equal size <-> payloads.
+
+    A payload goes with its number of lanes; ``size`` is height and width of z, ``rate`` [1] that of
+    a variable-rate model. What decodes to other latents than were encoded raises CorruptStreamError.
+    """
 
     name: str
     arithmetic_version: int
 
-    def encode(self, x: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
-        """Image [1, 3, H, W] in 0..1, multiples of 64 -> payload and its number of lanes."""
+    def batch_limit(self, height: int, width: int) -> int:
+        """How many images of H x W pixels the engine takes at a time."""
         ...
 
-    def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Tensor, int]:
-        """Payload and size of z -> decoded latents [1, M, H/16, W/16] float32, and their digest."""
+    def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
+        """uint8 [B, 3, H, W], sides multiples of 64 -> a payload for each."""
         ...
 
-    def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
-        """Decoded latents -> image [1, 3, H, W]."""
+    def decode_images(
+        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
+    ) -> Tensor:
+        """Payloads -> uint8 [B, 3, H, W]."""
         ...
+
+    def decode_latents(
+        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int]
+    ) -> Tensor:
+        """Payloads -> decoded latents float32 [B, M, H/16, W/16]."""
+        ...
+
+
+def gpu_problem() -> str | None:
+    """Why the engine ``gpu`` cannot run on this machine; None if it can."""
+    from mlic_fast import _C
+
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device here"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'mlic_fast[gpu]'"
+    if not _C.has_cuda:
+        return (
+            "mlic_fast was built without CUDA: install it again where nvcc is found, with "
+            "MLIC_FAST_CUDA=ON"
+        )
+    return None
 
 
 def create_engine(
@@ -42,7 +72,7 @@ def create_engine(
     Raises EngineError for an unknown engine, and for one that cannot run on the device.
     """
     if name == "auto":
-        name = "cpu"
+        name = "gpu" if device.type == "cuda" else "cpu"
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: there are auto, {', '.join(ENGINES)}")
     if name == "reference":
@@ -53,6 +83,14 @@ def create_engine(
                 "a packed file has no float model: load the checkpoint it was made of"
             )
         return ReferenceEngine(model)
+    if name == "gpu":
+        if problem := gpu_problem():
+            raise EngineError(f"the engine 'gpu' cannot run: {problem}")
+        if device.type != "cuda":
+            raise EngineError("the engine 'gpu' runs on a CUDA device: load with device='cuda'")
+        from mlic_fast.engine.device import GpuEngine
+
+        return GpuEngine(model, packed, device)
     if device.type != "cpu":
         raise EngineError(f"the engine {name!r} runs on the CPU only: load with device='cpu'")
 

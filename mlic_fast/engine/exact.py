@@ -15,6 +15,7 @@ from mlic_fast.engine.arithmetic import Float, Int32, SpecOps, to_symbols
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
+from mlic_fast.engine.per_image import PerImageEngine
 from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import Transforms
@@ -22,7 +23,7 @@ from mlic_fast.models.mlic import Transforms
 Indexes = npt.NDArray[np.uint8]
 
 
-class ExactEngine:
+class ExactEngine(PerImageEngine):
     """Transforms in PyTorch, the entropy path in exact arithmetic, the range coder in C++.
 
     Args:

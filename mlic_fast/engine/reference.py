@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlic_fast.bitstream import PROVISIONAL
 from mlic_fast.engine.digest import latents_digest
+from mlic_fast.engine.per_image import PerImageEngine
 from mlic_fast.errors import CorruptStreamError
 from mlic_fast.models import reference
 from mlic_fast.models.mlic import MlicModel
@@ -19,7 +20,7 @@ from mlic_fast.models.mlic import MlicModel
 _PREFIX = struct.Struct("<II")  # digest of the latents, bytes of the string of z
 
 
-class ReferenceEngine:
+class ReferenceEngine(PerImageEngine):
     """Payload: digest, length of the string of z, string of z, string of y."""
 
     name = "reference"

@@ -1,0 +1,240 @@
+"""The engine ``gpu``: from bytes to pixels and back without the host between.
+
+Analysis, entropy path and range coder are launches on one stream; an image size that comes again is
+one CUDA graph each way. The host writes the payloads to the device before a decode, and reads payloads
+or results after all is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlic_fast.bitstream import EXACT
+from mlic_fast.coder.device import CapacityError, DeviceDecoder, DeviceEncoder, DeviceTables
+from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
+from mlic_fast.engine.gpu import GpuOps
+from mlic_fast.engine.graphs import Pool, Recording
+from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.path import code_latents
+from mlic_fast.engine.per_image import check_digest, to_pixels, to_unit
+from mlic_fast.engine.transforms import EngineTransforms
+from mlic_fast.kernels.latents import digest
+from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.mlic import ALIGNMENT, Transforms
+
+#: Pixels of a batch at most; bounds the workspace.
+BATCH_PIXELS = 1 << 23
+#: Bytes of CUDA graphs and buffers that are kept for sizes that may come again.
+CACHE_BYTES = 4 << 30
+#: Room for a payload, in bytes a pixel: eight times what a photograph takes at the best quality. A
+#: larger one gets the room that the escapes of any symbols need.
+USUAL_BYTES, MOST_BYTES = 1, 12
+
+
+class GpuEngine:
+    """Transforms in half precision, the entropy path on Triton kernels, the range coder on the device.
+
+    Any number of threads may use it at once, each on a stream of its own.
+
+    Args:
+        model: the transforms.
+        packed: its entropy path.
+        device: a CUDA device; or the CPU, where kernels run in Triton's interpreter, for tests.
+        ops: backend of the entropy path, default GpuOps.
+        dtype: of the transforms.
+    """
+
+    name = "gpu"
+    arithmetic_version = EXACT
+
+    def __init__(
+        self,
+        model: Transforms,
+        packed: PackedModel,
+        device: torch.device,
+        *,
+        ops: Any = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.device = device
+        self.packed = packed
+        self.ops = ops or GpuOps(packed, device)
+        self.transforms = EngineTransforms(model, dtype)
+        self.tables = DeviceTables(packed.tables, device)
+        self.medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
+        self._encodes: Pool[_Encode] = Pool(CACHE_BYTES // 2)
+        self._decodes: Pool[_Decode] = Pool(CACHE_BYTES // 2)
+
+    def batch_limit(self, height: int, width: int) -> int:
+        return max(1, BATCH_PIXELS // (height * width))
+
+    def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
+        batch, _, height, width = images.shape
+        pixels = height * width
+        for room in (USUAL_BYTES, MOST_BYTES):
+            key = (batch, height, width, room)
+            with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
+                job = self._encodes.take(key, lambda key=key: _Encode(self, *key))
+                try:
+                    payloads = job(images, rate)
+                except CapacityError:
+                    if room == MOST_BYTES:
+                        raise
+                    continue
+                finally:
+                    self._encodes.give(key, job)
+            return payloads
+        raise AssertionError(f"no payload takes {MOST_BYTES} bytes for each of {pixels} pixels")
+
+    def decode_images(
+        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
+    ) -> Tensor:
+        return self._decode(payloads, size, rate, True)
+
+    def decode_latents(
+        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int]
+    ) -> Tensor:
+        return self._decode(payloads, size, None, False)
+
+    def _decode(
+        self,
+        payloads: Sequence[tuple[bytes, int]],
+        size: tuple[int, int],
+        rate: Tensor | None,
+        synthesise: bool,
+    ) -> Tensor:
+        pixels = size[0] * size[1] * ALIGNMENT**2
+        longest = max(len(payload) for payload, _ in payloads)
+        room = USUAL_BYTES if longest <= USUAL_BYTES * pixels else -(-longest // pixels)
+        key = (len(payloads), *size, room, synthesise)
+        with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
+            job = self._decodes.take(key, lambda: _Decode(self, *key))
+            try:
+                return job(payloads, rate)
+            finally:
+                self._decodes.give(key, job)
+
+
+class _Encode:
+    """Buffers of one batch of one size, and its graph: uint8 images -> payloads."""
+
+    def __init__(self, engine: GpuEngine, batch: int, height: int, width: int, room: int) -> None:
+        self._engine = engine
+        device, config = engine.device, engine.packed.config
+        positions = height * width // 256
+        self._images = torch.empty((batch, 3, height, width), dtype=torch.uint8, device=device)
+        self._rate = torch.zeros(1, device=device) if config.rates else None
+        self._encoder = DeviceEncoder(
+            engine.tables,
+            batch=batch,
+            capacity=room * height * width,
+            symbols=positions * config.M + positions // 16 * config.N,
+        )
+        self._recording = Recording(self._work, device)
+        self._buffers = batch * height * width * (3 + 2 * room) + 8 * batch * positions * config.M
+
+    @property
+    def bytes(self) -> int:
+        return self._buffers + self._recording.bytes
+
+    def __call__(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
+        self._images.copy_(images)
+        if self._rate is not None and rate is not None:
+            self._rate.copy_(rate)
+        self._recording()
+        return self._encoder.payloads()
+
+    def _work(self) -> None:
+        engine, encoder = self._engine, self._encoder
+        y, z = engine.transforms.analyse(to_unit(self._images), self._rate)
+        symbols = _to_symbols(_channels_last(z) - engine.medians)
+        encoder.begin()
+        encoder.record_channels(symbols)
+
+        def record(index: int, parity: Parity, indexes: Tensor, means: Tensor, s: Tensor) -> Tensor:
+            encoder.record(s, indexes)
+            return s
+
+        slices = _channels_last(y).chunk(engine.packed.config.slices, dim=-1)
+        latents = code_latents(engine.ops, symbols, record, slices)
+        digest(latents.whole, out=encoder.digests)  # type: ignore[attr-defined]
+        encoder.finish()
+
+
+class _Decode:
+    """Buffers of one batch of one size, and its graph: payloads -> uint8 images, or latents."""
+
+    def __init__(
+        self,
+        engine: GpuEngine,
+        batch: int,
+        height: int,
+        width: int,
+        room: int,
+        synthesise: bool,
+    ) -> None:
+        self._engine = engine
+        self._synthesise = synthesise
+        device, config = engine.device, engine.packed.config
+        positions = height * width
+        pixels = positions * ALIGNMENT**2
+        self._decoder = DeviceDecoder(
+            engine.tables,
+            batch=batch,
+            capacity=max(room * pixels, 1 << 16),
+            symbols=positions * max(8 * config.slice_channels, config.N),
+        )
+        self._z = torch.empty((batch, height, width, config.N), dtype=torch.int32, device=device)
+        self._rate = torch.zeros(1, device=device) if config.rates and synthesise else None
+        self._digests = torch.empty(batch, dtype=torch.int32, device=device)
+        self._out: Tensor | None = None
+        self._recording = Recording(self._work, device)
+        self._buffers = batch * pixels * (2 * room + 3) + 16 * self._z.numel()
+
+    @property
+    def bytes(self) -> int:
+        return self._buffers + self._recording.bytes
+
+    def __call__(self, payloads: Sequence[tuple[bytes, int]], rate: Tensor | None) -> Tensor:
+        if self._rate is not None and rate is not None:
+            self._rate.copy_(rate)
+        self._decoder.load([payload for payload, _ in payloads], [lanes for _, lanes in payloads])
+        self._recording()
+        expected = self._decoder.digests()
+        for found, right in zip(self._digests.tolist(), expected, strict=True):
+            check_digest(found & 0xFFFFFFFF, right)
+        assert self._out is not None
+        return self._out.clone()  # the next decode writes to it
+
+    def _work(self) -> None:
+        engine, decoder = self._engine, self._decoder
+        decoder.begin()
+        decoder.decode_channels(self._z)
+
+        def decode(index: int, parity: Parity, indexes: Tensor, means: Tensor, _: None) -> Tensor:
+            return decoder.decode(indexes)
+
+        latents = code_latents(engine.ops, self._z, decode)
+        y_hat: Tensor = latents.whole  # type: ignore[attr-defined]
+        digest(y_hat, out=self._digests)
+        decoder.finish()
+        y_hat = y_hat.permute(0, 3, 1, 2)
+        if self._synthesise:
+            self._out = to_pixels(engine.transforms.synthesise(y_hat, self._rate))
+        else:
+            self._out = y_hat
+
+
+def _to_symbols(x: Tensor) -> Tensor:
+    """As :func:`mlic_fast.engine.arithmetic.to_symbols`."""
+    x = torch.nan_to_num(x, nan=0.0).clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT)
+    return torch.round(x).to(torch.int32)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> contiguous [B, H, W, C]; free for what is channels-last already."""
+    return x.permute(0, 2, 3, 1).contiguous()

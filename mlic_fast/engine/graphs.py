@@ -1,0 +1,88 @@
+"""CUDA graphs of whole encodes and decodes, and a cache of them that is bounded in bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+#: Captures one at a time: another thread's capture must not see this one's allocations.
+_CAPTURING = threading.Lock()
+
+
+class Recording:
+    """Work on buffers that stay where they are: run at first, from its second time on replayed.
+
+    The first run makes what is made once (weights in the form of kernels, compiled kernels), so
+    that a shape seen once costs no capture. On a CPU it is always run.
+
+    Attributes:
+        bytes: of GPU memory that the graph holds, 0 before there is one.
+    """
+
+    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
+        self._work = work
+        self._device = device
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._ran = False
+        self.bytes = 0
+
+    def __call__(self) -> None:
+        """Do the work on the current stream."""
+        if self._device.type != "cuda" or not self._ran:
+            self._work()
+            self._ran = True
+            return
+        if self._graph is None:
+            self._graph = self._capture()
+        self._graph.replay()
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with _CAPTURING:
+            before = torch.cuda.memory_reserved(self._device)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._work()
+            self.bytes = max(0, torch.cuda.memory_reserved(self._device) - before)
+        return graph
+
+
+class Sized(Protocol):
+    @property
+    def bytes(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=Sized)
+
+
+class Pool(Generic[Item]):
+    """Items that one thread uses at a time, kept for the next by key.
+
+    Free items beyond ``limit`` bytes are dropped, the least recently used first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._free: OrderedDict[int, tuple[Hashable, Item]] = OrderedDict()
+
+    def take(self, key: Hashable, make: Callable[[], Item]) -> Item:
+        """A free item of the key, the most recently used, or a new one."""
+        with self._lock:
+            for number in reversed(self._free):
+                if self._free[number][0] == key:
+                    return self._free.pop(number)[1]
+        return make()
+
+    def give(self, key: Hashable, item: Item) -> None:
+        """Back for others to take."""
+        with self._lock:
+            self._free[id(item)] = key, item
+            while len(self._free) > 1 and self._bytes() > self._limit:
+                self._free.popitem(last=False)
+
+    def _bytes(self) -> int:
+        return sum(item.bytes for _, item in self._free.values())

@@ -1,0 +1,73 @@
+"""What engines that handle one image at a time have in common: batches, pixels, the final check."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mlic_fast.engine.digest import latents_digest
+from mlic_fast.errors import CorruptStreamError
+
+
+class PerImageEngine(ABC):
+    """An engine (:class:`mlic_fast.engine.Engine`) out of one that codes the latents of an image."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
+        """Image [1, 3, H, W] in 0..1, multiples of 64 -> payload and its number of lanes."""
+
+    @abstractmethod
+    def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Tensor, int]:
+        """Payload and size of z -> decoded latents [1, M, 4h, 4w] float32, and their digest."""
+
+    @abstractmethod
+    def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
+        """Decoded latents -> image [1, 3, H, W]."""
+
+    def batch_limit(self, height: int, width: int) -> int:
+        return 1
+
+    def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
+        return [self.encode(to_unit(image[None]), rate) for image in images]
+
+    def decode_images(
+        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
+    ) -> Tensor:
+        return torch.cat(
+            [
+                to_pixels(self.synthesise(self._checked_latents(payload, lanes, size), rate))
+                for payload, lanes in payloads
+            ]
+        )
+
+    def decode_latents(
+        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int]
+    ) -> Tensor:
+        return torch.cat([self._checked_latents(*payload, size) for payload in payloads])
+
+    def _checked_latents(self, payload: bytes, lanes: int, size: tuple[int, int]) -> Tensor:
+        y_hat, digest = self.decode(payload, lanes, size)
+        check_digest(latents_digest(y_hat), digest)
+        return y_hat
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 -> float32 in 0..1."""
+    return pixels.float() / 255
+
+
+def to_pixels(image: Tensor) -> Tensor:
+    """Real -> uint8."""
+    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def check_digest(found: int, expected: int) -> None:
+    """Raise CorruptStreamError unless the decoded latents are the encoded ones."""
+    if found != expected:
+        raise CorruptStreamError(
+            "the decoded latents are not the encoded ones: the stream is damaged, or it was "
+            "made by a machine whose arithmetic differs; get a fresh copy of it"
+        )
