@@ -95,7 +95,8 @@ class Encoder {
       : image_(std::move(image)), launchers_(launchers_for(device)), device_(device), batch_(batch) {
     args_.tables = image_->view(at<uint8_t>(tables));
     args_.digests = at<uint32_t>(digests);
-    args_.records = at<uint64_t>(records);
+    args_.records = at<uint32_t>(records);
+    args_.escapes = args_.records + batch * symbols;
     args_.infos = at<PassInfo>(infos);
     args_.pages = at<uint8_t>(pages);
     args_.payloads = at<uint8_t>(payloads);

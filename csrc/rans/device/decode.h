@@ -134,13 +134,6 @@ struct StagedTables {
   Cell* cells;  // null if they do not fit
 };
 
-// The words of a group.
-struct Words {
-  const uint16_t* data;
-  uint32_t next;
-  uint32_t end;
-};
-
 constexpr uint64_t kNoFailure = ~uint64_t{0};
 
 // place: 0 for the flag, 1 + the number of the group's step otherwise.
@@ -155,46 +148,48 @@ MLIC_DEVICE uint64_t make_record(uint32_t offset, uint32_t table) {
 MLIC_DEVICE uint32_t offset_of(uint64_t record) { return static_cast<uint32_t>(record); }
 MLIC_DEVICE uint32_t table_of(uint64_t record) { return static_cast<uint32_t>(record >> 32); }
 
-// decode_entry on cells; returns the number of the entry in its table.
-MLIC_DEVICE uint32_t decode_cell(const CellTable& table, const Cell* cells, const Entry* entries,
-                                 uint32_t& x) {
-  const uint32_t slot = x & ((1u << table.bits()) - 1);
-  const Cell cell = load_whole(cells + table.cells + (slot >> table.shift()));
-  uint32_t number = cell.number();
-  uint32_t within = slot - start_of(cell.first);
-  uint32_t freq = freq_of(cell.first);
-  if (within >= freq) {
-    within -= freq;
-    freq = cell.next_freq();
-    ++number;
-    while (within >= freq && number < table.escape()) {
-      within -= freq;
-      freq = freq_of(entries[table.first + ++number]);
-    }
-  }
-  x = freq * (x >> table.bits()) + within;
-  return number;
-}
-
-// Gives a word to each lane of the mask, in increasing order, or finds too few.
+// The words of a group. Lane i holds the next word but i, so that handing them out does not wait for
+// memory.
 template <class Warp>
-MLIC_DEVICE bool take_words(Warp& warp, Words& words, uint32_t needs,
-                            typename Warp::template Lanes<uint32_t>& x) {
-  const uint32_t count = count_bits(needs);
-  if (count > words.end - words.next) return false;
-  warp.each([&](uint32_t lane) {
-    if (has_bit(needs, lane)) {
-      x[lane] = take_word(x[lane], words.data[words.next + rank_in(needs, lane)]);
-    }
-  });
-  words.next += count;
-  return true;
-}
+class WordReader {
+ public:
+  using Lanes = typename Warp::template Lanes<uint32_t>;
+
+  MLIC_DEVICE WordReader(Warp& warp, const uint16_t* words, uint32_t next, uint32_t end)
+      : warp_(warp), words_(words), next_(next), end_(end) {
+    load();
+  }
+
+  MLIC_DEVICE uint32_t next() const { return next_; }
+  MLIC_DEVICE uint32_t left() const { return end_ - next_; }
+
+  // Gives words to the lanes of the mask, in increasing order, as far as there are any.
+  MLIC_DEVICE void take(uint32_t needs, Lanes& x) {
+    Lanes word;
+    warp_.gather(held_, [&](uint32_t lane) { return rank_in(needs, lane); }, word);
+    warp_.each([&](uint32_t lane) {
+      if (has_bit(needs, lane)) x[lane] = take_word(x[lane], word[lane]);
+    });
+    const uint32_t count = count_bits(needs);
+    next_ += count < left() ? count : left();
+    load();
+  }
+
+ private:
+  MLIC_DEVICE void load() {
+    warp_.each([&](uint32_t lane) { held_[lane] = lane < left() ? words_[next_ + lane] : 0; });
+  }
+
+  Warp& warp_;
+  const uint16_t* words_;
+  uint32_t next_, end_;
+  Lanes held_;
+};
 
 // Rounds of one digit a lane until no escape is open. The first lane that fails decides the error,
 // as if one lane went after the other.
 template <class Warp>
-MLIC_DEVICE Error decode_escapes(Warp& warp, Words& words, uint32_t open,
+MLIC_DEVICE Error decode_escapes(Warp& warp, WordReader<Warp>& words, uint32_t open,
                                  typename Warp::template Lanes<uint32_t>& x,
                                  typename Warp::template Lanes<uint64_t>& record,
                                  typename Warp::template Lanes<CellTable>& table,
@@ -204,47 +199,42 @@ MLIC_DEVICE Error decode_escapes(Warp& warp, Words& words, uint32_t open,
   warp.each([&](uint32_t lane) { u[lane] = 0; });
   for (uint32_t round = 0; open != 0 && round < kMaxDigits; ++round) {
     warp.each([&](uint32_t lane) {
-      error[lane] = 0;
       digit[lane] = has_bit(open, lane) ? decode_bits(kDigitBits, x[lane]) : 0;
     });
     const uint32_t needs = warp.ballot([&](uint32_t lane) {  //
       return has_bit(open, lane) && needs_word(x[lane]);
     });
-    const uint32_t left = words.end - words.next;
+    const uint32_t left = words.left();
+    words.take(needs, x);
     warp.each([&](uint32_t lane) {
-      if (!has_bit(open, lane)) return;
-      if (has_bit(needs, lane)) {
-        const uint32_t rank = rank_in(needs, lane);
-        if (rank >= left) {
-          error[lane] = static_cast<uint32_t>(Error::kTooShort);
-          return;
+      Error e = Error::kNone;
+      if (has_bit(open, lane)) {
+        if (has_bit(needs, lane) && rank_in(needs, lane) >= left) {
+          e = Error::kTooShort;
+        } else if (!is_valid_digit(digit[lane], round)) {
+          e = Error::kEscape;
+        } else {
+          u[lane] = add_digit(u[lane], digit[lane], round);
         }
-        x[lane] = take_word(x[lane], words.data[words.next + rank]);
+        if (e == Error::kNone && is_last_digit(digit[lane])) {
+          const CellTable& t = table[lane];
+          const int64_t symbol = escaped_symbol(t.minimum, t.beyond(), u[lane]);
+          if (symbol != static_cast<int32_t>(symbol)) e = Error::kRange;
+          symbols[offset_of(record[lane])] = static_cast<int32_t>(symbol);
+        }
       }
-      if (!is_valid_digit(digit[lane], round)) {
-        error[lane] = static_cast<uint32_t>(Error::kEscape);
-        return;
-      }
-      u[lane] = add_digit(u[lane], digit[lane], round);
-      if (!is_last_digit(digit[lane])) return;
-      const CellTable& t = table[lane];
-      const int64_t symbol = escaped_symbol(t.minimum, t.beyond(), u[lane]);
-      if (symbol != static_cast<int32_t>(symbol)) {
-        error[lane] = static_cast<uint32_t>(Error::kRange);
-        return;
-      }
-      symbols[offset_of(record[lane])] = static_cast<int32_t>(symbol);
+      error[lane] = static_cast<uint32_t>(e);
     });
     const uint32_t failed = warp.ballot([&](uint32_t lane) { return error[lane] != 0; });
     if (failed != 0) return static_cast<Error>(warp.broadcast(error, lowest_bit(failed)));
-    words.next += count_bits(needs);
     open &= warp.ballot([&](uint32_t lane) { return !is_last_digit(digit[lane]); });
   }
   return Error::kNone;
 }
 
 // The symbols of one group of lanes. A step is a chain of dependent instructions from state to state,
-// so whatever does not depend on the state is loaded ahead: records by four steps, tables by one.
+// so whatever does not depend on the state is loaded ahead, records by four steps, tables by one; and
+// what is seldom needed is in one branch, taken if any lane needs it.
 template <bool kStaged, class Warp>
 MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTables& staged,
                               const DecodeArgs& args, uint32_t image, DecoderState& state) {
@@ -255,14 +245,16 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
   const Cell* cells = kStaged ? staged.cells : args.tables.cells;
   const uint64_t* records = args.records + static_cast<size_t>(image) * args.records_stride;
   int32_t* symbols = args.symbols + static_cast<size_t>(image) * args.shape.size();
-  Words words{args.words + static_cast<size_t>(image) * args.words_stride, state.next[group],
-              state.end[group]};
+  WordReader<Warp> words(warp, args.words + static_cast<size_t>(image) * args.words_stride,
+                         state.next[group], state.end[group]);
   // The record of the lane's symbol in the step whose first is k, or any.
   const auto load = [&](uint32_t k, uint32_t lane) {
-    return lane < width && k + lane < coded ? records[k + lane] : 0;
+    return k + lane < coded ? records[k + lane] : 0;
   };
 
-  typename Warp::template Lanes<uint32_t> x, number;
+  // A symbol is being found: number of its entry, slots between the entry's first and its own, and
+  // the entry's frequency.
+  typename Warp::template Lanes<uint32_t> x, upper, number, within, freq;
   typename Warp::template Lanes<uint64_t> record, ahead[kAhead];
   typename Warp::template Lanes<CellTable> table, next_table;
   uint32_t k = group * width;
@@ -272,30 +264,58 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
     for (uint32_t i = 0; i < kAhead; ++i) ahead[i][lane] = load(k + i * lanes, lane);
     next_table[lane] = load_whole(staged.tables + table_of(ahead[0][lane]));
   });
+  const auto put = [&](uint32_t lane) {
+    symbols[offset_of(record[lane])] =
+        static_cast<int32_t>(static_cast<uint32_t>(table[lane].minimum) + number[lane]);
+  };
   while (k < coded) {
     MLIC_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) {
       if (k >= coded) break;
       const uint32_t active = coded - k < width ? coded - k : width;
       warp.each([&](uint32_t lane) {
+        const CellTable t = next_table[lane];
+        const uint32_t slot = x[lane] & ((1u << t.bits()) - 1);
+        const Cell cell = load_whole(cells + t.cells + (slot >> t.shift()));
         record[lane] = ahead[i][lane];
-        table[lane] = next_table[lane];
-        ahead[i][lane] = load(k + kAhead * lanes, lane);
+        table[lane] = t;
         next_table[lane] = load_whole(staged.tables + table_of(ahead[(i + 1) % kAhead][lane]));
+        ahead[i][lane] = load(k + kAhead * lanes, lane);
+        upper[lane] = x[lane] >> t.bits();
+        const uint32_t from_first = slot - start_of(cell.first);
+        const bool is_first = from_first < freq_of(cell.first);
+        within[lane] = is_first ? from_first : from_first - freq_of(cell.first);
+        freq[lane] = is_first ? freq_of(cell.first) : cell.next_freq();
+        number[lane] = is_first ? cell.number() : cell.number() + 1;
         if (lane >= active) return;
-        number[lane] = decode_cell(table[lane], cells, args.tables.entries, x[lane]);
-        symbols[offset_of(record[lane])] =
-            static_cast<int32_t>(static_cast<uint32_t>(table[lane].minimum) + number[lane]);
+        x[lane] = freq[lane] * upper[lane] + within[lane];
+        put(lane);
       });
-      const uint32_t needs = warp.ballot([&](uint32_t lane) {  //
-        return lane < active && needs_word(x[lane]);
-      });
-      const uint32_t escapes = warp.ballot([&](uint32_t lane) {
+      const auto needing = [&](uint32_t lane) { return lane < active && needs_word(x[lane]); };
+      const auto escaping = [&](uint32_t lane) {
         return lane < active && number[lane] == table[lane].escape();
+      };
+      uint32_t needs = warp.ballot(needing), escapes = warp.ballot(escaping);
+      const uint32_t further = warp.ballot([&](uint32_t lane) {  //
+        return lane < active && within[lane] >= freq[lane];
       });
-      if ((needs | escapes) != 0) {
-        Error error = Error::kTooShort;
-        if (take_words(warp, words, needs, x)) {
+      if ((needs | escapes | further) != 0) {
+        if (further != 0) {
+          warp.each([&](uint32_t lane) {
+            if (!has_bit(further, lane)) return;
+            while (within[lane] >= freq[lane] && number[lane] < table[lane].escape()) {
+              within[lane] -= freq[lane];
+              freq[lane] = freq_of(args.tables.entries[table[lane].first + ++number[lane]]);
+            }
+            x[lane] = freq[lane] * upper[lane] + within[lane];
+            put(lane);
+          });
+          needs = warp.ballot(needing);
+          escapes = warp.ballot(escaping);
+        }
+        Error error = count_bits(needs) > words.left() ? Error::kTooShort : Error::kNone;
+        words.take(needs, x);
+        if (error == Error::kNone && escapes != 0) {
           error = decode_escapes(warp, words, escapes, x, record, table, symbols);
         }
         if (error != Error::kNone) {
@@ -310,7 +330,7 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
   }
   warp.each([&](uint32_t lane) {
     if (lane < width) state.states[group * width + lane] = x[lane];
-    if (lane == 0) state.next[group] = words.next;
+    if (lane == 0) state.next[group] = words.next();
   });
 }
 

@@ -9,16 +9,18 @@
 
 namespace mlic::rans::device {
 
-// A coded symbol: its entry, and for an escape u + 1, else 0.
-constexpr uint32_t kEscapeBits = 34;
-MLIC_DEVICE uint64_t make_coded(uint32_t entry, uint64_t escape) {
-  return static_cast<uint64_t>(entry) << kEscapeBits | escape;
+// A coded symbol: its entry, and whether it is escaped. u, of 33 bits, is kept apart but for its
+// highest, as it is seldom wanted.
+constexpr uint32_t kEscapedBit = 1u << 31;
+constexpr uint32_t kHighBit = 1u << 30;
+
+MLIC_DEVICE uint32_t make_escaped(uint32_t entry, uint64_t u) {
+  return entry | kEscapedBit | (u >> 32 != 0 ? kHighBit : 0);
 }
-MLIC_DEVICE uint32_t entry_of(uint64_t coded) {
-  return static_cast<uint32_t>(coded >> kEscapeBits);
-}
-MLIC_DEVICE uint64_t escape_part(uint64_t coded) {
-  return coded & ((uint64_t{1} << kEscapeBits) - 1);
+MLIC_DEVICE uint32_t entry_of(uint32_t record) { return record & (kHighBit - 1); }
+MLIC_DEVICE bool is_escaped(uint32_t record) { return record >= kEscapedBit; }
+MLIC_DEVICE uint64_t u_of(uint32_t record, uint32_t low) {
+  return static_cast<uint64_t>((record & kHighBit) != 0) << 32 | low;
 }
 
 // ---- Prepare ----
@@ -39,7 +41,7 @@ MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& 
   const size_t begin = static_cast<size_t>(image) * pass.shape.size();
   const int32_t* symbols = pass.symbols + begin;
   const uint8_t* indexes = pass.indexes == nullptr ? nullptr : pass.indexes + begin;
-  uint64_t* records = args.records + image * args.records_stride + pass.records;
+  const uint64_t first = image * args.records_stride + pass.records;
   PassInfo& info = args.infos[image * kMaxPasses + block.row()];
   block.each([&](uint32_t thread) {
     if (thread != 0) return;
@@ -76,7 +78,7 @@ MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& 
     sum_up(block, shared.coded);
     block.each([&](uint32_t thread) {
       const Share share = share_of(pass.shape, thread);
-      uint64_t* next = records + shared.coded.before(share.slot);
+      uint64_t next = first + shared.coded.before(share.slot);
       uint64_t cost = 0;
       for (uint32_t p = share.begin; p < share.end; ++p) {
         const uint32_t offset = p * pass.shape.channels + share.channel;
@@ -86,14 +88,15 @@ MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& 
         const int32_t symbol = symbols[offset];
         const uint32_t above = static_cast<uint32_t>(symbol) - static_cast<uint32_t>(table.minimum);
         const uint32_t number = above < table.escape() ? above : table.escape();
-        uint64_t escape = 0;
+        uint32_t record = table.first + number;
         if (number == table.escape()) {
           const uint64_t u = escape_of(table.minimum, table.beyond(), symbol);
-          escape = u + 1;
+          record = make_escaped(record, u);
+          args.escapes[next] = static_cast<uint32_t>(u);
           cost += 256 * kDigitBits * count_digits(u);
         }
-        cost += args.tables.encoder_entries[table.first + number].cost;
-        *next++ = make_coded(table.first + number, escape);
+        args.records[next++] = record;
+        cost += args.tables.encoder_entries[table.first + number].cost();
       }
       atomic_add(shared.cost, cost);
     });
@@ -212,68 +215,74 @@ MLIC_DEVICE bool put_bits(Warp& warp, WordWriter<Warp>& writer, uint32_t mask, u
 template <class Warp>
 MLIC_DEVICE bool put_escapes(Warp& warp, WordWriter<Warp>& writer, uint32_t escapes,
                              typename Warp::template Lanes<uint32_t>& x,
-                             typename Warp::template Lanes<uint64_t>& record) {
+                             typename Warp::template Lanes<uint32_t>& record,
+                             const uint32_t* lows) {
+  typename Warp::template Lanes<uint64_t> u;
+  warp.each([&](uint32_t lane) {
+    if (has_bit(escapes, lane)) u[lane] = u_of(record[lane], lows[lane]);
+  });
   for (uint32_t round = kMaxDigits; round-- > 0;) {
-    const uint32_t mask = warp.ballot([&](uint32_t lane) {
-      return has_bit(escapes, lane) && round < count_digits(escape_part(record[lane]) - 1);
+    const uint32_t mask = warp.ballot([&](uint32_t lane) {  //
+      return has_bit(escapes, lane) && round < count_digits(u[lane]);
     });
-    const auto digit = [&](uint32_t lane) { return digit_of(escape_part(record[lane]) - 1, round); };
+    const auto digit = [&](uint32_t lane) { return digit_of(u[lane], round); };
     if (mask != 0 && !put_bits(warp, writer, mask, kDigitBits, x, digit)) return false;
   }
   return true;
 }
 
 // Codes one pass on one group of lanes, backwards. As in decoding, only the states are a chain:
-// entries are loaded ahead by four steps, records by eight.
+// entries are loaded ahead by two steps, records by four.
 template <class Warp>
 MLIC_DEVICE bool encode_pass(Warp& warp, WordWriter<Warp>& writer, const EncodeArgs& args,
-                             const uint64_t* records, uint32_t coded, uint32_t lanes,
+                             uint64_t begin, uint32_t coded, uint32_t lanes,
                              typename Warp::template Lanes<uint32_t>& x) {
-  constexpr uint32_t kAhead = 4;
+  constexpr uint32_t kAhead = 2;
   const uint32_t width = lanes < kGroupLanes ? lanes : kGroupLanes;
   const uint32_t first = warp.index() * width;
-  const uint32_t steps = coded > first ? (coded - first - 1) / lanes + 1 : 0;
-  // Of the lane's symbol in a step, or any; a step before the first is a large number.
-  const auto load = [&](uint32_t step, uint32_t lane) {
-    const uint32_t k = step * lanes + first + lane;
-    return step < steps && lane < width && k < coded ? records[k] : 0;
-  };
-  typename Warp::template Lanes<EncoderEntry> entry, next_entry[kAhead];
-  typename Warp::template Lanes<uint64_t> record, next[kAhead], later[kAhead];
+  if (coded <= first) return true;
+  const uint32_t* records = args.records + begin;
+  const PackedEntry* entries = args.tables.encoder_entries;
+  // The record of the lane's symbol in the step whose first is k, or any. Before the first step, k
+  // wraps around and is a large number.
+  const auto load = [&](uint32_t k, uint32_t lane) { return k + lane < coded ? records[k + lane] : 0; };
+  typename Warp::template Lanes<PackedEntry> entry, next_entry[kAhead];
+  typename Warp::template Lanes<uint32_t> record, next[kAhead], later[kAhead];
+  uint32_t k = first + (coded - first - 1) / lanes * lanes;
   warp.each([&](uint32_t lane) {
     MLIC_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) {
-      next[i][lane] = load(steps - 1 - i, lane);
-      later[i][lane] = load(steps - 1 - kAhead - i, lane);
-      next_entry[i][lane] = load_whole(args.tables.encoder_entries + entry_of(next[i][lane]));
+      next[i][lane] = load(k - i * lanes, lane);
+      later[i][lane] = load(k - (kAhead + i) * lanes, lane);
+      next_entry[i][lane] = load_whole(entries + entry_of(next[i][lane]));
     }
   });
-  uint32_t left = steps;
-  while (left > 0) {
+  while (k < coded) {
     MLIC_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) {
-      if (left == 0) break;
-      const uint32_t step = --left;
-      const uint32_t rest = coded - (step * lanes + first);
-      const uint32_t active = rest < width ? rest : width;
+      if (k >= coded) break;
+      const uint32_t active = coded - k < width ? coded - k : width;
       warp.each([&](uint32_t lane) {
         record[lane] = next[i][lane];
         entry[lane] = next_entry[i][lane];
         next[i][lane] = later[i][lane];
-        next_entry[i][lane] = load_whole(args.tables.encoder_entries + entry_of(next[i][lane]));
-        later[i][lane] = load(step - 2 * kAhead, lane);
+        next_entry[i][lane] = load_whole(entries + entry_of(next[i][lane]));
+        later[i][lane] = load(k - 2 * kAhead * lanes, lane);
       });
       const uint32_t escapes = warp.ballot([&](uint32_t lane) {  //
-        return lane < active && escape_part(record[lane]) != 0;
+        return lane < active && is_escaped(record[lane]);
       });
-      if (escapes != 0 && !put_escapes(warp, writer, escapes, x, record)) return false;
+      if (escapes != 0 && !put_escapes(warp, writer, escapes, x, record, args.escapes + begin + k)) {
+        return false;
+      }
       const uint32_t sheds = warp.ballot([&](uint32_t lane) {  //
-        return lane < active && must_shed(x[lane], entry[lane]);
+        return lane < active && must_shed(x[lane], entry[lane].unpack());
       });
       if (!writer.put(sheds, x)) return false;
       warp.each([&](uint32_t lane) {
-        if (lane < active) x[lane] = encode_entry(x[lane], entry[lane]);
+        if (lane < active) x[lane] = encode_entry(x[lane], entry[lane].unpack());
       });
+      k -= lanes;
     }
   }
   return true;
@@ -295,8 +304,8 @@ MLIC_DEVICE void encode_group(Warp& warp, WriteShared& shared, const EncodeArgs&
   bool fits = true;
   for (uint32_t p = list.count; p-- > 0 && fits;) {
     const PassInfo info = args.infos[image * kMaxPasses + p];
-    const uint64_t* records = args.records + image * args.records_stride + list.passes[p].records;
-    fits = encode_pass(warp, writer, args, records, info.coded, lanes, x);
+    const uint64_t begin = image * args.records_stride + list.passes[p].records;
+    fits = encode_pass(warp, writer, args, begin, info.coded, lanes, x);
     if (fits && group == 0 && info.flag != Flag::kAbsent) {
       const auto value = [&](uint32_t) -> uint32_t { return info.flag == Flag::kSkipped; };
       fits = put_bits(warp, writer, 1, kFlagBits, x, value);

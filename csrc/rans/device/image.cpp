@@ -51,14 +51,19 @@ TableImage::TableImage(const Tables& tables) {
   }
   first_cells_.push_back(static_cast<uint32_t>(cells.size()));
   append(bytes_, cell_tables.data(), cell_tables.size());
-  encoder_entries_ = append(bytes_, tables.encoder_entries(), first);
+  std::vector<PackedEntry> packed;
+  for (uint32_t i = 0; i < first; ++i) {
+    const EncoderEntry& e = tables.encoder_entries()[i];
+    packed.push_back({e.reciprocal, set.entries[i], e.cost | uint32_t{e.bits} << 16});
+  }
+  encoder_entries_ = append(bytes_, packed.data(), packed.size());
   cells_ = append(bytes_, cells.data(), cells.size());
   entries_ = append(bytes_, set.entries, first);
 }
 
 TableView TableImage::view(const uint8_t* base) const {
   return {reinterpret_cast<const CellTable*>(base),
-          reinterpret_cast<const EncoderEntry*>(base + encoder_entries_),
+          reinterpret_cast<const PackedEntry*>(base + encoder_entries_),
           reinterpret_cast<const Cell*>(base + cells_),
           reinterpret_cast<const Entry*>(base + entries_)};
 }

@@ -21,8 +21,6 @@ struct Launchers {
 };
 
 extern const Launchers kHostLaunchers;  // ignore the target
-#ifdef MLIC_FAST_CUDA
-extern const Launchers kCudaLaunchers;  // throw std::runtime_error if CUDA reports an error
-#endif
+extern const Launchers kCudaLaunchers;  // in builds with CUDA; throw std::runtime_error on its errors
 
 }  // namespace mlic::rans::device

@@ -39,9 +39,22 @@ struct alignas(16) CellTable {
   MLIC_HD int64_t beyond() const { return int64_t{minimum} + escape(); }
 };
 
+// An EncoderEntry as it stays in registers from its load until it is wanted.
+struct alignas(16) PackedEntry {
+  uint64_t reciprocal;
+  Entry slots;
+  uint32_t packed;  // cost | bits << 16
+
+  MLIC_HD uint16_t cost() const { return static_cast<uint16_t>(packed); }
+  MLIC_HD EncoderEntry unpack() const {
+    return {reciprocal, static_cast<uint16_t>(freq_of(slots)),
+            static_cast<uint16_t>(start_of(slots)), cost(), static_cast<uint8_t>(packed >> 16)};
+  }
+};
+
 struct TableView {
   const CellTable* tables;
-  const EncoderEntry* encoder_entries;
+  const PackedEntry* encoder_entries;
   const Cell* cells;
   const Entry* entries;
 };
@@ -142,7 +155,8 @@ struct EncodeResult {
 struct EncodeArgs {
   TableView tables;
   const uint32_t* digests;  // [batch]
-  uint64_t* records;        // [batch, records_stride], scratch
+  uint32_t* records;        // [batch, records_stride], scratch
+  uint32_t* escapes;        // [batch, records_stride], scratch
   PassInfo* infos;          // [batch, kMaxPasses], scratch
   uint8_t* pages;           // [batch, page_count, kPageBytes], scratch, aligned to 8 bytes
   uint8_t* payloads;        // [batch, capacity]

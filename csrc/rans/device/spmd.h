@@ -78,6 +78,12 @@ class DeviceWarp {
     return __shfl_sync(~0u, values[0], static_cast<int>(from));
   }
 
+  // out: the value of lane f(lane).
+  template <class F>
+  __device__ void gather(Lanes<uint32_t>& values, F&& f, Lanes<uint32_t>& out) {
+    out[0] = __shfl_sync(~0u, values[0], static_cast<int>(f(lane())));
+  }
+
   // Replaces each value by the sum of those of the lanes before; returns the sum of all.
   __device__ uint32_t exclusive_sum(Lanes<uint32_t>& values) {
     const uint32_t own = values[0];
@@ -141,6 +147,11 @@ class HostWarp {
   }
 
   uint32_t broadcast(Lanes<uint32_t>& values, uint32_t from) { return values[from]; }
+
+  template <class F>
+  void gather(Lanes<uint32_t>& values, F&& f, Lanes<uint32_t>& out) {
+    each([&](uint32_t lane) { out[lane] = values[f(lane) % kWarpLanes]; });
+  }
 
   uint32_t exclusive_sum(Lanes<uint32_t>& values) {
     uint32_t sum = 0;
