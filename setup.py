@@ -41,6 +41,7 @@ class CMakeBuild(build_ext):
             *(cmake, "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DCMAKE_BUILD_TYPE={os.environ.get('MLIC_FAST_BUILD_TYPE', 'Release')}",
+            f"-DMLIC_FAST_CUDA={os.environ.get('MLIC_FAST_CUDA', 'AUTO')}",
             f"-DMLIC_FAST_OUTPUT_DIR={target.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

@@ -11,6 +11,7 @@
 
 #include "rans/compressai.h"
 #include "rans/decoder.h"
+#include "rans/device/bindings.h"
 #include "rans/encoder.h"
 #include "rans/errors.h"
 #include "rans/tables.h"
@@ -238,6 +239,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ core of mlic_fast; its Python front is mlic_fast.coder.";
   py::register_local_exception_translator(&translate_exceptions);
   bind_rans(m);
+  bind_rans_device(m);
   bind_compressai(m);
   bind_exact(m);
 }

@@ -31,5 +31,9 @@ class EngineError(MlicError):
     """The requested engine or device is unknown or cannot run here."""
 
 
+class CapacityError(EngineError):
+    """A payload is larger than the buffer that was made for it on the device."""
+
+
 class QualityError(MlicError, ValueError):
     """The quality is out of range, or the model has a single rate and takes none."""

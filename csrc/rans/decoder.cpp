@@ -11,9 +11,7 @@
 namespace mlic::rans {
 namespace {
 
-[[noreturn]] void throw_too_short() {
-  throw CorruptStream("the payload ends too early: it was cut short or altered");
-}
+[[noreturn]] void throw_too_short() { throw CorruptStream(Error::kTooShort); }
 
 // Reads the payload's bytes from the front.
 class Reader {
@@ -43,7 +41,7 @@ class Reader {
         return static_cast<uint32_t>(value);
       }
     }
-    throw CorruptStream("a length in the payload is malformed: it was altered");
+    throw CorruptStream(Error::kLength);
   }
 
  private:
@@ -57,7 +55,7 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
                  uint32_t lanes)
     : tables_(std::move(tables)) {
   if (!is_lane_count(lanes)) {
-    throw CorruptStream("the number of lanes must be a power of two from 2 to 1024");
+    throw CorruptStream(Error::kLaneCount);
   }
   Reader reader(data, size);
   groups_.resize(std::max(lanes / kGroupLanes, 1u));
@@ -66,11 +64,10 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
   states_.resize(lanes);
   for (uint32_t& state : states_) {
     state = reader.little_endian<uint32_t>();
-    if (state < kLowest)
-      throw CorruptStream("the payload starts with an impossible state: it was altered");
+    if (state < kLowest) throw CorruptStream(Error::kState);
   }
   if (reader.left() % 2 != 0) {
-    throw CorruptStream("the payload has half a word: it was cut short or altered");
+    throw CorruptStream(Error::kHalfWord);
   }
   const size_t words = reader.left() / 2;
   const size_t listed = std::accumulate(lengths.begin(), lengths.end(), size_t{0});
@@ -199,15 +196,16 @@ void Decoder::decode_escapes(Group& group, uint32_t* states, size_t lanes,
       const uint32_t digit = decode_bits(kDigitBits, states[lane]);
       advance(group, states[lane]);
       if (!is_valid_digit(digit, round)) {
-        throw CorruptStream("an escaped symbol is malformed: the payload was altered");
+        throw CorruptStream(Error::kEscape);
       }
       u[lane] = add_digit(u[lane], digit, round);
       if (!is_last_digit(digit)) continue;
       in_flight &= ~(1u << lane);
       const int32_t minimum = set.minima[indexes_[positions[lane]]];
-      const int64_t symbol = escaped_symbol(table_of(lane), minimum, u[lane]);
+      const int32_t beyond = symbol_of(table_of(lane), table_of(lane).escape);
+      const int64_t symbol = escaped_symbol(minimum, beyond, u[lane]);
       if (symbol != static_cast<int32_t>(symbol)) {
-        throw CorruptStream("a symbol exceeds 32 bits: the payload was altered");
+        throw CorruptStream(Error::kRange);
       }
       symbols[positions[lane]] = static_cast<int32_t>(symbol);
     }
@@ -229,8 +227,7 @@ uint32_t Decoder::finish() {
   if (!std::all_of(groups_.begin(), groups_.end(), is_consumed) || (low | high) > 0xffff ||
       std::count(states_.begin() + 2, states_.end(), kLowest) !=
           static_cast<ptrdiff_t>(states_.size() - 2)) {
-    throw CorruptStream(
-        "the payload does not end where it should: it was altered, or decoded with other tables");
+    throw CorruptStream(Error::kEnd);
   }
   return low | high << 16;
 }

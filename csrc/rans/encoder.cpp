@@ -10,16 +10,6 @@
 namespace mlic::rans {
 namespace {
 
-// Twice the lanes for twice the bytes: 3 bytes a lane are 0.1 to 0.2 % of the payload from 12 KiB.
-uint32_t choose_lanes(uint64_t payload_bytes) {
-  if (payload_bytes < 1024) return kMinLanes;
-  uint32_t lanes = 8;
-  for (uint64_t limit = 24 * 1024; payload_bytes >= limit && lanes < kMaxLanes; limit *= 2) {
-    lanes *= 2;
-  }
-  return lanes;
-}
-
 void append_leb128(std::vector<uint8_t>& bytes, size_t value) {
   for (; value >= 0x80; value >>= 7) bytes.push_back(static_cast<uint8_t>(value | 0x80));
   bytes.push_back(static_cast<uint8_t>(value));
@@ -82,7 +72,8 @@ void Encoder::add_symbols(size_t count, Positions positions, const int32_t* symb
     uint32_t entry = static_cast<uint32_t>(symbol) - table.offset;
     if (entry - first >= table.escape - first) {
       entry = table.escape;
-      escapes_.push_back({begin + k, escape_of(table, set.minima[index], symbol)});
+      const int32_t beyond = symbol_of(table, table.escape);
+      escapes_.push_back({begin + k, escape_of(set.minima[index], beyond, symbol)});
     }
     entries_[begin + k] = entry;
   }

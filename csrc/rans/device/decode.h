@@ -1,0 +1,453 @@
+// The decoder's kernels, each for a block an image: begin parses a payload, decode_pass turns indexes
+// into symbols, finish checks the end. Whatever the payload's bytes are, nothing is read outside of
+// its buffer, every loop is bounded, and the outcome is the C++ decoder's: symbols, or the same error.
+#pragma once
+
+#include "rans/device/layout.h"
+#include "rans/device/spmd.h"
+#include "rans/device/sweep.h"
+
+namespace mlic::rans::device {
+
+// ---- Begin ----
+
+struct BeginShared {
+  uint8_t header[kHeaderBytes];
+  uint32_t error;
+  uint32_t header_size;
+  uint64_t listed;  // words of all groups but the last
+  uint32_t impossible_state;
+  uint32_t missing_state;
+};
+
+// Reads LEB128 as Reader::leb128 of the C++ decoder does.
+MLIC_DEVICE Error read_leb128(const uint8_t* bytes, uint32_t size, uint32_t& at, uint32_t& result) {
+  uint64_t value = 0;
+  for (uint32_t shift = 0; shift < 35; shift += 7) {
+    if (at == size) return Error::kTooShort;
+    const uint32_t byte = bytes[at++];
+    value |= static_cast<uint64_t>(byte & 0x7f) << shift;
+    if (byte < 0x80) {
+      if ((byte == 0 && shift > 0) || value >> 32 != 0) break;
+      result = static_cast<uint32_t>(value);
+      return Error::kNone;
+    }
+  }
+  return Error::kLength;
+}
+
+MLIC_DEVICE uint32_t groups_of(uint32_t lanes) {
+  return lanes < kGroupLanes ? 1 : lanes / kGroupLanes;
+}
+
+template <class Block>
+MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args) {
+  const uint32_t image = block.column();
+  const uint8_t* data = args.payloads + static_cast<size_t>(image) * args.capacity;
+  uint16_t* words = args.words + static_cast<size_t>(image) * (args.capacity / 2);
+  DecoderState& state = args.states[image];
+  const uint32_t size = args.headers[image].size, lanes = args.headers[image].lanes;
+  const bool usable = size <= args.capacity && is_lane_count(lanes);
+  const uint32_t header = usable ? (size < kHeaderBytes ? size : kHeaderBytes) : 0;
+  block.each([&](uint32_t thread) {
+    if (thread < header) shared.header[thread] = data[thread];
+    if (thread == 0) shared.impossible_state = shared.missing_state = 0;
+  });
+
+  block.each([&](uint32_t thread) {
+    if (thread != 0) return;
+    Error error = Error::kNone;
+    if (!usable) error = size > args.capacity ? Error::kCapacity : Error::kLaneCount;
+    uint32_t at = 0;
+    uint64_t listed = 0;
+    const uint32_t groups = usable ? groups_of(lanes) : 0;
+    for (uint32_t g = 0; g + 1 < groups && error == Error::kNone; ++g) {
+      uint32_t length = 0;
+      error = read_leb128(shared.header, header, at, length);
+      // Kept in 32 bits: a sum that would not fit is found too long below.
+      state.next[g] = static_cast<uint32_t>(listed);
+      listed += length;
+      state.end[g] = static_cast<uint32_t>(listed);
+    }
+    if (groups > 0) state.next[groups - 1] = static_cast<uint32_t>(listed);
+    shared.header_size = at;
+    shared.listed = listed;
+    shared.error = static_cast<uint32_t>(error);
+  });
+  if (shared.error != 0) {
+    block.each([&](uint32_t thread) {
+      if (thread == 0) state.error = shared.error;
+    });
+    return;
+  }
+
+  const uint8_t* states = data + shared.header_size;
+  const uint32_t left = size - shared.header_size;
+  block.each([&](uint32_t thread) {
+    if (thread >= lanes) return;
+    if (left < 4 * (thread + 1)) return atomic_or(shared.missing_state, 1);
+    uint32_t x = 0;
+    for (uint32_t i = 0; i < 4; ++i) x |= uint32_t{states[4 * thread + i]} << (8 * i);
+    state.states[thread] = x;
+    if (x < kLowest) atomic_or(shared.impossible_state, 1);
+  });
+
+  // A state that is there comes before one that is not.
+  const uint32_t word_bytes = shared.missing_state != 0 ? 0 : left - 4 * lanes;
+  const uint32_t word_count = word_bytes / 2;
+  Error error = Error::kNone;
+  if (shared.impossible_state != 0) {
+    error = Error::kState;
+  } else if (shared.missing_state != 0) {
+    error = Error::kTooShort;
+  } else if (word_bytes % 2 != 0) {
+    error = Error::kHalfWord;
+  } else if (shared.listed > word_count) {
+    error = Error::kTooShort;
+  }
+  const uint8_t* source = states + (shared.missing_state != 0 ? 0 : 4 * lanes);
+  block.each([&](uint32_t thread) {
+    for (uint32_t i = thread; i < word_count; i += kBlockThreads) {
+      words[i] = static_cast<uint16_t>(source[2 * i] | source[2 * i + 1] << 8);
+    }
+    if (thread != 0) return;
+    state.end[groups_of(lanes) - 1] = word_count;
+    state.lanes = lanes;
+    state.error = static_cast<uint32_t>(error);
+  });
+}
+
+// ---- A pass ----
+
+struct DecodeShared {
+  Scan coded;
+  uint64_t failure;  // the first in the order of the stream
+  uint32_t bad_index;
+  uint32_t has_floor;
+  uint32_t skips_floor;
+};
+
+// The tables of the pass, the first of which is number 0. Tables and cells are in shared memory
+// where they fit, then cells are counted from the first of the pass.
+struct StagedTables {
+  CellTable* tables;
+  Cell* cells;  // null if they do not fit
+};
+
+constexpr uint64_t kNoFailure = ~uint64_t{0};
+
+// place: 0 for the flag, 1 + the number of the group's step otherwise.
+MLIC_DEVICE uint64_t failure_at(uint32_t place, Error error) {
+  return static_cast<uint64_t>(place) << 8 | static_cast<uint32_t>(error);
+}
+
+// A coded symbol: where it is in memory, and its table.
+MLIC_DEVICE uint64_t make_record(uint32_t offset, uint32_t table) {
+  return offset | static_cast<uint64_t>(table) << 32;
+}
+MLIC_DEVICE uint32_t offset_of(uint64_t record) { return static_cast<uint32_t>(record); }
+MLIC_DEVICE uint32_t table_of(uint64_t record) { return static_cast<uint32_t>(record >> 32); }
+
+// The words of a group. Lane i holds the next word but i, so that handing them out does not wait for
+// memory.
+template <class Warp>
+class WordReader {
+ public:
+  using Lanes = typename Warp::template Lanes<uint32_t>;
+
+  MLIC_DEVICE WordReader(Warp& warp, const uint16_t* words, uint32_t next, uint32_t end)
+      : warp_(warp), words_(words), next_(next), end_(end) {
+    load();
+  }
+
+  MLIC_DEVICE uint32_t next() const { return next_; }
+  MLIC_DEVICE uint32_t left() const { return end_ - next_; }
+
+  // Gives words to the lanes of the mask, in increasing order, as far as there are any.
+  MLIC_DEVICE void take(uint32_t needs, Lanes& x) {
+    Lanes word;
+    warp_.gather(held_, [&](uint32_t lane) { return rank_in(needs, lane); }, word);
+    warp_.each([&](uint32_t lane) {
+      if (has_bit(needs, lane)) x[lane] = take_word(x[lane], word[lane]);
+    });
+    const uint32_t count = count_bits(needs);
+    next_ += count < left() ? count : left();
+    load();
+  }
+
+ private:
+  MLIC_DEVICE void load() {
+    warp_.each([&](uint32_t lane) { held_[lane] = lane < left() ? words_[next_ + lane] : 0; });
+  }
+
+  Warp& warp_;
+  const uint16_t* words_;
+  uint32_t next_, end_;
+  Lanes held_;
+};
+
+// Rounds of one digit a lane until no escape is open. The first lane that fails decides the error,
+// as if one lane went after the other.
+template <class Warp>
+MLIC_DEVICE Error decode_escapes(Warp& warp, WordReader<Warp>& words, uint32_t open,
+                                 typename Warp::template Lanes<uint32_t>& x,
+                                 typename Warp::template Lanes<uint64_t>& record,
+                                 typename Warp::template Lanes<CellTable>& table,
+                                 int32_t* symbols) {
+  typename Warp::template Lanes<uint32_t> digit, error;
+  typename Warp::template Lanes<uint64_t> u;
+  warp.each([&](uint32_t lane) { u[lane] = 0; });
+  for (uint32_t round = 0; open != 0 && round < kMaxDigits; ++round) {
+    warp.each([&](uint32_t lane) {
+      digit[lane] = has_bit(open, lane) ? decode_bits(kDigitBits, x[lane]) : 0;
+    });
+    const uint32_t needs = warp.ballot([&](uint32_t lane) {  //
+      return has_bit(open, lane) && needs_word(x[lane]);
+    });
+    const uint32_t left = words.left();
+    words.take(needs, x);
+    warp.each([&](uint32_t lane) {
+      Error e = Error::kNone;
+      if (has_bit(open, lane)) {
+        if (has_bit(needs, lane) && rank_in(needs, lane) >= left) {
+          e = Error::kTooShort;
+        } else if (!is_valid_digit(digit[lane], round)) {
+          e = Error::kEscape;
+        } else {
+          u[lane] = add_digit(u[lane], digit[lane], round);
+        }
+        if (e == Error::kNone && is_last_digit(digit[lane])) {
+          const CellTable& t = table[lane];
+          const int64_t symbol = escaped_symbol(t.minimum, t.beyond(), u[lane]);
+          if (symbol != static_cast<int32_t>(symbol)) e = Error::kRange;
+          symbols[offset_of(record[lane])] = static_cast<int32_t>(symbol);
+        }
+      }
+      error[lane] = static_cast<uint32_t>(e);
+    });
+    const uint32_t failed = warp.ballot([&](uint32_t lane) { return error[lane] != 0; });
+    if (failed != 0) return static_cast<Error>(warp.broadcast(error, lowest_bit(failed)));
+    open &= warp.ballot([&](uint32_t lane) { return !is_last_digit(digit[lane]); });
+  }
+  return Error::kNone;
+}
+
+// The symbols of one group of lanes. A step is a chain of dependent instructions from state to state,
+// so whatever does not depend on the state is loaded ahead, records by four steps, tables by one; and
+// what is seldom needed is in one branch, taken if any lane needs it.
+template <bool kStaged, class Warp>
+MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTables& staged,
+                              const DecodeArgs& args, uint32_t image, DecoderState& state) {
+  constexpr uint32_t kAhead = 4;
+  const uint32_t lanes = state.lanes, group = warp.index();
+  const uint32_t width = lanes < kGroupLanes ? lanes : kGroupLanes;
+  const uint32_t coded = shared.coded.total;
+  const Cell* cells = kStaged ? staged.cells : args.tables.cells;
+  const uint64_t* records = args.records + static_cast<size_t>(image) * args.records_stride;
+  int32_t* symbols = args.symbols + static_cast<size_t>(image) * args.shape.size();
+  WordReader<Warp> words(warp, args.words + static_cast<size_t>(image) * args.words_stride,
+                         state.next[group], state.end[group]);
+  // The record of the lane's symbol in the step whose first is k, or any.
+  const auto load = [&](uint32_t k, uint32_t lane) {
+    return k + lane < coded ? records[k + lane] : 0;
+  };
+
+  // A symbol is being found: number of its entry, slots between the entry's first and its own, and
+  // the entry's frequency.
+  typename Warp::template Lanes<uint32_t> x, upper, number, within, freq;
+  typename Warp::template Lanes<uint64_t> record, ahead[kAhead];
+  typename Warp::template Lanes<CellTable> table, next_table;
+  uint32_t k = group * width;
+  warp.each([&](uint32_t lane) {
+    x[lane] = lane < width ? state.states[k + lane] : kLowest;
+    MLIC_UNROLL
+    for (uint32_t i = 0; i < kAhead; ++i) ahead[i][lane] = load(k + i * lanes, lane);
+    next_table[lane] = load_whole(staged.tables + table_of(ahead[0][lane]));
+  });
+  const auto put = [&](uint32_t lane) {
+    symbols[offset_of(record[lane])] =
+        static_cast<int32_t>(static_cast<uint32_t>(table[lane].minimum) + number[lane]);
+  };
+  while (k < coded) {
+    MLIC_UNROLL
+    for (uint32_t i = 0; i < kAhead; ++i) {
+      if (k >= coded) break;
+      const uint32_t active = coded - k < width ? coded - k : width;
+      warp.each([&](uint32_t lane) {
+        const CellTable t = next_table[lane];
+        const uint32_t slot = x[lane] & ((1u << t.bits()) - 1);
+        const Cell cell = load_whole(cells + t.cells + (slot >> t.shift()));
+        record[lane] = ahead[i][lane];
+        table[lane] = t;
+        next_table[lane] = load_whole(staged.tables + table_of(ahead[(i + 1) % kAhead][lane]));
+        ahead[i][lane] = load(k + kAhead * lanes, lane);
+        upper[lane] = x[lane] >> t.bits();
+        const uint32_t from_first = slot - start_of(cell.first);
+        const bool is_first = from_first < freq_of(cell.first);
+        within[lane] = is_first ? from_first : from_first - freq_of(cell.first);
+        freq[lane] = is_first ? freq_of(cell.first) : cell.next_freq();
+        number[lane] = is_first ? cell.number() : cell.number() + 1;
+        if (lane >= active) return;
+        x[lane] = freq[lane] * upper[lane] + within[lane];
+        put(lane);
+      });
+      const auto needing = [&](uint32_t lane) { return lane < active && needs_word(x[lane]); };
+      const auto escaping = [&](uint32_t lane) {
+        return lane < active && number[lane] == table[lane].escape();
+      };
+      uint32_t needs = warp.ballot(needing), escapes = warp.ballot(escaping);
+      const uint32_t further = warp.ballot([&](uint32_t lane) {  //
+        return lane < active && within[lane] >= freq[lane];
+      });
+      if ((needs | escapes | further) != 0) {
+        if (further != 0) {
+          warp.each([&](uint32_t lane) {
+            if (!has_bit(further, lane)) return;
+            while (within[lane] >= freq[lane] && number[lane] < table[lane].escape()) {
+              within[lane] -= freq[lane];
+              freq[lane] = freq_of(args.tables.entries[table[lane].first + ++number[lane]]);
+            }
+            x[lane] = freq[lane] * upper[lane] + within[lane];
+            put(lane);
+          });
+          needs = warp.ballot(needing);
+          escapes = warp.ballot(escaping);
+        }
+        Error error = count_bits(needs) > words.left() ? Error::kTooShort : Error::kNone;
+        words.take(needs, x);
+        if (error == Error::kNone && escapes != 0) {
+          error = decode_escapes(warp, words, escapes, x, record, table, symbols);
+        }
+        if (error != Error::kNone) {
+          warp.each([&](uint32_t lane) {
+            if (lane == 0) atomic_min(shared.failure, failure_at(1 + k / width, error));
+          });
+          return;
+        }
+      }
+      k += lanes;
+    }
+  }
+  warp.each([&](uint32_t lane) {
+    if (lane < width) state.states[group * width + lane] = x[lane];
+    if (lane == 0) state.next[group] = words.next();
+  });
+}
+
+template <bool kStaged, class Block>
+MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, const StagedTables& staged,
+                             const DecodeArgs& args) {
+  const uint32_t image = block.column();
+  const uint32_t size = args.shape.size();
+  DecoderState& state = args.states[image];
+  int32_t* symbols = args.symbols + static_cast<size_t>(image) * size;
+  const uint8_t* indexes =
+      args.indexes == nullptr ? nullptr : args.indexes + static_cast<size_t>(image) * size;
+  uint64_t* records = args.records + static_cast<size_t>(image) * args.records_stride;
+  // A damaged payload, now or before, gives zeros; so do skipped symbols.
+  block.each([&](uint32_t thread) {
+    for (uint32_t i = thread; i < size; i += kBlockThreads) symbols[i] = 0;
+    for (uint32_t i = thread; i < args.range.count; i += kBlockThreads) {
+      staged.tables[i] = args.tables.tables[args.range.first + i];
+      if (kStaged) staged.tables[i].cells -= args.range.first_cell;
+    }
+    for (uint32_t i = thread; kStaged && i < args.range.cells; i += kBlockThreads) {
+      staged.cells[i] = args.tables.cells[args.range.first_cell + i];
+    }
+    if (thread != 0) return;
+    shared.failure = kNoFailure;
+    shared.bad_index = shared.has_floor = shared.skips_floor = 0;
+  });
+  if (state.error != 0) return;
+
+  typename Block::template Threads<uint32_t> others;  // symbols of other tables than the floor's
+  block.each([&](uint32_t thread) {
+    const Share share = share_of(args.shape, thread);
+    others[thread] = share.end - share.begin;
+    if (indexes == nullptr) return;
+    uint32_t largest = 0, floor = 0;
+    for (uint32_t p = share.begin; p < share.end; ++p) {
+      const uint32_t index = indexes[p * args.shape.channels + share.channel];
+      largest = index > largest ? index : largest;
+      floor += index == kFloorTable;
+    }
+    others[thread] -= floor;
+    if (floor != 0) atomic_or(shared.has_floor, 1);
+    if (largest >= args.range.count) atomic_or(shared.bad_index, 1);
+  });
+  block.each([&](uint32_t thread) {
+    if (thread != 0) return;
+    if (shared.bad_index != 0) {
+      shared.failure = failure_at(0, Error::kIndex);
+    } else if (shared.has_floor != 0) {
+      uint32_t x = state.states[0];
+      shared.skips_floor = decode_bits(kFlagBits, x);
+      if (needs_word(x) && state.next[0] == state.end[0]) {
+        shared.failure = failure_at(0, Error::kTooShort);
+      } else if (needs_word(x)) {
+        const uint16_t* words = args.words + static_cast<size_t>(image) * args.words_stride;
+        x = take_word(x, words[state.next[0]++]);
+      }
+      state.states[0] = x;
+    }
+  });
+
+  if (shared.failure == kNoFailure) {
+    block.each([&](uint32_t thread) {
+      const Share share = share_of(args.shape, thread);
+      shared.coded.values[share.slot] =
+          shared.skips_floor != 0 ? others[thread] : share.end - share.begin;
+    });
+    sum_up(block, shared.coded);
+    block.each([&](uint32_t thread) {
+      const Share share = share_of(args.shape, thread);
+      uint64_t* next = records + shared.coded.before(share.slot);
+      for (uint32_t p = share.begin; p < share.end; ++p) {
+        const uint32_t offset = p * args.shape.channels + share.channel;
+        const uint32_t table = indexes == nullptr ? share.channel : indexes[offset];
+        const bool skipped = shared.skips_floor != 0 && table == kFloorTable;
+        if (!skipped) *next++ = make_record(offset, table);
+      }
+    });
+    block.each_warp([&](typename Block::Warp& warp) {
+      if (warp.index() < groups_of(state.lanes)) {
+        decode_group<kStaged>(warp, shared, staged, args, image, state);
+      }
+    });
+  }
+  block.each([&](uint32_t thread) {
+    if (thread == 0 && shared.failure != kNoFailure) state.error = shared.failure & 0xff;
+  });
+}
+
+// ---- End ----
+
+struct FinishShared {
+  uint32_t bad_end;
+};
+
+template <class Block>
+MLIC_DEVICE void finish(Block& block, FinishShared& shared, const DecoderState* all_states,
+                        DecodeResult* results) {
+  const uint32_t image = block.column();
+  const DecoderState& state = all_states[image];
+  block.each([&](uint32_t thread) {
+    if (thread == 0) shared.bad_end = 0;
+  });
+  if (state.error == 0) {
+    block.each([&](uint32_t thread) {
+      bool bad = thread < groups_of(state.lanes) && state.next[thread] != state.end[thread];
+      if (thread < state.lanes) bad |= state.states[thread] - kLowest > (thread < 2 ? 0xffff : 0);
+      if (bad) atomic_or(shared.bad_end, 1);
+    });
+  }
+  block.each([&](uint32_t thread) {
+    if (thread != 0) return;
+    const uint32_t bad = shared.bad_end != 0 ? static_cast<uint32_t>(Error::kEnd) : 0;
+    const uint32_t error = state.error != 0 ? state.error : bad;
+    const uint32_t digest = (state.states[0] - kLowest) | (state.states[1] - kLowest) << 16;
+    results[image] = {error, error != 0 ? 0 : digest};  // an early error leaves no states
+  });
+}
+
+}  // namespace mlic::rans::device

@@ -1,0 +1,257 @@
+// What the kernels of the range coder are written against: a block of 32 warps of 32 lanes. On the
+// device a thread is one lane; on the host the same source runs with loops in place of threads.
+//
+// Code is a sequence of phases, `block.each(f)` for every thread or `block.each_warp(f)` for every
+// warp, and a phase ends in a barrier. Variables of one lane or thread that outlive a call are
+// Lanes<T> or Threads<T>: a register on the device, an array on the host. Everything else outside
+// of the calls is uniform: the same value for all, computed by all. So what one thread tells another
+// goes through a ballot, a sum, or memory written in an earlier phase, and nothing else can be
+// written down. The host runs odd phases backwards, so that code that depends on the order of
+// threads gives wrong results.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "rans/core.h"
+
+#ifdef __CUDACC__
+#define MLIC_DEVICE __device__ __forceinline__
+#define MLIC_UNROLL _Pragma("unroll")
+#else
+#define MLIC_DEVICE inline
+#define MLIC_UNROLL
+#endif
+
+namespace mlic::rans::device {
+
+constexpr uint32_t kWarpLanes = 32;
+constexpr uint32_t kBlockWarps = 32;
+constexpr uint32_t kBlockThreads = kWarpLanes * kBlockWarps;
+
+MLIC_HD uint32_t count_bits(uint32_t mask) {
+#ifdef __CUDA_ARCH__
+  return static_cast<uint32_t>(__popc(static_cast<int>(mask)));
+#else
+  return static_cast<uint32_t>(__builtin_popcount(mask));
+#endif
+}
+
+// Number of the lowest set bit of a mask that is not zero.
+MLIC_HD uint32_t lowest_bit(uint32_t mask) { return count_bits((mask & (0u - mask)) - 1); }
+
+MLIC_HD bool has_bit(uint32_t mask, uint32_t lane) { return (mask >> lane & 1) != 0; }
+
+// How many set bits are below the lane's.
+MLIC_HD uint32_t rank_in(uint32_t mask, uint32_t lane) {
+  return count_bits(mask & ((1u << lane) - 1));
+}
+
+#ifdef __CUDACC__
+
+class DeviceWarp {
+ public:
+  template <class T>
+  class Lanes {
+   public:
+    __device__ T& operator[](uint32_t) { return value_; }
+
+   private:
+    T value_;
+  };
+
+  __device__ uint32_t index() const { return threadIdx.x / kWarpLanes; }
+
+  template <class F>
+  __device__ void each(F&& f) {
+    f(lane());
+  }
+
+  template <class F>
+  __device__ uint32_t ballot(F&& f) {
+    return __ballot_sync(~0u, f(lane()));
+  }
+
+  __device__ uint32_t broadcast(Lanes<uint32_t>& values, uint32_t from) {
+    return __shfl_sync(~0u, values[0], static_cast<int>(from));
+  }
+
+  // out: the value of lane f(lane).
+  template <class F>
+  __device__ void gather(Lanes<uint32_t>& values, F&& f, Lanes<uint32_t>& out) {
+    out[0] = __shfl_sync(~0u, values[0], static_cast<int>(f(lane())));
+  }
+
+  // Replaces each value by the sum of those of the lanes before; returns the sum of all.
+  __device__ uint32_t exclusive_sum(Lanes<uint32_t>& values) {
+    const uint32_t own = values[0];
+    uint32_t sum = own;
+    for (uint32_t distance = 1; distance < kWarpLanes; distance *= 2) {
+      const uint32_t before = __shfl_up_sync(~0u, sum, distance);
+      if (lane() >= distance) sum += before;
+    }
+    values[0] = sum - own;
+    return __shfl_sync(~0u, sum, kWarpLanes - 1);
+  }
+
+ private:
+  __device__ static uint32_t lane() { return threadIdx.x % kWarpLanes; }
+};
+
+class DeviceBlock {
+ public:
+  using Warp = DeviceWarp;
+  template <class T>
+  using Threads = DeviceWarp::Lanes<T>;
+
+  __device__ uint32_t column() const { return blockIdx.x; }
+  __device__ uint32_t row() const { return blockIdx.y; }
+
+  template <class F>
+  __device__ void each(F&& f) {
+    f(threadIdx.x);
+    __syncthreads();
+  }
+
+  template <class F>
+  __device__ void each_warp(F&& f) {
+    DeviceWarp warp;
+    f(warp);
+    __syncthreads();
+  }
+};
+
+#else
+
+class HostWarp {
+ public:
+  template <class T>
+  using Lanes = std::array<T, kWarpLanes>;
+
+  HostWarp(uint32_t index, bool backwards) : index_(index), backwards_(backwards) {}
+
+  uint32_t index() const { return index_; }
+
+  template <class F>
+  void each(F&& f) {
+    for (uint32_t i = 0; i < kWarpLanes; ++i) f(backwards_ ? kWarpLanes - 1 - i : i);
+  }
+
+  template <class F>
+  uint32_t ballot(F&& f) {
+    uint32_t mask = 0;
+    each([&](uint32_t lane) { mask |= static_cast<uint32_t>(static_cast<bool>(f(lane))) << lane; });
+    return mask;
+  }
+
+  uint32_t broadcast(Lanes<uint32_t>& values, uint32_t from) { return values[from]; }
+
+  template <class F>
+  void gather(Lanes<uint32_t>& values, F&& f, Lanes<uint32_t>& out) {
+    each([&](uint32_t lane) { out[lane] = values[f(lane) % kWarpLanes]; });
+  }
+
+  uint32_t exclusive_sum(Lanes<uint32_t>& values) {
+    uint32_t sum = 0;
+    for (uint32_t& value : values) {
+      const uint32_t own = value;
+      value = sum;
+      sum += own;
+    }
+    return sum;
+  }
+
+ private:
+  uint32_t index_;
+  bool backwards_;
+};
+
+class HostBlock {
+ public:
+  using Warp = HostWarp;
+  template <class T>
+  using Threads = std::array<T, kBlockThreads>;
+
+  HostBlock(uint32_t column, uint32_t row) : column_(column), row_(row) {}
+
+  uint32_t column() const { return column_; }
+  uint32_t row() const { return row_; }
+
+  template <class F>
+  void each(F&& f) {
+    const bool backwards = next_order();
+    for (uint32_t i = 0; i < kBlockThreads; ++i) f(backwards ? kBlockThreads - 1 - i : i);
+  }
+
+  template <class F>
+  void each_warp(F&& f) {
+    const bool backwards = next_order();
+    for (uint32_t i = 0; i < kBlockWarps; ++i) {
+      HostWarp warp(backwards ? kBlockWarps - 1 - i : i, backwards);
+      f(warp);
+    }
+  }
+
+ private:
+  bool next_order() { return phase_++ % 2 != 0; }
+
+  uint32_t column_, row_;
+  uint32_t phase_ = 0;
+};
+
+#endif
+
+// One load of 8 or 16 bytes, where the compiler might make one for each member.
+template <class T>
+MLIC_HD T load_whole(const T* source) {
+#ifdef __CUDA_ARCH__
+  static_assert(sizeof(T) == 8 || sizeof(T) == 16, "the sizes of vector loads");
+  using Vector = std::conditional_t<sizeof(T) == 8, uint2, uint4>;
+  const Vector vector = *reinterpret_cast<const Vector*>(source);
+  T value;
+  memcpy(&value, &vector, sizeof(T));
+  return value;
+#else
+  return *source;
+#endif
+}
+
+// ---- Atomic operations on shared memory ----
+
+MLIC_HD uint32_t atomic_add(uint32_t& target, uint32_t value) {
+#ifdef __CUDA_ARCH__
+  return atomicAdd(&target, value);
+#else
+  const uint32_t before = target;
+  target += value;
+  return before;
+#endif
+}
+
+MLIC_HD void atomic_add(uint64_t& target, uint64_t value) {
+#ifdef __CUDA_ARCH__
+  atomicAdd(reinterpret_cast<unsigned long long*>(&target), value);
+#else
+  target += value;
+#endif
+}
+
+MLIC_HD void atomic_or(uint32_t& target, uint32_t value) {
+#ifdef __CUDA_ARCH__
+  atomicOr(&target, value);
+#else
+  target |= value;
+#endif
+}
+
+MLIC_HD void atomic_min(uint64_t& target, uint64_t value) {
+#ifdef __CUDA_ARCH__
+  atomicMin(reinterpret_cast<unsigned long long*>(&target), value);
+#else
+  if (value < target) target = value;
+#endif
+}
+
+}  // namespace mlic::rans::device
