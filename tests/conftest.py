@@ -1,4 +1,8 @@
-"""What all tests share: vectors beside the checkout, poisoned buffers, seeds."""
+"""What all tests share: vectors beside the checkout, poisoned buffers, seeds, the kernels' device.
+
+Triton kernels run in the interpreter on a machine without a GPU, natively on one with. The
+interpreter is far too slow for full sizes: those tests are marked ``gpu``.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,23 @@ import torch
 from lively import SMALL, lively_model
 
 from mlic_fast.models import MlicModel
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # must be chosen before kernels are imported
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def gpu_problem() -> str | None:
         return "PyTorch finds no CUDA device here"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install 'mlic_fast[gpu]'"
-    if not _C.has_cuda:
+    if not _C.device.has_cuda:
         return (
             "mlic_fast was built without CUDA: install it again where nvcc is found, with "
             "MLIC_FAST_CUDA=ON"
