@@ -7,14 +7,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from lively import SMALL
 from torch import Tensor
 
-from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, Int16
+from mlic_fast.coder import gaussian_tables
+from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, Int16, SpecOps
+from mlic_fast.engine.packed import Layer, PackedModel
 from mlic_fast.kernels.functions import from_planes, to_planes
 
 POISON = 0x55
 #: Channels of the buffer before and after the slice.
 BEFORE, AFTER = 16, 5
+
+
+def specification(layers: dict[str, Layer], exponents: dict[str, int]) -> SpecOps:
+    """The judge, with these layers and exponents alone."""
+    return SpecOps(PackedModel(SMALL["mlic_plus_plus"], layers, exponents, gaussian_tables()))
 
 
 def activation(values: str, shape: tuple[int, ...], seed: int = 0) -> Int16:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from planes_of import activation, planes, poisoned_slice, result, values_of
+from planes_of import activation, planes, poisoned_slice, result, specification, values_of
 
-from mlic_fast.engine.arithmetic import Act, Int16, SpecOps
+from mlic_fast.engine.arithmetic import Act, Int16
 from mlic_fast.kernels import configs
 from mlic_fast.kernels import softmax_attention as module
 from mlic_fast.kernels.planes import ALL, ANCHORS, NON_ANCHORS
@@ -34,8 +33,7 @@ def check(
     colours: tuple[int, int] = (ALL, ALL),
     exponents: tuple[int, int, int, int] = EXPONENTS,
 ) -> Int16:
-    model: Any = SimpleNamespace(layers={}, exponents={"out": exponents[3]})
-    ops = SpecOps(model)
+    ops = specification({}, {"out": exponents[3]})
     acts = []
     for x, exponent, colour in zip(qkv, exponents, (*colours, colours[1]), strict=False):
         act = Act(x, exponent)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from planes_of import activation, planes, poisoned_slice, result, values_of
+from planes_of import activation, planes, poisoned_slice, result, specification, values_of
 
 from mlic_fast.engine.arithmetic import Act, Int16, SpecOps, f32
 from mlic_fast.engine.packed import Layer, Segment
@@ -16,8 +15,9 @@ from mlic_fast.kernels import configs
 from mlic_fast.kernels.window_attention import WindowWeights, local_context, local_context_twin
 from mlic_fast.models.checkerboard import Parity
 
-P = "local_context.3"
-SOURCE = "y_hat.3"
+SLICE = 1
+P = f"local_context.{SLICE}"
+SOURCE = f"y_hat.{SLICE}"
 EXPONENTS = {
     SOURCE: 8,
     "norm1": 9,
@@ -61,28 +61,13 @@ def make(channels: int, exponents: dict[str, int] = EXPONENTS, seed: int = 0) ->
         "mlp.fc1": linear(4 * c, 2 * c),
         "mlp.fc2": linear(2 * c, 4 * c),
     }
-    model: Any = SimpleNamespace(
-        layers={f"{P}.{name}": layer for name, layer in layers.items()},
-        exponents={name if name == SOURCE else f"{P}.{name}": e for name, e in exponents.items()},
-    )
-    return SpecOps(model)
-
-
-def specified(ops: SpecOps, anchors: Int16) -> Int16:
-    """docs/arithmetic.md, section 6.5."""
-    x = ops.layer_norm(f"{P}.norm1", Act(anchors, ops.exponents[SOURCE]), f"{P}.norm1")
-    x = ops.conv(f"{P}.qkv_proj", [x], out=f"{P}.qkv_proj")
-    x = ops.window_attention(f"{P}.attention", x, f"{P}.attention")
-    x = ops.conv(f"{P}.fusion", [x], out=f"{P}.fusion")
-    real = ops.conv(f"{P}.proj", [x])
-    x = ops.layer_norm(f"{P}.norm2", ops.quantise(real, f"{P}.proj"), f"{P}.norm2")
-    x = ops.conv(f"{P}.mlp.fc1", [x], activation=True, out=f"{P}.mlp.fc1")
-    return ops.conv(f"{P}.mlp.fc2", [x], residual=real, out=f"{P}.mlp.fc2").q
+    named = {f"{P}.{name}": layer for name, layer in layers.items()}
+    exponents = {name if name == SOURCE else f"{P}.{name}": e for name, e in exponents.items()}
+    return specification(named, exponents)
 
 
 def anchors_of(values: str, shape: tuple[int, ...]) -> Int16:
-    x = activation(values, shape)
-    return SpecOps.keep(None, Act(x, 0), Parity.ANCHOR).q  # type: ignore[arg-type]
+    return specification({}, {}).keep(Act(activation(values, shape), 0), Parity.ANCHOR).q
 
 
 def weights_of(ops: SpecOps, device: torch.device) -> WindowWeights:
@@ -96,7 +81,7 @@ def check(ops: SpecOps, x: Int16, device: torch.device) -> Int16:
     shape = (batch, height, width // 2, 2 * channels)
     out = result(shape, device, lambda out: local_context(inputs, weights, out))
     with np.errstate(all="ignore"):
-        expected = specified(ops, x)
+        expected = ops.local_context(SLICE, Act(x, ops.exponents[SOURCE])).q
     np.testing.assert_array_equal(values_of(local_context_twin(inputs, weights)), expected)
     np.testing.assert_array_equal(out, expected)
     return out
