@@ -46,6 +46,8 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("any", "small"): Config(16, warps=2),
         ("any", "large"): Config(64, warps=4),
     },
+    # One window and head a program: a warp has 16 of the 25 tokens.
+    "window_attention": {("any", "any"): Config(1, warps=2)},
     "window_fusion": {
         ("any", "small"): Config(16, warps=4),
         ("any", "large"): Config(32, warps=4),

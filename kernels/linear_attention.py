@@ -7,14 +7,14 @@ Three launches, all heads in each (docs/arithmetic.md, section 4; D channels of 
    totals [B, heads, D], int64, by atomic additions: of integers, so their order changes nothing.
 3. contexts / totals with the exponent of the head, then times softmax over D of q -> out.
 
-Activations are planes of int8. Products are four int8 products with int32 sums. In 2 the largest is
-that of the low bytes, at most 2^14 a position, so a chunk may have 2^17 - 1; :func:`chunks_of` gives
-it at most 2^16, and images beyond :data:`LARGEST` positions are refused.
+Activations are planes of int8. Products are four int8 products with int32 sums. In 2 the largest
+sum is that of the low bytes, at most 2^14 a position, so a chunk may have 2^17 - 1 positions;
+:func:`chunks_of` gives it at most 2^16, and images beyond :data:`LARGEST` positions are refused.
 
 q, k and v may be full tensors read at one colour: nothing is squeezed on the way.
 
-Bytes at 32 x 48 positions, inter context of the last slice (9 heads of 32): k twice, v, q, out, each
-884,736; contexts 73,728. Products of numbers: 2 N D^2 a head, 28M (each four of bytes).
+Bytes at 32 x 48 positions, inter context of the last slice (9 heads of 32): k twice, v, q and out,
+884,736 each; contexts 73,728. Products of numbers: 2 N D^2 a head, 28M (each four of bytes).
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from mlic_fast.kernels.functions import (
     EXACT,
     exp_int,
     exp_int_twin,
-    from_planes,
     high_byte,
     join_bytes,
     join_products,
@@ -416,20 +415,18 @@ def _specialisations() -> list[Specialisation]:
         constants |= {"DEPTH": depth, "BLOCK": c.block, "COLOUR": colour}
         # What is not in ``types`` are strides.
         names = [name for name in kernel.arg_names if name not in constants]
-        arguments = {name: types.get(name, "i32:16") for name in names}
+        arguments: dict[str, str | tuple[str, ...]] = {n: types.get(n, "i32:16") for n in names}
         cores = kernel is not _maxima_kernel
-        result.append(
-            Specialisation(label, kernel, arguments, constants, c.warps, c.stages, cores)
-        )
+        result.append(Specialisation(label, kernel, arguments, constants, c.warps, c.stages, cores))
 
     for name, depth, q_colour, kv_colour in (
         ("inter", 32, ALL, ALL),
         ("intra", 16, NON_ANCHORS, ANCHORS),
     ):
         side = padded(depth, SMALLEST_SIDE)
-        (c,) = CONFIGS["linear_maxima"].values()
+        c = CONFIGS["linear_maxima"]["any", "any"]
         add(f"linear_maxima_{name}", _maxima_kernel, depth, c, kv_colour, WIDTH=side)
-        (c,) = CONFIGS["linear_contexts"].values()
+        c = CONFIGS["linear_contexts"]["any", "any"]
         c = Config(c.block, contexts_warps(side), c.stages)
         add(
             f"linear_contexts_{name}",

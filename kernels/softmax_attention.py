@@ -13,8 +13,8 @@ Activations are planes of int8. Products are four int8 products with int32 sums,
 the low bytes, at most 2^14 a key: after :data:`SPAN` keys the sums go to int64.
 
 Bytes at 32 x 48 positions, inter context of the last slice (9 heads of 32): q, k, v, out 884,736
-each; k and v come again for each block of queries, from caches. Products of numbers: 3 N^2 D a head,
-2,038M (each four of bytes).
+each; k (twice) and v come again for each block of queries, from caches. Products of numbers:
+3 N^2 D a head, 2,038M (each four of bytes).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.arithmetic import EXCLUDED_RADIUS, QUERY_BLOCK, power_of_two
-from mlic_fast.kernels.configs import CONFIGS, Config, config
+from mlic_fast.kernels.configs import CONFIGS, config
 from mlic_fast.kernels.functions import (
     EXACT,
     exp_int,

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from mlic_fast.engine.arithmetic import WINDOW, power_of_two
 from mlic_fast.engine.packed import Layer
-from mlic_fast.kernels.configs import CONFIGS, config
+from mlic_fast.kernels.configs import CONFIGS, Config, config
 from mlic_fast.kernels.functions import (
     EXACT,
     exp_int,
@@ -492,9 +493,7 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
     heads = len(w.relative)
     positions, windows = batch * height * width, height * width // 2
     qkv = torch.empty((2, positions, 3 * channels), dtype=torch.int8, device=x.device)
-    tokens = torch.empty(
-        (2, batch * windows, TOKENS * channels), dtype=torch.int8, device=x.device
-    )
+    tokens = torch.empty((2, batch * windows, TOKENS * channels), dtype=torch.int8, device=x.device)
     c = config("window_qkv", x.device, positions)
     _qkv_kernel[(triton.cdiv(positions, c.block),)](
         x,
@@ -518,6 +517,7 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         **EXACT,
     )
     depth = channels // heads
+    c = config("window_attention", x.device, positions)
     _attention_kernel[(windows, heads, batch)](
         qkv,
         w.relative,
@@ -531,7 +531,8 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         DEPTH=depth,
         WIDTH=padded(depth),
         VALUES=triton.next_power_of_2(depth),
-        num_warps=1,
+        num_warps=c.warps,
+        num_stages=c.stages,
         **EXACT,
     )
     c = config("window_fusion", x.device, batch * windows)
@@ -576,60 +577,33 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
 
 
 def _specialisations() -> list[Specialisation]:
-    """Of the full-size models: C = 32, in both sizes."""
-    channels = 32
-    floats = "*fp32:16"
-    result = [
-        Specialisation(
-            "window_attention",
-            _attention_kernel,
-            {"qkv": "*i8:16", "relative": floats, "tokens": "*i8:16"}
-            | {"height": "i32", "half_width": "i32"}
-            | {"logit_scale": "fp32", "value_scale": "fp32", "tokens_scale": "fp32"},
-            {"C": channels, "DEPTH": 16, "WIDTH": padded(16), "VALUES": 16},
-            warps=1,
-            tensor_cores=True,
-        )
-    ]
-    for size in ("small", "large"):
-        c = CONFIGS["window_qkv"]["any", size]
+    """Of the full-size models, C = 32."""
+    planes = ("x", "qkv", "tokens", "out", "weight")
+    real = ("gain", "shift", "scale", "bias", "relative")
+    sizes = ("positions", "windows", "height", "half_width")
+    types = dict.fromkeys(planes, "*i8:16") | dict.fromkeys(real, "*fp32:16")
+    types |= dict.fromkeys(sizes, "i32")
+    types |= dict.fromkeys(("x_plane", "x_stride", "out_plane", "out_stride"), "i32:16")
+    for layer in ("fusion", "proj", "fc1", "fc2"):
+        types |= {f"{layer}_{kind}": types[kind] for kind in ("weight", "scale", "bias")}
+    result = []
+
+    def add(name: str, kernel: Any, c: Config, **constants: int) -> None:
+        constants["C"] = 32
+        names = [name for name in kernel.arg_names if name not in constants]
+        # What is not in ``types`` are scales of activations.
+        arguments: dict[str, str | tuple[str, ...]] = {n: types.get(n, "fp32") for n in names}
         result.append(
-            Specialisation(
-                f"window_qkv_{size}",
-                _qkv_kernel,
-                {"x": "*i8:16"}
-                | dict.fromkeys(("gain", "shift"), floats)
-                | {"weight": "*i8:16", "scale": floats, "bias": floats, "qkv": "*i8:16"}
-                | {"positions": "i32", "x_plane": "i32:16", "x_stride": "i32:16"}
-                | dict.fromkeys(("epsilon", "norm_scale", "qkv_scale"), "fp32"),
-                {"C": channels, "WIDTH": padded(channels), "BLOCK": c.block},
-                c.warps,
-                c.stages,
-                tensor_cores=True,
-            )
+            Specialisation(name, kernel, arguments, constants, c.warps, c.stages, tensor_cores=True)
         )
-        c = CONFIGS["window_fusion"]["any", size]
-        layers = {
-            f"{name}_{kind}": "*i8:16" if kind == "weight" else floats
-            for name in ("fusion", "proj", "fc1", "fc2")
-            for kind in ("weight", "scale", "bias")
-        }
-        names = _fusion_kernel.arg_names
-        types = layers | {"tokens": "*i8:16", "gain": floats, "shift": floats, "out": "*i8:16"}
-        types |= {"windows": "i32", "out_plane": "i32:16", "out_stride": "i32:16"}
-        constants = {"C": channels, "WIDTH": padded(2 * channels), "BLOCK": c.block}
-        constants |= {"CHUNK": CHUNK, "STEP": STEP}
-        result.append(
-            Specialisation(
-                f"window_fusion_{size}",
-                _fusion_kernel,
-                {name: types.get(name, "fp32") for name in names if name not in constants},
-                constants,
-                c.warps,
-                c.stages,
-                tensor_cores=True,
-            )
-        )
+
+    c = CONFIGS["window_attention"]["any", "any"]
+    add("window_attention", _attention_kernel, c, DEPTH=16, WIDTH=padded(16), VALUES=16)
+    for (_, size), c in CONFIGS["window_qkv"].items():
+        add(f"window_qkv_{size}", _qkv_kernel, c, WIDTH=padded(32), BLOCK=c.block)
+    for (_, size), c in CONFIGS["window_fusion"].items():
+        blocks = {"BLOCK": c.block, "CHUNK": CHUNK, "STEP": STEP}
+        add(f"window_fusion_{size}", _fusion_kernel, c, WIDTH=padded(64), **blocks)
     return result
 
 
