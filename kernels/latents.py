@@ -111,10 +111,10 @@ def _decoded_kernel(
     tl.store(out + out_plane + at, high_byte(q), mask=mask)
     if COLOUR == 1:
         position = (pair + 1 - odd)[:, None].to(tl.int64)
-        tl.store(latents + position * latents_position + c[None, :], r * 0.0, mask=mask)
+        tl.store(latents + position * latents_position + c[None, :], tl.zeros_like(r), mask=mask)
         at = position * out_position + c[None, :]
-        tl.store(out + at, low_byte(q * 0), mask=mask)
-        tl.store(out + out_plane + at, low_byte(q * 0), mask=mask)
+        tl.store(out + at, tl.zeros_like(q).to(tl.int8), mask=mask)
+        tl.store(out + out_plane + at, tl.zeros_like(q).to(tl.int8), mask=mask)
 
 
 @triton.jit(do_not_specialize=("positions",))
