@@ -48,12 +48,10 @@ class DeviceTables:
                     "mlic_fast was built without CUDA: install it where nvcc is found, or set "
                     "MLIC_FAST_CUDA=ON for the build to say what is missing."
                 )
-            if device.index is None:
-                device = torch.device("cuda", torch.cuda.current_device())
-        self.device = device
         self.count = len(tables)
         self._image = _core.TableImage(tables.core)
         self._bytes = torch.from_numpy(self._image.bytes()).to(device)
+        self.device = self._bytes.device  # with its number
 
 
 class _Coder:
@@ -112,8 +110,8 @@ def _shape(x: Tensor) -> Any:
 class DeviceDecoder(_Coder):
     """Decodes a batch of payloads, pass by pass.
 
-    A damaged payload gives symbols of any value in the pass where that is found out and zeros in all
-    later ones, for its own image alone; `digests` tells.
+    A damaged payload gives symbols of any value in the pass where that is found out, then zeros, for
+    its own image alone; `digests` tells.
 
     Args:
         tables: those of the encoder.

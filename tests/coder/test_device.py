@@ -1,4 +1,4 @@
-"""The range coder's kernels, on a GPU or with emulated threads: the C++ coder's bytes, symbols, errors."""
+"""The range coder's kernels, on a GPU or emulated: bytes, symbols and errors of the C++ coder."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from mlic_fast.errors import CapacityError, CorruptStreamError, EngineError
 
 INT32 = np.iinfo(np.int32)
 LANES = [2**k for k in range(1, 11)]
-#: A pass of a batch: symbols [B, positions, C], and indexes alike or the first table of the channels.
+#: A pass of a batch: symbols [B, positions, C], and indexes alike or the first channel's table.
 Pass = tuple[np.ndarray, np.ndarray | int]
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -171,7 +171,7 @@ def test_round_trip(case, lanes):
 
 
 def gaussian_passes(seed: int, batch: int, sizes: list[tuple[int, int]]) -> list[Pass]:
-    """Symbols under the model; in some passes and images all symbols of the floor table are zero."""
+    """Symbols under the model; some passes of some images can skip their floor table."""
     rng = np.random.default_rng(seed)
     passes: list[Pass] = []
     for positions, channels in sizes:
@@ -403,9 +403,9 @@ def test_bad_arguments(device):
         good.new_zeros(2, 11, 6),
         torch.zeros(2, 5, 6, dtype=torch.uint8, device="meta"),
     ):
-        with pytest.raises(ValueError, match="must be|made for"):
+        with pytest.raises(ValueError, match=r"must be|made for"):
             decoder.decode(indexes)
-        with pytest.raises(ValueError, match="must be|made for|differ"):
+        with pytest.raises(ValueError, match=r"must be|made for|differ"):
             encoder.record(out, indexes)
     for call in (
         lambda: decoder.decode(good, out[:, :4].contiguous()),
