@@ -6,6 +6,9 @@ from numpy.typing import NDArray
 #: Submodule; mlic_fast.engine.cpu is its typed front.
 exact: Any
 
+#: Submodule; mlic_fast.coder.device is its typed front.
+device: Any
+
 class RansTables:
     def __init__(
         self,

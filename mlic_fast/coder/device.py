@@ -1,10 +1,10 @@
 """The range coder where the latents are: on a CUDA device, or emulated on the CPU.
 
 Streams are those of `mlic_fast.coder.rans`, bit for bit, both ways. On "cuda" the kernels of
-csrc/rans/device run on PyTorch's current stream, and nothing but `DeviceDecoder.load`,
-`DeviceDecoder.digests` and `DeviceEncoder.payloads` allocates, waits or touches the host, so the rest
-can be captured in a CUDA graph: all buffers are made by the constructors and keep their places. On
-"cpu" the same source runs with loops in place of threads, for tests.
+csrc/rans/device run on PyTorch's current stream. Only `DeviceDecoder.load`, `DeviceDecoder.digests`
+and `DeviceEncoder.payloads` wait or touch the host's memory, so all else can be captured in a CUDA
+graph: the buffers are made by the constructors and keep their places. On "cpu" the same source runs
+with loops in place of threads, for tests.
 
 An object is for one thread and one stream at a time.
 """
@@ -39,19 +39,19 @@ class DeviceTables:
     def __init__(self, tables: Tables, device: torch.device | str) -> None:
         device = torch.device(device)
         if device.type not in ("cpu", "cuda"):
-            raise EngineError(f"the range coder runs on cpu and cuda devices, not on {device.type}.")
+            raise EngineError(
+                f"the range coder runs on cpu and cuda devices, not on {device.type}."
+            )
         if device.type == "cuda":
             if not _core.has_cuda:
                 raise EngineError(
                     "mlic_fast was built without CUDA: install it where nvcc is found, or set "
                     "MLIC_FAST_CUDA=ON for the build to say what is missing."
                 )
-            if device.index is None:
-                device = torch.device("cuda", torch.cuda.current_device())
-        self.device = device
         self.count = len(tables)
         self._image = _core.TableImage(tables.core)
         self._bytes = torch.from_numpy(self._image.bytes()).to(device)
+        self.device = self._bytes.device  # with its number
 
 
 class _Coder:
@@ -69,11 +69,17 @@ class _Coder:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _stream(self) -> int:
-        return 0 if self.device.type == "cpu" else torch.cuda.current_stream(self.device).cuda_stream
+        return (
+            0 if self.device.type == "cpu" else torch.cuda.current_stream(self.device).cuda_stream
+        )
 
     def _guard(self) -> contextlib.AbstractContextManager[Any]:
         """PyTorch's current device stays what it was."""
-        return contextlib.nullcontext() if self.device.type == "cpu" else torch.cuda.device(self.device)
+        return (
+            contextlib.nullcontext()
+            if self.device.type == "cpu"
+            else torch.cuda.device(self.device)
+        )
 
     def _check(self, x: Tensor, dtype: torch.dtype, name: str) -> None:
         if x.dtype != dtype or x.device != self.device or not x.is_contiguous():
@@ -104,7 +110,8 @@ def _shape(x: Tensor) -> Any:
 class DeviceDecoder(_Coder):
     """Decodes a batch of payloads, pass by pass.
 
-    A damaged payload gives zeros from where it is found out, for its own image alone; `digests` tells.
+    A damaged payload gives symbols of any value in the pass where that is found out, then zeros, for
+    its own image alone; `digests` tells.
 
     Args:
         tables: those of the encoder.
@@ -156,7 +163,9 @@ class DeviceDecoder(_Coder):
             raise ValueError(f"a payload of {max(sizes)} bytes exceeds {self.capacity}")
         used = self._payloads_at + (self.batch - 1) * self.capacity + sizes[-1]
         host = np.zeros(used, np.uint8)
-        host[: self._payloads_at].view(np.uint32).reshape(-1, 2)[:] = [*zip(sizes, lanes, strict=True)]
+        host[: self._payloads_at].view(np.uint32).reshape(-1, 2)[:] = [
+            *zip(sizes, lanes, strict=True)
+        ]
         for i, payload in enumerate(payloads):
             start = self._payloads_at + i * self.capacity
             host[start : start + sizes[i]] = np.frombuffer(payload, np.uint8)
@@ -186,8 +195,8 @@ class DeviceDecoder(_Coder):
         return self._decode(out, indexes.data_ptr(), 0)
 
     def decode_channels(self, out: Tensor, first: int = FIRST_CHANNEL_TABLE) -> Tensor:
-        """The symbols of the next pass, int32 [batch, .., C], where a symbol's table is `first` plus
-        its channel: the hyper-latents."""
+        """The symbols of the next pass, int32 [batch, .., C], put into `out`, where the table of a
+        symbol is `first` plus its channel: the hyper-latents."""
         self._check(out, torch.int32, "out")
         self._check_channels(out, first)
         return self._decode(out, 0, first)
@@ -207,7 +216,7 @@ class DeviceDecoder(_Coder):
         """Waits for the device; the digest of each image.
 
         Raises:
-            CorruptStreamError: a payload is damaged; the message is that of `mlic_fast.coder.Decoder`.
+            CorruptStreamError: a payload is damaged; the message is `mlic_fast.coder.Decoder`'s.
             ValueError: a pass had indexes without a table.
         """
         results = self.results.cpu().numpy().view(np.uint32)

@@ -46,7 +46,10 @@ class Decoder {
   Decoder(std::shared_ptr<const TableImage> image, uintptr_t tables, int device, uint32_t batch,
           uint32_t capacity, uint32_t symbols, uintptr_t headers, uintptr_t payloads,
           uintptr_t states, uintptr_t words, uintptr_t records, uintptr_t results)
-      : image_(std::move(image)), launchers_(launchers_for(device)), device_(device), batch_(batch) {
+      : image_(std::move(image)),
+        launchers_(launchers_for(device)),
+        device_(device),
+        batch_(batch) {
     begin_ = {at<PayloadHeader>(headers), at<uint8_t>(payloads), at<DecoderState>(states),
               at<uint16_t>(words), capacity};
     decode_.tables = image_->view(at<uint8_t>(tables));
@@ -92,7 +95,10 @@ class Encoder {
           uint32_t capacity, uint64_t symbols, uint32_t lanes, uint32_t page_count,
           uintptr_t digests, uintptr_t records, uintptr_t infos, uintptr_t pages,
           uintptr_t payloads, uintptr_t results)
-      : image_(std::move(image)), launchers_(launchers_for(device)), device_(device), batch_(batch) {
+      : image_(std::move(image)),
+        launchers_(launchers_for(device)),
+        device_(device),
+        batch_(batch) {
     args_.tables = image_->view(at<uint8_t>(tables));
     args_.digests = at<uint32_t>(digests);
     args_.records = at<uint32_t>(records);
@@ -120,8 +126,8 @@ class Encoder {
     if (records + shape.size() > args_.records_stride) {
       throw std::invalid_argument("the passes have more symbols than the encoder was made for");
     }
-    passes_.passes[passes_.count++] = {at<int32_t>(symbols), at<uint8_t>(indexes), records,
-                                       shape,                range.first,          range.count};
+    passes_.passes[passes_.count++] = {at<int32_t>(symbols), at<uint8_t>(indexes), records, shape,
+                                       range.first,          range.count};
   }
 
   void finish(uintptr_t stream) const {

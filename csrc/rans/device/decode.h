@@ -1,6 +1,7 @@
-// The decoder's kernels, each for a block an image: begin parses a payload, decode_pass turns indexes
-// into symbols, finish checks the end. Whatever the payload's bytes are, nothing is read outside of
-// its buffer, every loop is bounded, and the outcome is the C++ decoder's: symbols, or the same error.
+// The decoder's kernels, each for a block an image: begin parses a payload, decode_pass turns
+// indexes into symbols, finish checks the end. Whatever the payload's bytes are, nothing is read
+// outside of its buffer, every loop is bounded, and the outcome is the C++ decoder's: symbols, or
+// the same error.
 #pragma once
 
 #include "rans/device/layout.h"
@@ -148,8 +149,8 @@ MLIC_DEVICE uint64_t make_record(uint32_t offset, uint32_t table) {
 MLIC_DEVICE uint32_t offset_of(uint64_t record) { return static_cast<uint32_t>(record); }
 MLIC_DEVICE uint32_t table_of(uint64_t record) { return static_cast<uint32_t>(record >> 32); }
 
-// The words of a group. Lane i holds the next word but i, so that handing them out does not wait for
-// memory.
+// The words of a group. Lane i holds the next word but i, so that handing them out does not wait
+// for memory.
 template <class Warp>
 class WordReader {
  public:
@@ -232,9 +233,12 @@ MLIC_DEVICE Error decode_escapes(Warp& warp, WordReader<Warp>& words, uint32_t o
   return Error::kNone;
 }
 
-// The symbols of one group of lanes. A step is a chain of dependent instructions from state to state,
-// so whatever does not depend on the state is loaded ahead, records by four steps, tables by one; and
-// what is seldom needed is in one branch, taken if any lane needs it.
+// The symbols of one group of lanes.
+//
+// A step is a chain of dependent instructions from state to state, so all else is taken off it:
+// records are loaded ahead by four steps and tables by two; what is seldom needed is in one branch,
+// taken if any lane needs it; and the cell of the next step is looked up before that branch, as if
+// no lane needed anything, and again in it.
 template <bool kStaged, class Warp>
 MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTables& staged,
                               const DecodeArgs& args, uint32_t image, DecoderState& state) {
@@ -251,18 +255,27 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
   const auto load = [&](uint32_t k, uint32_t lane) {
     return k + lane < coded ? records[k + lane] : 0;
   };
+  const auto load_table = [&](uint64_t record) {
+    return load_whole(staged.tables + table_of(record));
+  };
+  const auto look_up = [&](const CellTable& table, uint32_t x) {
+    return load_whole(cells + table.cells + ((x & table.mask()) >> table.shift()));
+  };
 
-  // A symbol is being found: number of its entry, slots between the entry's first and its own, and
-  // the entry's frequency.
-  typename Warp::template Lanes<uint32_t> x, upper, number, within, freq;
+  // Of the symbol being found: how many slots its own is above the first of its entry, the entry's
+  // frequency, its number.
+  typename Warp::template Lanes<uint32_t> x, upper, within, freq, number;
   typename Warp::template Lanes<uint64_t> record, ahead[kAhead];
-  typename Warp::template Lanes<CellTable> table, next_table;
+  typename Warp::template Lanes<CellTable> table, next_table, later_table;
+  typename Warp::template Lanes<Cell> cell;
   uint32_t k = group * width;
   warp.each([&](uint32_t lane) {
     x[lane] = lane < width ? state.states[k + lane] : kLowest;
     MLIC_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) ahead[i][lane] = load(k + i * lanes, lane);
-    next_table[lane] = load_whole(staged.tables + table_of(ahead[0][lane]));
+    next_table[lane] = load_table(ahead[0][lane]);
+    later_table[lane] = load_table(ahead[1][lane]);
+    cell[lane] = look_up(next_table[lane], x[lane]);
   });
   const auto put = [&](uint32_t lane) {
     symbols[offset_of(record[lane])] =
@@ -274,29 +287,30 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
       if (k >= coded) break;
       const uint32_t active = coded - k < width ? coded - k : width;
       warp.each([&](uint32_t lane) {
-        const CellTable t = next_table[lane];
-        const uint32_t slot = x[lane] & ((1u << t.bits()) - 1);
-        const Cell cell = load_whole(cells + t.cells + (slot >> t.shift()));
+        table[lane] = next_table[lane];
         record[lane] = ahead[i][lane];
-        table[lane] = t;
-        next_table[lane] = load_whole(staged.tables + table_of(ahead[(i + 1) % kAhead][lane]));
         ahead[i][lane] = load(k + kAhead * lanes, lane);
-        upper[lane] = x[lane] >> t.bits();
-        const uint32_t from_first = slot - start_of(cell.first);
-        const bool is_first = from_first < freq_of(cell.first);
-        within[lane] = is_first ? from_first : from_first - freq_of(cell.first);
-        freq[lane] = is_first ? freq_of(cell.first) : cell.next_freq();
-        number[lane] = is_first ? cell.number() : cell.number() + 1;
-        if (lane >= active) return;
-        x[lane] = freq[lane] * upper[lane] + within[lane];
-        put(lane);
+        next_table[lane] = later_table[lane];
+        later_table[lane] = load_table(ahead[(i + 2) % kAhead][lane]);
+        const Cell c = cell[lane];
+        const uint32_t from_first = (x[lane] & table[lane].mask()) - start_of(c.first);
+        const bool is_first = from_first < freq_of(c.first);
+        within[lane] = is_first ? from_first : from_first - freq_of(c.first);
+        freq[lane] = is_first ? freq_of(c.first) : c.next_freq();
+        number[lane] = is_first ? c.number() : c.number() + 1;
+        upper[lane] = x[lane] >> table[lane].bits();
+        if (lane < active) {
+          x[lane] = freq[lane] * upper[lane] + within[lane];
+          put(lane);
+        }
+        cell[lane] = look_up(next_table[lane], x[lane]);
       });
       const auto needing = [&](uint32_t lane) { return lane < active && needs_word(x[lane]); };
       const auto escaping = [&](uint32_t lane) {
         return lane < active && number[lane] == table[lane].escape();
       };
       uint32_t needs = warp.ballot(needing), escapes = warp.ballot(escaping);
-      const uint32_t further = warp.ballot([&](uint32_t lane) {  //
+      const uint32_t further = warp.ballot([&](uint32_t lane) {  // beyond the cell's two entries
         return lane < active && within[lane] >= freq[lane];
       });
       if ((needs | escapes | further) != 0) {
@@ -324,6 +338,7 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
           });
           return;
         }
+        warp.each([&](uint32_t lane) { cell[lane] = look_up(next_table[lane], x[lane]); });
       }
       k += lanes;
     }

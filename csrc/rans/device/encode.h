@@ -1,6 +1,6 @@
-// The encoder's kernels: prepare, a block for each pass and image, turns symbols into records of what
-// is to be coded; write, a block an image, codes them backwards and lays out the payload. The bytes
-// are those of the C++ encoder.
+// The encoder's kernels: prepare, a block for each pass and image, turns symbols into records of
+// what is to be coded; write, a block an image, codes them backwards and lays out the payload. The
+// bytes are those of the C++ encoder.
 #pragma once
 
 #include "rans/device/layout.h"
@@ -245,7 +245,9 @@ MLIC_DEVICE bool encode_pass(Warp& warp, WordWriter<Warp>& writer, const EncodeA
   const PackedEntry* entries = args.tables.encoder_entries;
   // The record of the lane's symbol in the step whose first is k, or any. Before the first step, k
   // wraps around and is a large number.
-  const auto load = [&](uint32_t k, uint32_t lane) { return k + lane < coded ? records[k + lane] : 0; };
+  const auto load = [&](uint32_t k, uint32_t lane) {
+    return k + lane < coded ? records[k + lane] : 0;
+  };
   typename Warp::template Lanes<PackedEntry> entry, next_entry[kAhead];
   typename Warp::template Lanes<uint32_t> record, next[kAhead], later[kAhead];
   uint32_t k = first + (coded - first - 1) / lanes * lanes;
@@ -272,7 +274,8 @@ MLIC_DEVICE bool encode_pass(Warp& warp, WordWriter<Warp>& writer, const EncodeA
       const uint32_t escapes = warp.ballot([&](uint32_t lane) {  //
         return lane < active && is_escaped(record[lane]);
       });
-      if (escapes != 0 && !put_escapes(warp, writer, escapes, x, record, args.escapes + begin + k)) {
+      if (escapes != 0 &&
+          !put_escapes(warp, writer, escapes, x, record, args.escapes + begin + k)) {
         return false;
       }
       const uint32_t sheds = warp.ballot([&](uint32_t lane) {  //

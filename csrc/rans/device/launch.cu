@@ -11,16 +11,16 @@
 namespace mlic::rans::device {
 namespace {
 
-__global__ void __launch_bounds__(kBlockThreads) begin_kernel(const __grid_constant__
-                                                              BeginArgs args) {
+__global__ void __launch_bounds__(kBlockThreads)
+    begin_kernel(const __grid_constant__ BeginArgs args) {
   __shared__ BeginShared shared;
   DeviceBlock block;
   begin(block, shared, args);
 }
 
 template <bool kStaged>
-__global__ void __launch_bounds__(kBlockThreads) decode_kernel(const __grid_constant__
-                                                               DecodeArgs args) {
+__global__ void __launch_bounds__(kBlockThreads)
+    decode_kernel(const __grid_constant__ DecodeArgs args) {
   extern __shared__ uint4 staged[];
   __shared__ DecodeShared shared;
   DeviceBlock block;
@@ -29,22 +29,23 @@ __global__ void __launch_bounds__(kBlockThreads) decode_kernel(const __grid_cons
   decode_pass<kStaged>(block, shared, {tables, cells}, args);
 }
 
-__global__ void __launch_bounds__(kBlockThreads) finish_kernel(const DecoderState* states,
-                                                               DecodeResult* results) {
+__global__ void __launch_bounds__(kBlockThreads)
+    finish_kernel(const DecoderState* states, DecodeResult* results) {
   __shared__ FinishShared shared;
   DeviceBlock block;
   finish(block, shared, states, results);
 }
 
-__global__ void __launch_bounds__(kBlockThreads) prepare_kernel(
-    const __grid_constant__ EncodeArgs args, const __grid_constant__ PassList passes) {
+__global__ void __launch_bounds__(kBlockThreads)
+    prepare_kernel(const __grid_constant__ EncodeArgs args,
+                   const __grid_constant__ PassList passes) {
   __shared__ PrepareShared shared;
   DeviceBlock block;
   prepare(block, shared, args, passes);
 }
 
-__global__ void __launch_bounds__(kBlockThreads) write_kernel(
-    const __grid_constant__ EncodeArgs args, const __grid_constant__ PassList passes) {
+__global__ void __launch_bounds__(kBlockThreads)
+    write_kernel(const __grid_constant__ EncodeArgs args, const __grid_constant__ PassList passes) {
   __shared__ WriteShared shared;
   DeviceBlock block;
   write(block, shared, args, passes);

@@ -1,5 +1,5 @@
-// Starts the kernels: natively on a stream, or on the host with emulated threads. On a stream nothing
-// is allocated, awaited or read back, so all of this may be captured into a graph.
+// Starts the kernels: natively on a stream, or on the host with emulated threads. On a stream
+// nothing is allocated, awaited or read back, so all of this may be captured into a graph.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,7 @@ struct Launchers {
 };
 
 extern const Launchers kHostLaunchers;  // ignore the target
-extern const Launchers kCudaLaunchers;  // in builds with CUDA; throw std::runtime_error on its errors
+extern const Launchers
+    kCudaLaunchers;  // in builds with CUDA; throw std::runtime_error on its errors
 
 }  // namespace mlic::rans::device

@@ -9,10 +9,10 @@
 namespace mlic::rans::device {
 
 constexpr uint32_t kMaxGroups = kMaxLanes / kGroupLanes;
-constexpr uint32_t kScaleTables = 64;     // a pass with indexes uses tables 0 .. 63
-constexpr uint32_t kMaxChannels = 1024;   // of a pass: a thread of the block each
-constexpr uint32_t kMaxPasses = 64;       // of one payload
-constexpr uint32_t kPageBytes = 1024;     // the encoder's words are collected in pages
+constexpr uint32_t kScaleTables = 64;    // a pass with indexes uses tables 0 .. 63
+constexpr uint32_t kMaxChannels = 1024;  // of a pass: a thread of the block each
+constexpr uint32_t kMaxPasses = 64;      // of one payload
+constexpr uint32_t kPageBytes = 1024;    // the encoder's words are collected in pages
 constexpr uint32_t kHeaderBytes = 5 * (kMaxGroups - 1);  // lengths of groups take at most
 
 // ---- Tables ----
@@ -20,8 +20,9 @@ constexpr uint32_t kHeaderBytes = 5 * (kMaxGroups - 1);  // lengths of groups ta
 // Some slots of a table, those with the same upper bits. Nearly always the first two entries that
 // touch them are all there is, so that one load of 8 bytes finds a symbol.
 struct alignas(8) Cell {
-  Entry first;     // the entry of the cell's first slot
-  uint32_t after;  // frequency of the entry after it, 0 if there is none | number of the first << 16
+  Entry first;  // the entry of the cell's first slot
+  uint32_t
+      after;  // frequency of the entry after it, 0 if there is none | number of the first << 16
 
   MLIC_HD uint32_t next_freq() const { return after & 0xffff; }
   MLIC_HD uint32_t number() const { return after >> 16; }
@@ -35,6 +36,7 @@ struct alignas(16) CellTable {
 
   MLIC_HD uint32_t escape() const { return packed & 0xffff; }
   MLIC_HD uint32_t bits() const { return packed >> 16 & 0xff; }
+  MLIC_HD uint32_t mask() const { return (1u << bits()) - 1; }
   MLIC_HD uint32_t shift() const { return packed >> 24; }  // slot >> shift is the slot's cell
   MLIC_HD int64_t beyond() const { return int64_t{minimum} + escape(); }
 };
@@ -69,8 +71,8 @@ struct TableRange {
 
 // ---- A pass ----
 
-// Arrays are [batch, positions, channels]; the stream has channels first. Without indexes, the table
-// of a symbol is the first of the range plus its channel.
+// Arrays are [batch, positions, channels]; the stream has channels first. Without indexes, the
+// table of a symbol is the first of the range plus its channel.
 struct PassShape {
   uint32_t positions;
   uint32_t channels;

@@ -4,9 +4,9 @@
 // Code is a sequence of phases, `block.each(f)` for every thread or `block.each_warp(f)` for every
 // warp, and a phase ends in a barrier. Variables of one lane or thread that outlive a call are
 // Lanes<T> or Threads<T>: a register on the device, an array on the host. Everything else outside
-// of the calls is uniform: the same value for all, computed by all. So what one thread tells another
-// goes through a ballot, a sum, or memory written in an earlier phase, and nothing else can be
-// written down. The host runs odd phases backwards, so that code that depends on the order of
+// of the calls is uniform: the same value for all, computed by all. So what one thread tells
+// another goes through a ballot, a sum, or memory written in an earlier phase, and nothing else can
+// be written down. The host runs odd phases backwards, so that code that depends on the order of
 // threads gives wrong results.
 #pragma once
 

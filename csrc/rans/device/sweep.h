@@ -1,7 +1,7 @@
-// From the layout of a pass in memory to the order of its symbols in the stream. Memory has channels
-// last, the stream has them first, so each thread walks some positions of one channel: neighbours
-// read neighbouring bytes, and a sum over the counts of all threads says where in the stream the
-// symbols of each begin.
+// From the layout of a pass in memory to the order of its symbols in the stream. Memory has
+// channels last, the stream has them first, so each thread walks some positions of one channel:
+// neighbours read neighbouring bytes, and a sum over the counts of all threads says where in the
+// stream the symbols of each begin.
 #pragma once
 
 #include "rans/device/layout.h"
@@ -25,8 +25,8 @@ MLIC_DEVICE Share share_of(const PassShape& shape, uint32_t thread) {
   const uint32_t chunk = thread / shape.channels;
   const uint32_t channel = thread % shape.channels;
   if (chunk >= chunks) return {0, 0, 0, thread};
-  const uint32_t left = shape.positions - (chunk * rows < shape.positions ? chunk * rows
-                                                                         : shape.positions);
+  const uint32_t left =
+      shape.positions - (chunk * rows < shape.positions ? chunk * rows : shape.positions);
   const uint32_t begin = shape.positions - left;
   return {channel, begin, begin + (left < rows ? left : rows), channel * chunks + chunk};
 }
