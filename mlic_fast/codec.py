@@ -254,9 +254,11 @@ def _packed_now(model: MlicModel) -> tuple[Transforms, PackedModel]:
 
 
 def _device(name: str, engine: str) -> torch.device:
+    if engine == "gpu" and (problem := gpu_problem()):
+        raise EngineError(f"the engine 'gpu' cannot run: {problem}")
     if name == "auto":
-        wanted = engine in ("auto", "gpu") and gpu_problem() is None
-        return torch.device("cuda" if wanted or engine == "gpu" else "cpu")
+        gpu = engine == "gpu" or (engine == "auto" and gpu_problem() is None)
+        return torch.device("cuda" if gpu else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -5,50 +5,165 @@ Without a GPU its kernels run in Triton's interpreter and its range coder compil
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 import torch
 from lively import SMALL, lively_model, photograph
 
+import mlic_fast
 from mlic_fast.codec import Codec
 from mlic_fast.engine.cpu import CpuOps
 from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.graphs import Pool, Recording
 from mlic_fast.engine.pack import pack
-from mlic_fast.errors import CorruptStreamError
+from mlic_fast.errors import CorruptStreamError, EngineError
+from mlic_fast.models import MlicConfig
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+#: Two slices, for tests of the engine rather than of the path.
+SHORT = replace(SMALL["mlic_plus_plus"], M=64, slices=2)
 
-@pytest.fixture(scope="module", params=list(SMALL))
-def codecs(request: pytest.FixtureRequest, device: torch.device) -> tuple[Codec, Codec]:
-    """The same small model on the CPU and on the GPU, transforms in float32."""
+
+def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:
+    """The same model on the CPU and on the device of the kernels, transforms in float32."""
     from mlic_fast.engine.device import GpuEngine
 
-    model = lively_model(SMALL[request.param]).eval()
+    model = lively_model(config).eval()
     packed = pack(model)
     cpu = ExactEngine(model, packed, CpuOps(packed), "cpu", torch.float32)
-    model_there = lively_model(SMALL[request.param]).eval().to(device)
-    gpu = GpuEngine(model_there, packed, device, dtype=torch.float32)
-    return (
-        Codec(model, packed, torch.device("cpu"), cpu),
-        Codec(model_there, packed, device, gpu),
-    )
+    there = lively_model(config).eval().to(device)
+    gpu = GpuEngine(there, packed, device, dtype=torch.float32)
+    return Codec(model, packed, torch.device("cpu"), cpu), Codec(there, packed, device, gpu)
 
 
-def pixels(height: int, width: int, batch: int = 1) -> torch.Tensor:
+def pixels(height: int, width: int, batch: int) -> torch.Tensor:
     return (photograph(height, width, batch=batch) * 255).round().to(torch.uint8)
 
 
-def test_streams_and_latents_of_both_engines(codecs: tuple[Codec, Codec]) -> None:
-    cpu, gpu = codecs
-    image = pixels(64, 128)[0]
+def same_latents(stream: bytes, cpu: Codec, gpu: Codec) -> bool:
+    mine, theirs = (codec.decode_latents(stream).cpu() for codec in (gpu, cpu))
+    return torch.equal(mine.view(torch.int32), theirs.view(torch.int32))
+
+
+@pytest.mark.parametrize("variant", list(SMALL))
+def test_both_engines_make_one_stream(device: torch.device, variant: str) -> None:
+    cpu, gpu = codecs(SMALL[variant], device)
+    image = pixels(64, 128, 1)[0]
     stream = gpu.compress(image)
-    assert torch.equal(gpu.decode_latents(stream).cpu(), cpu.decode_latents(stream))
-    other = cpu.compress(image)
-    assert torch.equal(gpu.decode_latents(other).cpu(), cpu.decode_latents(other))
-    if gpu.device.type == "cpu":  # the same transforms, hence the same bytes
-        assert stream == other
+    if device.type == "cpu":  # the same transforms too, hence the same bytes and pixels
+        assert stream == cpu.compress(image)
         assert torch.equal(gpu.decompress(stream), cpu.decompress(stream))
+    else:
+        assert same_latents(stream, cpu, gpu)
+        assert same_latents(cpu.compress(image), cpu, gpu)
+
+
+def test_batches_and_mixed_sizes(device: torch.device) -> None:
+    """Odd sizes; streams of two sizes decode in one call, those of one size together."""
+    cpu, gpu = codecs(SHORT, device)
+    pair, single = pixels(40, 61, 2), pixels(64, 65, 1)[0]
+    streams = [*gpu.compress(pair), gpu.compress(single)]
+    if device.type == "cpu":
+        assert streams == [*cpu.compress(pair), cpu.compress(single)]
+    order = [streams[0], streams[2], streams[1]]
+    decoded = gpu.decompress(order)
+    assert [tuple(image.shape) for image in decoded] == [(3, 40, 61), (3, 64, 65), (3, 40, 61)]
+    if device.type == "cpu":
+        assert all(map(torch.equal, decoded, cpu.decompress(order)))
+    else:
+        assert all(same_latents(stream, cpu, gpu) for stream in streams)
+
+
+def test_damage_is_found_and_does_no_harm(device: torch.device) -> None:
+    """What the container cannot see: another payload under the right checksum."""
+    from mlic_fast import bitstream
+
+    cpu, gpu = codecs(SHORT, device)
+    stream = cpu.compress(pixels(64, 64, 1)[0])
+    header, payload = bitstream.read(stream)
+    for damaged in (payload[:-2], payload[:40] + bytes(len(payload) - 40), payload + b"\0\0"):
+        with pytest.raises(CorruptStreamError):
+            gpu.decompress(bitstream.write(header, damaged))
+        with pytest.raises(CorruptStreamError):
+            cpu.decompress(bitstream.write(header, damaged))
+    assert same_latents(stream, cpu, gpu)
+
+
+@pytest.mark.gpu
+def test_replays_are_what_the_first_run_was(device: torch.device) -> None:
+    """The first run launches, the second captures, later ones replay; other sizes between."""
+    cpu, gpu = codecs(SHORT, device)
+    images = [pixels(64 * (1 + i % 3), 128, 2) for i in range(9)]
+    for image in images:
+        streams = gpu.compress(image)
+        assert streams == gpu.compress(image)
+        assert all(same_latents(stream, cpu, gpu) for stream in streams)
+
+
+@pytest.mark.gpu
+def test_threads(device: torch.device) -> None:
+    cpu, gpu = codecs(SHORT, device)
+    images = [pixels(64 + 64 * (i % 2), 64, 1)[0] for i in range(24)]
+    expected = [gpu.compress(image) for image in images]
+
+    def work(number: int) -> tuple[bytes, torch.Tensor]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            stream = gpu.compress(images[number])
+            return stream, gpu.decode_latents(stream).cpu()
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(work, list(range(24)) * 4))
+    for number, (stream, y_hat) in enumerate(results):
+        assert stream == expected[number % 24]
+        assert torch.equal(y_hat, cpu.decode_latents(stream))
+
+
+@pytest.mark.gpu
+def test_full_size_follows_the_cpu_engine(device: torch.device) -> None:
+    """A full-size model of seeded weights: streams of the GPU decode on the CPU, bit for bit."""
+    from mlic_fast.benchmark.models import trained_like_model
+
+    for variant in ("mlic", "mlic_plus", "mlic_plus_plus"):
+        model = trained_like_model(variant)
+        cpu = mlic_fast.load(model, device="cpu")
+        gpu = mlic_fast.load(model, device="cuda", engine="gpu")
+        streams = gpu.compress(pixels(512, 768, 2))
+        assert all(same_latents(stream, cpu, gpu) for stream in streams)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    with pytest.raises(EngineError, match="no CUDA device"):
+        mlic_fast.load("demo", engine="gpu")
+    assert mlic_fast.load("demo").engine == "cpu"
+
+
+@dataclass(eq=False)
+class Thing:
+    bytes: int
+
+
+def test_pool_keeps_the_most_recent_within_its_limit() -> None:
+    pool: Pool[Thing] = Pool(100)
+    things = {key: pool.take(key, lambda: Thing(40)) for key in "abc"}
+    for key, thing in things.items():
+        pool.give(key, thing)
+    assert pool.take("a", lambda: Thing(1)).bytes == 1  # the oldest of 120 bytes is gone
+    assert pool.take("b", lambda: Thing(1)) is things["b"]
+    again = pool.take("b", lambda: Thing(2))  # it is in use
+    assert again.bytes == 2
+    large = Thing(1000)
+    pool.give("large", large)
+    assert pool.take("c", lambda: Thing(1)).bytes == 1
+    assert pool.take("large", lambda: Thing(1)) is large  # the last one stays, whatever its size
+
+
+def test_recording_runs_every_time_on_a_cpu() -> None:
+    done: list[int] = []
+    recording = Recording(lambda: done.append(1), torch.device("cpu"))
+    for _ in range(3):
+        recording()
+    assert len(done) == 3 and recording.bytes == 0
