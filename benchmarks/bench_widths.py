@@ -55,9 +55,7 @@ class _Meter:
 
 
 class _Exact(_Meter):
-    def __call__(
-        self, index: int, parity: Parity, indexes: Any, means: Any, symbols: Any
-    ) -> Any:
+    def __call__(self, index: int, parity: Parity, indexes: Any, means: Any, symbols: Any) -> Any:
         self.add(symbols, indexes)
         return symbols
 

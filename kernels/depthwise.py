@@ -1,9 +1,10 @@
 """Depthwise 3x3 convolutions (docs/arithmetic.md, section 2).
 
-    out[b, y, x, c] = quantise(gelu?(bias[c] + float(sum of q[b, y + u - 1, x + v - 1, c] * W[u, v, c]) * scale[c]))
+    sum[y, x, c] = sum over u, v of q[y + u - 1, x + v - 1, c] * W[u, v, c]
+    out[y, x, c] = quantise(gelu?(bias[c] + float(sum[y, x, c]) * scale[c]))
 
-zeros outside. Planes int8 [2, B, H, W, C] -> [2, B, H, W, C]. No matrix product: 9 multiplications a
-value. Bytes: 4 a value from device memory, 18 more from the caches.
+zeros outside. Planes int8 [2, B, H, W, C] -> [2, B, H, W, C]. No matrix product: 9 multiplications
+a value. Bytes: 4 a value from device memory, 18 more from the caches.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from mlic_fast.kernels.specialisation import Specialisation
 class DepthwiseWeights:
     """Of one or several layers side by side.
 
-    ``taps`` int16 [9, C]; ``scale`` float32 [C], times 2^-exponent of the input; ``bias`` float32 [C].
+    ``taps`` int16 [9, C]; ``scale`` float32 [C], times 2^-exponent of the input; ``bias`` float32
+    [C].
     """
 
     taps: Tensor

@@ -1,14 +1,17 @@
-"""The pass kernel: contexts of one colour -> scale indexes and means (docs/arithmetic.md, section 6).
+"""The pass kernel: contexts of one colour -> scale indexes and means (docs/arithmetic.md, section
+6).
 
     r   = start + sum over contexts of float(context * W) * scale       the hyper part is in start
-    q_0 = quantise(gelu(r));  q_2 = quantise(gelu(layer 2 of q_0));  q_4 = quantise(gelu(layer 4 of q_2))
+    q_0 = quantise(gelu(r))
+    q_2 = quantise(gelu(layer 2 of q_0))
+    q_4 = quantise(gelu(layer 4 of q_2))
     r   = layer 6 of q_4: C scales, then C means
     index = number of thresholds below the scale;  symbol = rint(y - mean), when encoding
 
 A whole chain of 1x1 layers in one launch. A program has BLOCK_M positions of the colour and all
-their channels: nothing but contexts, hyper part and weights is read, nothing but the results written,
-and no layer waits for another program. Contexts are gathered where they lie: on the full grid or
-squeezed to the colour, without a copy or a concatenation.
+their channels: nothing but contexts, hyper part and weights is read, nothing but the results
+written, and no layer waits for another program. Contexts are gathered where they lie: on the full
+grid or squeezed to the colour, without a copy or a concatenation.
 
 Shapes: contexts planes [2, B, H, W (or W/2), c], start float32 [B, H, W/2, a]; indexes uint8, means
 float32, symbols int32 [B, H, W/2, C]. Operations: 4 products of int8 for each of positions *
@@ -64,7 +67,8 @@ class PassWeights:
         context: int8 [2, blocks of all contexts, a, BLOCK_K].
         context_scale: float32 [contexts, a].
         widths: channels of each context.
-        layer2: int8 [2, a / BLOCK_N, b, BLOCK_N]; layer4: int8 [2, c, b]; layer6: int8 [2, 2, C, c],
+        layer2: int8 [2, a / BLOCK_N, b, BLOCK_N]; layer4: int8 [2, c, b]; layer6: int8 [2, 2, C,
+        c],
             scales and means.
         scale2, bias2, scale4, bias4 [b], [c]; scale6, bias6 [2, C]: float32.
         out_scales: 2^exponent of the outputs of layers 0, 2, 4.
@@ -231,7 +235,7 @@ def _product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One context, from rows ``x`` [M, 1], times a block of outputs, from columns ``w`` [N]: int32."""
+    """One context, rows ``x`` [M, 1], times a block of outputs, columns ``w`` [N]: int32."""
     k = tl.arange(0, BLOCK_K)
     hh = tl.zeros((x.shape[0], BLOCK_N), tl.int32)
     mid = tl.zeros((x.shape[0], BLOCK_N), tl.int32)
@@ -254,7 +258,7 @@ def _product(
 
 @triton.jit
 def _layer(q, w, w_plane, scale, bias, K: tl.constexpr, N: tl.constexpr):
-    """bias + float(q * W) * scale: int32 [M, K] in registers, planes [2, N, K] -> float32 [M, N]."""
+    """bias + float(q * W) * scale: int32 [M, K] in registers, planes [2, N, K] -> real [M, N]."""
     n = tl.arange(0, N)
     tile = w + n[None, :] * K + tl.arange(0, K)[:, None]
     w_low = tl.load(tile)
@@ -403,7 +407,8 @@ def entropy_parameters(
         start: float32 [B, H, W/2, a], bias and hyper part of the first layer.
         contexts: FULL, or SQUEEZED to the colour; in the order of the weights.
         indexes, means: receive the results, [B, H, W/2, C], contiguous.
-        y: float32 [B, H, W, C], the latents to encode; ``symbols`` then receives int32 [B, H, W/2, C].
+        y: float32 [B, H, W, C], the latents to encode; ``symbols`` then receives int32 [B, H, W/2,
+        C].
     """
     positions = grid.count // 2
     config = find_config("pass", start.device, positions)
@@ -461,7 +466,17 @@ def _specialisation(name: str, colour: int, contexts: int, encode: bool) -> Spec
     """``contexts``: 0, 1 (local), 2 (inter, channel) or 4 (and local, intra); C = 32."""
     config = CONFIGS["pass"]["any", "any"]
     widths = {0: (), 1: (64,), 2: (64, 128), 4: (64, 128, 64, 64)}[contexts]
-    weights = ("layer2", "scale2", "bias2", "layer4", "scale4", "bias4", "layer6", "scale6", "bias6")
+    weights = (
+        "layer2",
+        "scale2",
+        "bias2",
+        "layer4",
+        "scale4",
+        "bias4",
+        "layer6",
+        "scale6",
+        "bias6",
+    )
     return Specialisation(
         name,
         _pass_kernel,

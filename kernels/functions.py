@@ -4,8 +4,8 @@ An activation is stored as two planes of int8, ``[2, ...]``: plane 0 the low byt
 the high one, q = 256 * high + low. Tensor cores take the planes as they are: a product of two such
 numbers is 65536 hh + 256 (hl + lh) + ll, four products of int8 with sums in int32.
 
-Kernels must be launched with ``enable_fp_fusion=False`` (:data:`EXACT`): a fused multiply-add rounds
-once where the arithmetic rounds twice. ``/`` and ``tl.sqrt`` are approximate on a GPU; use
+Kernels must be launched with ``enable_fp_fusion=False`` (:data:`EXACT`): a fused multiply-add
+rounds once where the arithmetic rounds twice. ``/`` and ``tl.sqrt`` are approximate on a GPU; use
 ``tl.div_rn`` and ``tl.sqrt_rn``.
 """
 

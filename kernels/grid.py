@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mlic_fast.kernels.planes import ALL
 
-#: How an activation is stored and read: on the full grid; on the full grid, but zero off one colour;
-#: on the full grid, but only the positions of one colour; squeezed to one colour.
+#: How an activation is stored and read: on the full grid; on the full grid, but zero off one
+#: colour; on the full grid, but only the positions of one colour; squeezed to one colour.
 FULL, KEPT, AT, SQUEEZED = range(4)
 
 

@@ -3,15 +3,16 @@
     hyper-latents    z[p, c] = quantise(float(symbol) + median[c])
     latents          y[p, c] = float(symbol) + mean[p, c]    at one colour
 
-Latents are written twice: as float32, and quantised, as the layers take them. With the anchors, which
-come first, the non-anchors become zero. (The residual prediction is then added by the last of its
-layers, :mod:`mlic_fast.kernels.products`.) Bytes: 8 read, 6 written a value; no operations to speak
-of.
+Latents are written twice: as float32, and quantised, as the layers take them. With the anchors,
+which come first, the non-anchors become zero. (The residual prediction is then added by the last
+of its layers, :mod:`mlic_fast.kernels.products`.) Bytes: 8 read, 6 written a value; no operations
+to speak of.
 
-    digest           sum over i of mix(bits(y[i]) + i * 0x9E3779B1)    modulo 2^32, i in (channel, row, column) order
+    digest           sum over i of mix(bits(y[i]) + i * 0x9E3779B1)    modulo 2^32, i in (channel,
+    row, column) order
 
-the check that encoder and decoder have the same latents (docs/format.md, section 5). Any order gives
-the same sum.
+the check that encoder and decoder have the same latents (docs/format.md, section 5). Any order
+gives the same sum.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def hyper_latents_twin(symbols: Tensor, medians: Tensor, out_scale: float) -> Te
 
 
 def decoded_twin(symbols: Tensor, means: Tensor, colour: int, latents: Tensor) -> Tensor:
-    """int32 and float32 [B, H, W/2, C] -> float32 [B, H, W, C]; other positions from ``latents``."""
+    """int32 and float32 [B, H, W/2, C] -> float32 [B, H, W, C]; the others from ``latents``."""
     y = torch.zeros_like(latents) if colour else latents.clone()
     values = symbols.to(torch.float32) + means
     y[:, 0::2, colour::2] = values[:, 0::2]
@@ -147,7 +148,9 @@ def hyper_latents(symbols: Tensor, medians: Tensor, *, out: Tensor, out_scale: f
     channels = symbols.shape[-1]
     positions = symbols.numel() // channels
     block = config("elements", symbols.device, positions)
-    _hyper_latents_kernel[triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)](
+    _hyper_latents_kernel[
+        triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)
+    ](
         symbols,
         medians,
         out,
@@ -172,7 +175,8 @@ def decoded(
     out: Tensor,
     out_scale: float,
 ) -> None:
-    """Symbols and means [B, H, W/2, C] of a colour -> ``latents`` float32 [B, H, W, C], planes ``out``.
+    """Symbols and means [B, H, W/2, C] of a colour -> ``latents`` float32 [B, H, W, C], planes
+    ``out``.
 
     Anchors (colour 1) come first: with them the other positions become zero.
     """

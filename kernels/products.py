@@ -1,13 +1,15 @@
 """Convolutions and linear layers of the entropy path (docs/arithmetic.md, section 2).
 
-    r[p, o] = start[p, o] + sum over inputs s of float(sum over taps, channels of x_s * W_s) * scale[s, o]
+    r[p, o] = start[p, o]
+    for every input s:   r[p, o] = r[p, o] + float(sum over taps, channels of x_s * W_s) * scale[s, o]
 
 then GELU, a residual, and the result as float32, as planes of int8, or as latents. An implicit
 matrix product: [positions, taps * channels] times [taps * channels, outputs], whose left side is
 gathered from the activations and never stored.
 
-Shapes: x planes int8 [2, B, H, W, C]; weights int8 [2, blocks, O, BLOCK_K]; start (the bias, or the sum
-over the inputs before) and results [B, H, W, O], or [B, H, W/2, O] at the positions of one colour.
+Shapes: x planes int8 [2, B, H, W, C]; weights int8 [2, blocks, O, BLOCK_K]; start (the bias, or
+the sum over the inputs before) and results [B, H, W, O], or [B, H, W/2, O] at the positions of one
+colour.
 
 Operations: 4 products of int8 for each of B * H * W * taps * C * O. Bytes, with tiles of BLOCK_M x
 BLOCK_N: 2 * taps * C * (positions * O / BLOCK_N + O * positions / BLOCK_M), nearly all from the L2
@@ -293,8 +295,8 @@ def conv(
         weights: of the layer, or of layers side by side.
         grid: B, H, W of the full grid.
         start: float32 [.., O] to begin the sum with, channels contiguous; default: the bias.
-        at: ALL, or the colour (0 non-anchors, 1 anchors) whose positions are computed, [.., W/2, ..].
-        residual: added after the activation: float32 [.., O], or planes [2, .., O] times
+        at: ALL, or the colour (0 non-anchors, 1 anchors) whose positions are computed, [.., W/2,
+        ..]. residual: added after the activation: float32 [.., O], or planes [2, .., O] times
             ``residual_scale``.
         out: float32 [.., O]; or planes [2, .., O], quantised with ``out_scale`` float32 [O].
         latents: float32 [B, H, W, C] to which half_tanh of the sum is added at the positions of

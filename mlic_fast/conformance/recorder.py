@@ -14,7 +14,6 @@ from mlic_fast.engine.path import PARITIES
 from mlic_fast.models.checkerboard import Parity
 
 
-
 class Recorder:
     """A backend of the coding loop that passes everything on to another and hashes the results.
 

@@ -21,7 +21,8 @@ class Engine(Protocol):
     """Images of equal size <-> payloads.
 
     A payload goes with its number of lanes; ``size`` is height and width of z, ``rate`` [1] that of
-    a variable-rate model. What decodes to other latents than were encoded raises CorruptStreamError.
+    a variable-rate model. What decodes to other latents than were encoded raises
+    CorruptStreamError.
     """
 
     name: str

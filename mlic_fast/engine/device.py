@@ -1,8 +1,8 @@
 """The engine ``gpu``: from bytes to pixels and back without the host between.
 
 Analysis, entropy path and range coder are launches on one stream; an image size that comes again is
-one CUDA graph each way. The host writes the payloads to the device before a decode, and reads payloads
-or results after all is done.
+one CUDA graph each way. The host writes the payloads to the device before a decode, and reads
+payloads or results after all is done.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ USUAL_BYTES, MOST_BYTES = 1, 12
 
 
 class GpuEngine:
-    """Transforms in half precision, the entropy path on Triton kernels, the range coder on the device.
+    """Transforms in half precision, the entropy path on Triton kernels, the range coder on the
+    device.
 
     Any number of threads may use it at once, each on a stream of its own.
 

@@ -83,7 +83,10 @@ class GpuOps(Operations):
         return self._once(
             ("out scale", *names),
             lambda: torch.cat(
-                [torch.full((n,), self._scale(name)) for name, n in zip(names, outputs, strict=True)]
+                [
+                    torch.full((n,), self._scale(name))
+                    for name, n in zip(names, outputs, strict=True)
+                ]
             ).to(self.device),
         )
 
@@ -115,7 +118,9 @@ class GpuOps(Operations):
             out_scale=self._scale(f"y_hat.{index}"),
         )
 
-    def add_prediction(self, state: Latents, index: int, layer: str, x: Act, parity: Parity) -> None:
+    def add_prediction(
+        self, state: Latents, index: int, layer: str, x: Act, parity: Parity
+    ) -> None:
         name = f"y_hat.{index}"
         products.conv(
             x.q,
@@ -177,9 +182,7 @@ class GpuOps(Operations):
         else:
             r = self._planes(grid, weights.outputs, squeezed=at is not None)
             options.update(out_scale=self._out_scale([out], [weights.outputs]))
-        products.conv(
-            run[0].q, weights, grid, **_spread(run), start=partial, out=r, **options
-        )
+        products.conv(run[0].q, weights, grid, **_spread(run), start=partial, out=r, **options)
         if out is None:
             return r
         kind, colour = (FULL, 0) if at is None else (SQUEEZED, int(at))
@@ -226,7 +229,12 @@ class GpuOps(Operations):
         outputs = [len(self.layers[name].bias) for name in names]
         x = self._planes(grid, weights.outputs)
         products.conv(
-            run[0].q, weights, grid, **_spread(run), out=x, out_scale=self._out_scale(names, outputs)
+            run[0].q,
+            weights,
+            grid,
+            **_spread(run),
+            out=x,
+            out_scale=self._out_scale(names, outputs),
         )
         depthwise_names = [f"{prefix}.1" for prefix in prefixes]
         exponents = [self.exponents[name] for name in names]

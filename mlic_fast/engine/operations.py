@@ -1,9 +1,10 @@
-"""What the coding loop asks of a backend: operations on activations, and the small networks of them.
+"""What the coding loop asks of a backend: operations on activations, and the small networks of
+them.
 
-A backend has to offer the operations. The networks are written once, here; a backend may replace any
-of them by something fused that gives the same bits. Arrays are the backend's own, [B, H, W, C]; those
-squeezed to one colour are [B, H, W/2, C]. The arithmetic: docs/arithmetic.md; the order of the layers:
-its section 6.
+A backend has to offer the operations. The networks are written once, here; a backend may replace
+any of them by something fused that gives the same bits. Arrays are the backend's own, [B, H, W,
+C]; those squeezed to one colour are [B, H, W/2, C]. The arithmetic: docs/arithmetic.md; the order
+of the layers: its section 6.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Operations(ABC):
 
     @abstractmethod
     def subpixel_conv(self, layer: str, x: Act, out: str) -> Act:
-        """conv with activation, then pixel shuffle: channel 4c + 2u + v -> row 2y + u, column 2x + v."""
+        """conv, GELU, pixel shuffle: channel 4c + 2u + v -> row 2y + u, column 2x + v."""
 
     @abstractmethod
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:

@@ -13,7 +13,7 @@ from mlic_fast.errors import CorruptStreamError
 
 
 class PerImageEngine(ABC):
-    """An engine (:class:`mlic_fast.engine.Engine`) out of one that codes the latents of an image."""
+    """A :class:`mlic_fast.engine.Engine` out of what codes the latents of one image."""
 
     @abstractmethod
     def encode(self, x: Tensor, rate: Tensor | None) -> tuple[bytes, int]:

@@ -210,7 +210,7 @@ def test_means_that_are_not_numbers_stay_in_step() -> None:
     packed = pack(model)
     layer = packed.layers["entropy_parameters_anchor.0.fusion.6"]
     layer.bias[20], layer.bias[21] = np.inf, np.nan
-    y, z = latents(model, photograph(64, 64))
+    _, z = latents(model, photograph(64, 64))
     with np.errstate(all="ignore"):
         symbols = [np.ones((1, 4, 2, 16), np.int32)] * 6
         recorder, first = decoded(packed, z, symbols)

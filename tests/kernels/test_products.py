@@ -197,7 +197,8 @@ def test_latents_in_place(device: torch.device, parity: Parity) -> None:
     quantised = spec.place(spec.quantise(updated, 6), parity, q)
     assert np.array_equal(from_planes(out).cpu().numpy(), quantised)
     twin = products.latents_twin(
-        torch.from_numpy(r).to(device), torch.from_numpy(spec.squeeze(y[..., own], parity)).to(device)
+        torch.from_numpy(r).to(device),
+        torch.from_numpy(spec.squeeze(y[..., own], parity)).to(device),
     )
     assert np.array_equal(twin.cpu().numpy(), updated)
 
