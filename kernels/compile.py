@@ -77,12 +77,12 @@ def compile_one(name: str, target: int) -> Report:
     """Compile for a compute capability."""
     each = specialisations()[name]
     signature: dict[str, Any] = dict.fromkeys(each.kernel.arg_names, "constexpr")
-    aligned = {}
+    aligned: dict[tuple[int, ...], Any] = {}
     for argument, types in each.arguments.items():
         index = each.kernel.arg_names.index(argument)
         if isinstance(types, tuple):
             signature[argument] = tuple(t.partition(":")[0] for t in types)
-            paths = {(index, i): t for i, t in enumerate(types)}
+            paths: dict[tuple[int, ...], str] = {(index, i): t for i, t in enumerate(types)}
         else:
             signature[argument] = types.partition(":")[0]
             paths = {(index,): types}

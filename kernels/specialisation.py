@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ class Specialisation:
 
     name: str
     kernel: Any
-    arguments: dict[str, str | tuple[str, ...]]
+    arguments: Mapping[str, str | tuple[str, ...]]
     constants: dict[str, Any] = field(default_factory=dict)
     warps: int = 4
     stages: int = 3

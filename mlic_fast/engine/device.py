@@ -8,6 +8,7 @@ payloads or results after all is done.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -75,21 +76,25 @@ class GpuEngine:
 
     def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
         batch, _, height, width = images.shape
-        pixels = height * width
-        for room in (USUAL_BYTES, MOST_BYTES):
-            key = (batch, height, width, room)
-            with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
-                job = self._encodes.take(key, lambda key=key: _Encode(self, *key))
-                try:
-                    payloads = job(images, rate)
-                except CapacityError:
-                    if room == MOST_BYTES:
-                        raise
-                    continue
-                finally:
-                    self._encodes.give(key, job)
-            return payloads
-        raise AssertionError(f"no payload takes {MOST_BYTES} bytes for each of {pixels} pixels")
+        size = (batch, height, width)
+        try:
+            return self._encode(images, rate, (*size, USUAL_BYTES))
+        except CapacityError:
+            return self._encode(images, rate, (*size, MOST_BYTES))
+
+    def _encode(
+        self, images: Tensor, rate: Tensor | None, key: tuple[int, int, int, int]
+    ) -> list[tuple[bytes, int]]:
+        with self._current():
+            job = self._encodes.take(key, lambda: _Encode(self, *key))
+            try:
+                return job(images, rate)
+            finally:
+                self._encodes.give(key, job)
+
+    def _current(self) -> AbstractContextManager[Any]:
+        """PyTorch's and Triton's launches go to the current device."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def decode_images(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
@@ -112,7 +117,7 @@ class GpuEngine:
         longest = max(len(payload) for payload, _ in payloads)
         room = USUAL_BYTES if longest <= USUAL_BYTES * pixels else -(-longest // pixels)
         key = (len(payloads), *size, room, synthesise)
-        with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
+        with self._current():
             job = self._decodes.take(key, lambda: _Decode(self, *key))
             try:
                 return job(payloads, rate)
@@ -139,8 +144,8 @@ class _Encode:
         self._buffers = batch * height * width * (3 + 2 * room) + 8 * batch * positions * config.M
 
     @property
-    def bytes(self) -> int:
-        return self._buffers + self._recording.bytes
+    def nbytes(self) -> int:
+        return self._buffers + self._recording.nbytes
 
     def __call__(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
         self._images.copy_(images)
@@ -152,16 +157,18 @@ class _Encode:
     def _work(self) -> None:
         engine, encoder = self._engine, self._encoder
         y, z = engine.transforms.analyse(to_unit(self._images), self._rate)
-        symbols = _to_symbols(_channels_last(z) - engine.medians)
+        z_symbols = _to_symbols(_channels_last(z) - engine.medians)
         encoder.begin()
-        encoder.record_channels(symbols)
+        encoder.record_channels(z_symbols)
 
-        def record(index: int, parity: Parity, indexes: Tensor, means: Tensor, s: Tensor) -> Tensor:
-            encoder.record(s, indexes)
-            return s
+        def record(
+            index: int, parity: Parity, scale_indexes: Tensor, means: Tensor, symbols: Tensor
+        ) -> Tensor:
+            encoder.record(symbols, scale_indexes)
+            return symbols
 
         slices = _channels_last(y).chunk(engine.packed.config.slices, dim=-1)
-        latents = code_latents(engine.ops, symbols, record, slices)
+        latents = code_latents(engine.ops, z_symbols, record, slices)
         digest(latents.whole, out=encoder.digests)  # type: ignore[attr-defined]
         encoder.finish()
 
@@ -197,8 +204,8 @@ class _Decode:
         self._buffers = batch * pixels * (2 * room + 3) + 16 * self._z.numel()
 
     @property
-    def bytes(self) -> int:
-        return self._buffers + self._recording.bytes
+    def nbytes(self) -> int:
+        return self._buffers + self._recording.nbytes
 
     def __call__(self, payloads: Sequence[tuple[bytes, int]], rate: Tensor | None) -> Tensor:
         if self._rate is not None and rate is not None:
@@ -216,8 +223,10 @@ class _Decode:
         decoder.begin()
         decoder.decode_channels(self._z)
 
-        def decode(index: int, parity: Parity, indexes: Tensor, means: Tensor, _: None) -> Tensor:
-            return decoder.decode(indexes)
+        def decode(
+            index: int, parity: Parity, scale_indexes: Tensor, means: Tensor, symbols: None
+        ) -> Tensor:
+            return decoder.decode(scale_indexes)
 
         latents = code_latents(engine.ops, self._z, decode)
         y_hat: Tensor = latents.whole  # type: ignore[attr-defined]

@@ -430,6 +430,6 @@ def _continues(run: Sequence[Act], x: Act) -> bool:
     )
 
 
-def _spread(run: Sequence[Act]) -> dict[str, int]:
+def _spread(run: Sequence[Act]) -> dict[str, Any]:
     """How many inputs there are, and how far apart."""
     return {"inputs": len(run), "input_stride": run[0].q.planes.shape[-1]}

@@ -20,7 +20,7 @@ class Recording:
     that a shape seen once costs no capture. On a CPU it is always run.
 
     Attributes:
-        bytes: of GPU memory that the graph holds, 0 before there is one.
+        nbytes: of GPU memory that the graph holds, 0 before there is one.
     """
 
     def __init__(self, work: Callable[[], None], device: torch.device) -> None:
@@ -28,7 +28,7 @@ class Recording:
         self._device = device
         self._graph: torch.cuda.CUDAGraph | None = None
         self._ran = False
-        self.bytes = 0
+        self.nbytes = 0
 
     def __call__(self) -> None:
         """Do the work on the current stream."""
@@ -46,13 +46,13 @@ class Recording:
             before = torch.cuda.memory_reserved(self._device)
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._work()
-            self.bytes = max(0, torch.cuda.memory_reserved(self._device) - before)
+            self.nbytes = max(0, torch.cuda.memory_reserved(self._device) - before)
         return graph
 
 
 class Sized(Protocol):
     @property
-    def bytes(self) -> int: ...
+    def nbytes(self) -> int: ...
 
 
 Item = TypeVar("Item", bound=Sized)
@@ -85,4 +85,4 @@ class Pool(Generic[Item]):
                 self._free.popitem(last=False)
 
     def _bytes(self) -> int:
-        return sum(item.bytes for _, item in self._free.values())
+        return sum(item.nbytes for _, item in self._free.values())

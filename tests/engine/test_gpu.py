@@ -143,7 +143,7 @@ def test_without_a_gpu_it_says_so() -> None:
 
 @dataclass(eq=False)
 class Thing:
-    bytes: int
+    nbytes: int
 
 
 def test_pool_keeps_the_most_recent_within_its_limit() -> None:
@@ -151,13 +151,13 @@ def test_pool_keeps_the_most_recent_within_its_limit() -> None:
     things = {key: pool.take(key, lambda: Thing(40)) for key in "abc"}
     for key, thing in things.items():
         pool.give(key, thing)
-    assert pool.take("a", lambda: Thing(1)).bytes == 1  # the oldest of 120 bytes is gone
+    assert pool.take("a", lambda: Thing(1)).nbytes == 1  # the oldest of 120 bytes is gone
     assert pool.take("b", lambda: Thing(1)) is things["b"]
     again = pool.take("b", lambda: Thing(2))  # it is in use
-    assert again.bytes == 2
+    assert again.nbytes == 2
     large = Thing(1000)
     pool.give("large", large)
-    assert pool.take("c", lambda: Thing(1)).bytes == 1
+    assert pool.take("c", lambda: Thing(1)).nbytes == 1
     assert pool.take("large", lambda: Thing(1)) is large  # the last one stays, whatever its size
 
 
@@ -166,4 +166,4 @@ def test_recording_runs_every_time_on_a_cpu() -> None:
     recording = Recording(lambda: done.append(1), torch.device("cpu"))
     for _ in range(3):
         recording()
-    assert len(done) == 3 and recording.bytes == 0
+    assert len(done) == 3 and recording.nbytes == 0
