@@ -49,9 +49,12 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     # One window and head a program: a warp has 16 of the 25 tokens.
     "window_attention": {("any", "any"): Config(1, warps=2)},
     "window_fusion": {
-        ("any", "small"): Config(16, warps=4),
-        ("any", "large"): Config(32, warps=4),
+        ("any", "small"): Config(16, outputs=64),
+        ("any", "large"): Config(32, outputs=64),
     },
+    # Slices of more than 32 channels, which the published models do not have.
+    "window_qkv_wide": {("any", "any"): Config(16)},
+    "window_fusion_wide": {("any", "any"): Config(16, warps=8, stages=2)},
     "linear_maxima": {("any", "any"): Config(64, warps=4)},
     "linear_contexts": {("any", "any"): Config(32)},
     "linear_apply": {

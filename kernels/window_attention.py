@@ -57,8 +57,6 @@ from mlic_fast.models.checkerboard import Parity, squeeze
 TOKENS = WINDOW**2
 #: Tokens of a tile: the next power of two.
 TILE = 32
-#: Outputs of ``fusion`` and of ``mlp.fc1`` that a program of the third launch holds at a time.
-CHUNK = 64
 #: Inputs of ``fusion`` a step.
 STEP = 128
 
@@ -494,7 +492,8 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
     positions, windows = batch * height * width, height * width // 2
     qkv = torch.empty((2, positions, 3 * channels), dtype=torch.int8, device=x.device)
     tokens = torch.empty((2, batch * windows, TOKENS * channels), dtype=torch.int8, device=x.device)
-    c = config("window_qkv", x.device, positions)
+    wide = "_wide" if channels > 32 else ""
+    c = config(f"window_qkv{wide}", x.device, positions)
     _qkv_kernel[(triton.cdiv(positions, c.block),)](
         x,
         w.norm1.gain,
@@ -535,7 +534,7 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         num_stages=c.stages,
         **EXACT,
     )
-    c = config("window_fusion", x.device, batch * windows)
+    c = config(f"window_fusion{wide}", x.device, batch * windows)
     _fusion_kernel[(triton.cdiv(batch * windows, c.block),)](
         tokens,
         w.fusion.weight,
@@ -565,7 +564,7 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         C=channels,
         WIDTH=padded(2 * channels),
         BLOCK=c.block,
-        CHUNK=CHUNK,
+        CHUNK=c.outputs,
         STEP=STEP,
         num_warps=c.warps,
         num_stages=c.stages,
@@ -602,7 +601,7 @@ def _specialisations() -> list[Specialisation]:
     for (_, size), c in CONFIGS["window_qkv"].items():
         add(f"window_qkv_{size}", _qkv_kernel, c, WIDTH=padded(32), BLOCK=c.block)
     for (_, size), c in CONFIGS["window_fusion"].items():
-        blocks = {"BLOCK": c.block, "CHUNK": CHUNK, "STEP": STEP}
+        blocks = {"BLOCK": c.block, "CHUNK": c.outputs, "STEP": STEP}
         add(f"window_fusion_{size}", _fusion_kernel, c, WIDTH=padded(64), **blocks)
     return result
 
