@@ -1,23 +1,32 @@
-"""All ways in which this machine computes the exact arithmetic."""
+"""All ways in which this machine computes the exact arithmetic, and codecs on each of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
+
+from mlic_fast.codec import Codec
+from mlic_fast.engine import Engine, gpu_problem
 from mlic_fast.engine.arithmetic import SpecOps
+from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.operations import Operations
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.errors import EngineError
+from mlic_fast.models.mlic import Transforms
 
 
 def backends(names: Sequence[str] = ()) -> list[str]:
-    """Backends of the entropy path that run here: ``spec``, and ``cpu:ISA`` for every ISA.
+    """Backends that run here: ``gpu`` if it can, ``cpu:ISA`` for every ISA, and ``spec``.
 
     ``names`` selects some of them; ``cpu`` stands for all of its instruction sets. Raises
     EngineError for one that does not run here.
     """
     from mlic_fast._C import exact
 
-    here = [*(f"cpu:{isa}" for isa in exact.instruction_sets()), "spec"]
+    gpu = [] if gpu_problem() else ["gpu"]
+    here = [*gpu, *(f"cpu:{isa}" for isa in exact.instruction_sets()), "spec"]
     chosen: list[str] = []
     for name in names:
         found = [label for label in here if name in (label, label.partition(":")[0])]
@@ -27,11 +36,31 @@ def backends(names: Sequence[str] = ()) -> list[str]:
     return list(dict.fromkeys(chosen)) or here
 
 
-def create_ops(backend: str, packed: PackedModel) -> SpecOps:
+def create_ops(backend: str, packed: PackedModel) -> Operations:
     """A backend by one of the names of :func:`backends`."""
     engine, _, isa = backend.partition(":")
     if engine == "spec":
         return SpecOps(packed)
+    if engine == "gpu":
+        from mlic_fast.engine.gpu import GpuOps
+
+        return GpuOps(packed, torch.device("cuda"))
     from mlic_fast.engine.cpu import CpuOps
 
     return CpuOps(packed, isa=isa)
+
+
+def codec_on(
+    ops: Operations, model: Transforms, packed: PackedModel, recorder: Any = None
+) -> Codec:
+    """A codec on a backend; the coding loop runs on ``recorder``, if given, which passes on to it."""
+    device = torch.device(getattr(ops, "device", "cpu"))
+    used = ops if recorder is None else recorder
+    engine: Engine
+    if isinstance(ops, SpecOps):
+        engine = ExactEngine(model, packed, used, "exact", torch.float32)
+    else:
+        from mlic_fast.engine.device import GpuEngine
+
+        engine = GpuEngine(model.to(device), packed, device, ops=used)
+    return Codec(model, packed, device, engine)

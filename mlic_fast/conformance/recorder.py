@@ -31,22 +31,20 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
-    def hyper_synthesis(self, symbols: npt.NDArray[np.int32]) -> Any:
-        self.symbols.append(symbols.copy())
+    def hyper_synthesis(self, symbols: Any) -> Any:
+        self.symbols.append(_host(symbols))
         self.hashes["z symbols"] = _hash(symbols, "<i4")
         return self._ops.hyper_synthesis(symbols)
 
     def entropy_parameters(self, i: int, parity: Parity, *arguments: Any) -> Any:
         indexes, means, symbols = self._ops.entropy_parameters(i, parity, *arguments)
-        self.indexes.append(indexes.copy())
+        self.indexes.append(_host(indexes))
         self.hashes[f"{_pass(i, parity)} scale indexes"] = _hash(indexes, "u1")
         return indexes, means, symbols
 
-    def decoded(
-        self, latents: Any, i: int, symbols: npt.NDArray[np.int32], means: Any, parity: Parity
-    ) -> None:
+    def decoded(self, latents: Any, i: int, symbols: Any, means: Any, parity: Parity) -> None:
         name = _pass(i, parity)
-        self.symbols.append(symbols.copy())
+        self.symbols.append(_host(symbols))
         self.hashes[f"{name} means"] = _hash(means, "<f4")
         self.hashes[f"{name} symbols"] = _hash(symbols, "<i4")
         # The latents follow when they are all known; the name keeps its place.
@@ -66,8 +64,14 @@ def _pass(i: int, parity: Parity) -> str:
     return f"pass {2 * i + PARITIES.index(parity)} (slice {i}, {colour})"
 
 
-def _hash(array: npt.NDArray[Any], dtype: str) -> str:
+def _host(array: Any) -> npt.NDArray[Any]:
+    """A copy of a backend's array."""
+    return np.array(array.cpu() if isinstance(array, Tensor) else array)
+
+
+def _hash(array: Any, dtype: str) -> str:
     """Of [1, H, W, C] in (channel, row, column) order; of the type named, or it is not equal."""
+    array = _host(array)
     if array.dtype != np.dtype(dtype).newbyteorder("="):
         return f"of type {array.dtype}"
     return hashlib.sha256(np.moveaxis(array, -1, 1).astype(dtype).tobytes()).hexdigest()

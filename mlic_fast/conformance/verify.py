@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 
 from mlic_fast import bitstream
-from mlic_fast.codec import Codec
 from mlic_fast.coder import Encoder
-from mlic_fast.conformance.engines import backends, create_ops
+from mlic_fast.conformance.engines import backends, codec_on, create_ops
 from mlic_fast.conformance.golden import Expected, read_golden
 from mlic_fast.conformance.recorder import Recorder
-from mlic_fast.engine.arithmetic import SpecOps
 from mlic_fast.engine.digest import latents_digest
-from mlic_fast.engine.exact import ExactEngine
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.errors import MlicError
 from mlic_fast.models.mlic import Transforms
@@ -66,7 +63,7 @@ def verify_stream(
     for backend in backends(engines):
         problem = None
         try:
-            y_hat = _codec(model, packed, create_ops(backend, packed)).decode_latents(data)
+            y_hat = codec_on(create_ops(backend, packed), model, packed).decode_latents(data).cpu()
             if first is None:
                 first = backend, y_hat
             elif not torch.equal(y_hat.view(torch.int32), first[1].view(torch.int32)):
@@ -76,13 +73,13 @@ def verify_stream(
         yield Check(str(path), Path(path).stem, backend, problem)
 
 
-def record(model: Transforms, packed: PackedModel, ops: SpecOps, data: bytes) -> Expected:
+def record(model: Transforms, packed: PackedModel, ops: Operations, data: bytes) -> Expected:
     """Decode a stream and hash everything on the way; then code its symbols again.
 
     Raises what :meth:`Codec.decode_latents` raises.
     """
     recorder = Recorder(ops)
-    y_hat = _codec(model, packed, recorder).decode_latents(data)
+    y_hat = codec_on(ops, model, packed, recorder).decode_latents(data).cpu()
     recorder.latents(y_hat[None], packed.config.slices)
     digest = latents_digest(y_hat)
     encoded = _encode_again(packed, recorder, data, digest)
@@ -103,11 +100,6 @@ def _encode_again(packed: PackedModel, recorder: Recorder, data: bytes, digest: 
     for symbols, table in zip(recorder.symbols, indexes, strict=True):
         encoder.encode(np.moveaxis(symbols, -1, 1), np.moveaxis(table, -1, 1))
     return bitstream.write(header, encoder.finish(digest))
-
-
-def _codec(model: Transforms, packed: PackedModel, ops: Any) -> Codec:
-    engine = ExactEngine(model, packed, ops, "exact", torch.float32)
-    return Codec(model, packed, torch.device("cpu"), engine)
 
 
 def _first_difference(expected: Expected, found: Expected) -> str | None:
