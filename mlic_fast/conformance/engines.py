@@ -53,9 +53,9 @@ def create_ops(backend: str, packed: PackedModel) -> Operations:
 def codec_on(
     ops: Operations, model: Transforms, packed: PackedModel, recorder: Any = None
 ) -> Codec:
-    """A codec on a backend; the coding loop runs on ``recorder``, if given, which passes on to it."""
+    """A codec on a backend; the coding loop runs on ``recorder``, which passes on to it."""
     device = torch.device(getattr(ops, "device", "cpu"))
-    used = ops if recorder is None else recorder
+    used: Any = ops if recorder is None else recorder
     engine: Engine
     if isinstance(ops, SpecOps):
         engine = ExactEngine(model, packed, used, "exact", torch.float32)

@@ -19,6 +19,7 @@ from mlic_fast.conformance.engines import backends, codec_on, create_ops
 from mlic_fast.conformance.golden import Expected, read_golden
 from mlic_fast.conformance.recorder import Recorder
 from mlic_fast.engine.digest import latents_digest
+from mlic_fast.engine.operations import Operations
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.errors import MlicError
 from mlic_fast.models.mlic import Transforms
