@@ -11,8 +11,9 @@ from lively import SMALL
 from torch import Tensor
 
 from mlic_fast.coder import gaussian_tables
-from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, Int16, SpecOps
-from mlic_fast.engine.packed import Layer, PackedModel
+from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, Float, Int16, SpecOps
+from mlic_fast.engine.pack import pack_weight
+from mlic_fast.engine.packed import Layer, PackedModel, Segment
 from mlic_fast.kernels.functions import from_planes, to_planes
 
 POISON = 0x55
@@ -60,3 +61,21 @@ def result(shape: tuple[int, ...], device: torch.device, launch: Callable[[Tenso
 
 def values_of(x: Tensor) -> Int16:
     return from_planes(x).cpu().numpy().astype(np.int16)
+
+
+def segment(outputs: int, kernel: int, channels: int, seed: int = 0) -> Segment:
+    """Weights of which one channel is zero, and another has the largest sum there may be."""
+    random = np.random.default_rng(seed)
+    weight = random.standard_normal((outputs, kernel, kernel, channels)).astype(np.float32)
+    weight[0] = 0
+    weight[-1] = np.sign(weight[-1])
+    return pack_weight(weight)
+
+
+def floats(shape: tuple[int, ...], scale: float = 1.0, seed: int = 0) -> Float:
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def unwritten(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    poison = float("nan") if dtype.is_floating_point else POISON
+    return torch.full(shape, poison, dtype=dtype, device=device)
