@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlic_fast.engine.arithmetic import WINDOW, Act, Float, Int32, SpecOps
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packed import Layer, PackedModel, Segment
 from mlic_fast.engine.path import code_latents
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import Transforms
@@ -48,12 +49,73 @@ def _no_symbols(
     return np.zeros(means.shape, np.int32)
 
 
+def count_products(
+    layers: Mapping[str, Layer], name: str, arguments: Mapping[str, Any], shape: Sequence[int]
+) -> int:
+    """Products of one operation of :class:`SpecOps`: its arguments by name, its result's shape.
+
+    Of an operation that is not of SpecOps, a fusion of several, those of all layers whose names
+    begin with its ``layer``, at the positions of its result.
+    """
+    if name in _PRODUCTS:
+        return _PRODUCTS[name](layers, arguments, shape)
+    prefix = arguments.get("layer")
+    if not isinstance(prefix, str) or name in vars(SpecOps):
+        return 0
+    weights = [
+        s.weight.size for key in layers if key.startswith(prefix) for s in layers[key].segments
+    ]
+    return math.prod(shape[:-1]) * sum(weights)
+
+
+def used_segments(layer: Layer, inputs: Sequence[Any], partial: Any) -> Sequence[Segment]:
+    """Of a convolution: those of its inputs, which are the last ones beside a partial sum."""
+    start = 0 if partial is None else len(layer.segments) - len(inputs)
+    return layer.segments[start : start + len(inputs)]
+
+
+def _conv(layers: Mapping[str, Layer], a: Mapping[str, Any], shape: Sequence[int]) -> int:
+    used = used_segments(layers[a["layer"]], a["inputs"], a.get("partial"))
+    return math.prod(shape[:-1]) * sum(segment.weight.size for segment in used)
+
+
+def _depthwise(layers: Mapping[str, Layer], a: Mapping[str, Any], shape: Sequence[int]) -> int:
+    return 9 * math.prod(shape)
+
+
+def _window(layers: Mapping[str, Layer], a: Mapping[str, Any], shape: Sequence[int]) -> int:
+    # Queries times keys, then weights times values: 25 tokens each.
+    return 2 * WINDOW**2 * math.prod(shape)
+
+
+def _linear(layers: Mapping[str, Layer], a: Mapping[str, Any], shape: Sequence[int]) -> int:
+    depth = shape[-1] // a["heads"]
+    return depth * math.prod(shape) + depth * math.prod(a["k"].q.shape)
+
+
+def _softmax(layers: Mapping[str, Layer], a: Mapping[str, Any], shape: Sequence[int]) -> int:
+    return 2 * math.prod(shape) * math.prod(a["k"].q.shape[1:3])
+
+
+_PRODUCTS = {
+    "conv": _conv,
+    "depthwise": _depthwise,
+    "window_attention": _window,
+    "linear_attention": _linear,
+    "softmax_attention": _softmax,
+}
+
+
 class _CountingOps(SpecOps):
     """The specification without its products, which are zero, and with their number."""
 
     def __init__(self, packed: PackedModel) -> None:
         super().__init__(packed)
         self.products = 0
+
+    def _count(self, name: str, shape: Sequence[int], **arguments: Any) -> Act:
+        self.products += count_products(self.layers, name, arguments, shape)
+        return Act(np.zeros(shape, np.int16), 0)
 
     def conv(
         self,
@@ -66,43 +128,30 @@ class _CountingOps(SpecOps):
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
-        segments = self.layers[layer].segments
-        start = 0 if partial is None else len(segments) - len(inputs)
-        outputs = len(segments[0].weight)
         if partial is not None:
-            shape = partial.shape
+            shape: tuple[int, ...] = partial.shape
         else:
             batch, height, width, _ = inputs[0].q.shape
+            outputs = len(self.layers[layer].segments[0].weight)
             shape = (batch, height, width if at is None else width // 2, outputs)
-        for segment in segments[start : start + len(inputs)]:
-            self.products += int(np.prod(shape[:3])) * segment.weight.size
-        return np.zeros(shape, np.float32) if out is None else _zeros(shape)
+        act = self._count("conv", shape, layer=layer, inputs=inputs, partial=partial)
+        return np.zeros(shape, np.float32) if out is None else act
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
-        self.products += 9 * x.q.size
-        return _zeros(x.q.shape)
+        return self._count("depthwise", x.q.shape)
 
     def layer_norm(self, layer: str, x: Act, out: str) -> Act:
-        return _zeros(x.q.shape)
+        return self._count("layer_norm", x.q.shape)
 
     def window_attention(self, layer: str, qkv: Act, out: str) -> Act:
         batch, height, width, triple = qkv.q.shape
         shape = (batch, height, width // 2, WINDOW**2 * triple // 3)
-        # Queries times keys, then weights times values: 25 tokens each.
-        self.products += 2 * WINDOW**2 * int(np.prod(shape))
-        return _zeros(shape)
+        return self._count("window_attention", shape)
 
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
-        depth = q.q.shape[-1] // heads
-        self.products += depth * (k.q.size + q.q.size)
-        return _zeros(q.q.shape)
+        return self._count("linear_attention", q.q.shape, k=k, heads=heads)
 
     def softmax_attention(
         self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
     ) -> Act:
-        self.products += 2 * q.q.size * k.q.shape[1] * k.q.shape[2]
-        return _zeros(q.q.shape)
-
-
-def _zeros(shape: tuple[int, ...]) -> Act:
-    return Act(np.zeros(shape, np.int16), 0)
+        return self._count("softmax_attention", q.q.shape, k=k)

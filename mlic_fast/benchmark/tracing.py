@@ -84,13 +84,16 @@ class Tracer:
 
     Args:
         device: whose clock to read.
+
+    Attributes:
+        open: during a recording, the innermost span that has begun and not ended.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._device = device
         self._clock = self._new_clock()
         self._detailed = False
-        self._open: Span | None = None
+        self.open: Span | None = None
         self._spans: list[tuple[Span, Any, Any]] = []
 
     def wrap(
@@ -106,16 +109,16 @@ class Tracer:
         """
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            if self._open is None:
+            if self.open is None:
                 return function(*args, **kwargs)
-            span = Span(kind, name, self._open, {})
-            self._open = span
+            span = Span(kind, name, self.open, {})
+            self.open = span
             start = self._clock.mark()
             try:
                 result = function(*args, **kwargs)
             finally:
                 self._spans.append((span, start, self._clock.mark()))
-                self._open = span.parent
+                self.open = span.parent
             if self._detailed and details is not None:
                 span.details = details(result, *args, **kwargs)
             return result
@@ -131,12 +134,12 @@ class Tracer:
         self._synchronise()
         self._clock = self._new_clock()
         self._spans = []
-        whole = self._open = Span(TOTAL, TOTAL, None, {})
+        whole = self.open = Span(TOTAL, TOTAL, None, {})
         processor, begin, start = time.process_time(), time.perf_counter(), self._clock.mark()
         try:
             work()
         finally:
-            self._open = None
+            self.open = None
         self._synchronise()
         whole.end = time.perf_counter() - begin
         whole.processor_seconds = time.process_time() - processor

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli.files import check_folder_of
-from mlic_fast.cli.options import add_benchmark_options, count, load_codecs, set_threads
+from mlic_fast.cli.options import (
+    add_benchmark_options,
+    count,
+    describe,
+    load_codecs,
+    picture_size,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         action="append",
-        type=_size,
+        type=picture_size,
         metavar="WxH",
         help="of a synthetic photograph; may be given several times (default: 768x512)",
     )
@@ -89,23 +95,6 @@ def run(args: argparse.Namespace) -> int:
 
         save(draw(document), args.plot)
     return 0
-
-
-def describe(machine: dict[str, Any]) -> str:
-    """What was measured on, in a line."""
-    gpu = machine["gpu"]
-    where = f"{gpu['name']}, driver {gpu.get('driver_version', 'unknown')}, " if gpu else ""
-    return (
-        f"{where}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
-        f"{machine['instruction_sets'][0]}, torch {machine['torch']}, load {machine['load']:.1f}"
-    )
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"must look like 768x512, not {text!r}")
-    return int(match[1]), int(match[2])
 
 
 def _images(args: argparse.Namespace) -> Iterator[tuple[str, torch.Tensor]]:

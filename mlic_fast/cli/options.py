@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import UsageError
 
@@ -63,6 +64,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def picture_size(text: str) -> tuple[int, int]:
+    """Type of an argument: width and height."""
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"must look like 768x512, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
 def set_threads(args: argparse.Namespace) -> None:
     """``--threads``; before codecs are loaded."""
     import torch
@@ -79,3 +88,13 @@ def load_codecs(args: argparse.Namespace) -> list[Codec]:
     if len({codec.engine for codec in loaded}) < len(loaded):
         raise UsageError(f"--against {args.against} is the engine that is timed already")
     return loaded
+
+
+def describe(machine: dict[str, Any]) -> str:
+    """What was measured on, in a line."""
+    gpu = machine["gpu"]
+    where = f"{gpu['name']}, driver {gpu.get('driver_version', 'unknown')}, " if gpu else ""
+    return (
+        f"{where}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['instruction_sets'][0]}, torch {machine['torch']}, load {machine['load']:.1f}"
+    )
