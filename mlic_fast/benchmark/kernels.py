@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlic_fast.benchmark.operations import count_products, used_segments
+from mlic_fast.benchmark.operations import Counter, used_segments
 from mlic_fast.benchmark.stages import replaced, watched
 from mlic_fast.benchmark.tracing import Tracer
 from mlic_fast.codec import Codec
 from mlic_fast.engine import path
-from mlic_fast.engine.arithmetic import Act, SpecOps
 from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.operations import Act, Operations
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.reference import ReferenceEngine
 from mlic_fast.models.checkerboard import Parity
@@ -71,8 +71,8 @@ def watched_kernels(codec: Codec) -> Iterator[Tracer]:
     engine = codec._engine
     with watched(codec) as tracer, ExitStack() as stack:
         if isinstance(engine, ExactEngine):
-            ops: Any = _WatchedOps(tracer, engine._ops, codec.packed)
-            stack.enter_context(replaced(engine, "_ops", ops))
+            for name, timed in _timed_operations(tracer, engine._ops, codec.packed):
+                stack.enter_context(replaced(engine._ops, name, timed))
             code_slice = tracer.wrap(SLICE, SLICE, path._Passes.code_slice)
             # A function, so that it becomes a method.
             stack.enter_context(
@@ -126,7 +126,7 @@ class _WatchedOperators(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         inside = self._tracer.open
-        if inside is None or inside.within(KERNEL) is not None:
+        if inside is None or inside.within(KERNEL) is not None:  # a backend's own business
             return func(*args, **(kwargs or {}))
         if func not in self._timed:
             name = func.overloadpacket.__name__
@@ -156,51 +156,71 @@ class _WatchedOperators(TorchDispatchMode):
         return describe
 
 
-class _WatchedOps:
-    """A backend whose methods are spans; what a method calls of its own backend is within it."""
-
-    def __init__(self, tracer: Tracer, ops: SpecOps, packed: PackedModel) -> None:
-        self._tracer, self._ops, self._packed = tracer, ops, packed
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._ops, name)
-        if not callable(value):
-            return value
-        signature = inspect.signature(value)
-
-        def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-            arguments = signature.bind(*args, **kwargs).arguments
-            return _describe(self._packed, name, arguments, result)
-
-        timed = self._tracer.wrap(KERNEL, name, value, describe)
-        setattr(self, name, timed)  # the next time it is found without this method
-        return timed
+def _timed_operations(
+    tracer: Tracer, ops: Operations, packed: PackedModel
+) -> Iterator[tuple[str, Any]]:
+    """The methods of a backend; networks that call its own operations get spans around those."""
+    counter = Counter(packed)
+    for name in dir(type(ops)):
+        method = getattr(ops, name)
+        if not name.startswith("_") and callable(method):
+            describe = _describer(packed, counter, name, inspect.signature(method))
+            yield name, tracer.wrap(KERNEL, name, method, describe)
 
 
-def _describe(
-    packed: PackedModel, name: str, arguments: dict[str, Any], result: Any
-) -> dict[str, Any]:
-    layer = arguments.get("layer") or arguments.get("out") or ""
-    operation, weights = name, 0
-    known = packed.layers.get(layer) if "layer" in arguments else None
-    if known is not None:
-        used: Sequence[Any] = known.segments
-        if name == "conv":
-            used = used_segments(known, arguments["inputs"], arguments.get("partial"))
-            operation = f"conv {_square(known.segments[0].weight.shape[1:3])}"
-        weights = sum(segment.weight.nbytes for segment in used)
-    results = list(_arrays(result))
-    inputs = list(_arrays(list(arguments.values())))
-    moved = 0  # by a view
-    if not _share_memory(inputs, results):
-        moved = sum(array.nbytes for array in (*inputs, *results)) + weights
-    shape = results[0].shape if results else ()
-    return {
-        "operation": operation,
-        "layer": layer,
-        "bytes": moved,
-        "products": count_products(packed.layers, name, arguments, shape),
-    }
+def _describer(
+    packed: PackedModel, counter: Counter, name: str, signature: inspect.Signature
+) -> Any:
+    def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        arguments = signature.bind(*args, **kwargs).arguments
+        layer = _layer_of(name, arguments)
+        operation, weights = name, 0
+        known = packed.layers.get(layer)
+        if known is not None:
+            used: Sequence[Any] = known.segments
+            if name == "conv":
+                used = used_segments(known, arguments["inputs"], arguments.get("partial"))
+            if name in ("conv", "subpixel_conv"):
+                operation = f"{name} {_square(known.segments[0].weight.shape[1:3])}"
+            weights = sum(segment.weight.nbytes for segment in used)
+        results = list(_arrays(result))
+        inputs = list(_arrays(list(arguments.values())))
+        moved = 0  # by a view
+        if not _share_memory(inputs, results):
+            moved = sum(array.nbytes for array in (*inputs, *results)) + weights
+        return {
+            "operation": operation,
+            "layer": layer,
+            "bytes": moved,
+            "products": counter.count(name, arguments),
+        }
+
+    return describe
+
+
+#: Modules that the networks of a backend compute.
+_MODULES = {
+    "hyper_synthesis": "h_s",
+    "entropy_parameters": "entropy_parameters_{colour}.{i}",
+    "predict_residual": "lrp_{colour}.{i}",
+    "channel_context": "channel_context.{i}",
+    "local_context": "local_context.{i}",
+    "inter_context": "global_inter_context.{i}",
+    "intra_context": "global_intra_context.{i}",
+    "intra_queries_and_keys": "global_intra_context.{i}",
+}
+#: Methods that only call others, in a backend that does not fuse them.
+NETWORK_METHODS = {*_MODULES, "sums", "project"}
+
+
+def _layer_of(name: str, arguments: dict[str, Any]) -> str:
+    """The layer, the module, or the first of several, that a method computes; else empty."""
+    several = arguments.get("layers") or arguments.get("prefixes") or [""]
+    if name in _MODULES:
+        colour = "nonanchor" if arguments.get("parity") is Parity.NON_ANCHOR else "anchor"
+        return _MODULES[name].format(i=arguments.get("i"), colour=colour)
+    layer: str = arguments.get("layer") or several[0]
+    return layer
 
 
 def _arrays(value: Any) -> Iterator[Any]:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlic_fast.engine.arithmetic import WINDOW, Act, Float, Int32, SpecOps
+from mlic_fast.engine.arithmetic import WINDOW, Float, Int32, SpecOps
+from mlic_fast.engine.operations import Act, Latents
 from mlic_fast.engine.packed import Layer, PackedModel, Segment
 from mlic_fast.engine.path import code_latents
 from mlic_fast.models.checkerboard import Parity
@@ -49,61 +50,48 @@ def _no_symbols(
     return np.zeros(means.shape, np.int32)
 
 
-def count_products(
-    layers: Mapping[str, Layer], name: str, arguments: Mapping[str, Any], shape: Sequence[int]
-) -> int:
-    """Products of one operation of :class:`SpecOps`: its arguments by name, its result's shape.
+class Counter:
+    """Counts the products of single operations and networks of a backend, from shapes alone."""
 
-    Of an operation that is not of SpecOps, a fusion of several, those of all layers whose names
-    begin with its ``layer``, at the positions of its result.
-    """
-    if name in _PRODUCTS:
-        return _PRODUCTS[name](layers, arguments, shape)
-    prefix = arguments.get("layer")
-    if not isinstance(prefix, str) or name in vars(SpecOps):
-        return 0
-    weights = [
-        s.weight.size for key in layers if key.startswith(prefix) for s in layers[key].segments
-    ]
-    return math.prod(shape[:-1]) * sum(weights)
+    def __init__(self, packed: PackedModel) -> None:
+        self._ops = _CountingOps(packed)
 
+    def count(self, name: str, arguments: Mapping[str, Any]) -> int:
+        """Of a method of :class:`Operations`, its arguments by name; 0 where nothing multiplies.
 
-def used_segments(layer: Layer, inputs: Sequence[Any], partial: Any) -> Sequence[Segment]:
-    """Of a convolution: those of its inputs, which are the last ones beside a partial sum."""
-    start = 0 if partial is None else len(layer.segments) - len(inputs)
-    return layer.segments[start : start + len(inputs)]
+        Arrays may be any backend's: only their shapes matter.
+        """
+        if name not in _MULTIPLYING:
+            return 0
+        before = self._ops.products
+        getattr(self._ops, name)(**{key: _shape_only(value) for key, value in arguments.items()})
+        return self._ops.products - before
 
 
-def _conv(layers: Mapping[str, Layer], a: Mapping[str, Any], shape: Sequence[int]) -> int:
-    used = used_segments(layers[a["layer"]], a["inputs"], a.get("partial"))
-    return math.prod(shape[:-1]) * sum(segment.weight.size for segment in used)
-
-
-def _depthwise(layers: Mapping[str, Layer], a: Mapping[str, Any], shape: Sequence[int]) -> int:
-    return 9 * math.prod(shape)
-
-
-def _window(layers: Mapping[str, Layer], a: Mapping[str, Any], shape: Sequence[int]) -> int:
-    # Queries times keys, then weights times values: 25 tokens each.
-    return 2 * WINDOW**2 * math.prod(shape)
-
-
-def _linear(layers: Mapping[str, Layer], a: Mapping[str, Any], shape: Sequence[int]) -> int:
-    depth = shape[-1] // a["heads"]
-    return depth * math.prod(shape) + depth * math.prod(a["k"].q.shape)
-
-
-def _softmax(layers: Mapping[str, Layer], a: Mapping[str, Any], shape: Sequence[int]) -> int:
-    return 2 * math.prod(shape) * math.prod(a["k"].q.shape[1:3])
-
-
-_PRODUCTS = {
-    "conv": _conv,
-    "depthwise": _depthwise,
-    "window_attention": _window,
-    "linear_attention": _linear,
-    "softmax_attention": _softmax,
+_MULTIPLYING = {
+    *("conv", "subpixel_conv", "depthwise", "add_prediction"),
+    *("window_attention", "linear_attention", "softmax_attention"),
+    *("sums", "project", "hyper_synthesis", "entropy_parameters", "predict_residual"),
+    *("channel_context", "local_context"),
+    *("inter_context", "intra_context", "intra_queries_and_keys"),
 }
+
+
+def _shape_only(value: Any) -> Any:
+    if isinstance(value, Act):
+        return Act(_shape_only(value.q), value.exponent)
+    if isinstance(value, Latents):
+        copied = Latents(len(value.q))
+        copied.y, copied.q = _shape_only(value.y), _shape_only(value.q)
+        return copied
+    if isinstance(value, (list, tuple)):
+        return [_shape_only(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return np.broadcast_to(np.int16(0), value.shape)
+    if isinstance(value, torch.Tensor):
+        # Two planes of bytes are one activation.
+        return np.broadcast_to(np.int16(0), value.shape[1:] if value.dim() == 5 else value.shape)
+    return value
 
 
 class _CountingOps(SpecOps):
@@ -112,10 +100,6 @@ class _CountingOps(SpecOps):
     def __init__(self, packed: PackedModel) -> None:
         super().__init__(packed)
         self.products = 0
-
-    def _count(self, name: str, shape: Sequence[int], **arguments: Any) -> Act:
-        self.products += count_products(self.layers, name, arguments, shape)
-        return Act(np.zeros(shape, np.int16), 0)
 
     def conv(
         self,
@@ -128,30 +112,47 @@ class _CountingOps(SpecOps):
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
+        segments = used_segments(self.layers[layer], inputs, partial)
         if partial is not None:
             shape: tuple[int, ...] = partial.shape
         else:
             batch, height, width, _ = inputs[0].q.shape
-            outputs = len(self.layers[layer].segments[0].weight)
+            outputs = len(segments[0].weight)
             shape = (batch, height, width if at is None else width // 2, outputs)
-        act = self._count("conv", shape, layer=layer, inputs=inputs, partial=partial)
-        return np.zeros(shape, np.float32) if out is None else act
+        self.products += math.prod(shape[:3]) * sum(segment.weight.size for segment in segments)
+        return np.zeros(shape, np.float32) if out is None else _zeros(shape)
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
-        return self._count("depthwise", x.q.shape)
+        self.products += 9 * x.q.size
+        return _zeros(x.q.shape)
 
     def layer_norm(self, layer: str, x: Act, out: str) -> Act:
-        return self._count("layer_norm", x.q.shape)
+        return _zeros(x.q.shape)
 
     def window_attention(self, layer: str, qkv: Act, out: str) -> Act:
         batch, height, width, triple = qkv.q.shape
         shape = (batch, height, width // 2, WINDOW**2 * triple // 3)
-        return self._count("window_attention", shape)
+        # Queries times keys, then weights times values: 25 tokens each.
+        self.products += 2 * WINDOW**2 * math.prod(shape)
+        return _zeros(shape)
 
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
-        return self._count("linear_attention", q.q.shape, k=k, heads=heads)
+        depth = q.q.shape[-1] // heads
+        self.products += depth * (k.q.size + q.q.size)
+        return _zeros(q.q.shape)
 
     def softmax_attention(
         self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
     ) -> Act:
-        return self._count("softmax_attention", q.q.shape, k=k)
+        self.products += 2 * q.q.size * k.q.shape[1] * k.q.shape[2]
+        return _zeros(q.q.shape)
+
+
+def used_segments(layer: Layer, inputs: Sequence[Any], partial: Any) -> Sequence[Segment]:
+    """Of a convolution: those of its inputs, which are the last ones beside a partial sum."""
+    start = 0 if partial is None else len(layer.segments) - len(inputs)
+    return layer.segments[start : start + len(inputs)]
+
+
+def _zeros(shape: tuple[int, ...]) -> Act:
+    return Act(np.zeros(shape, np.int16), 0)

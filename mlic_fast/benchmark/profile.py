@@ -10,13 +10,20 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from mlic_fast.benchmark.kernels import KERNEL, LAYOUT, NETWORK, SLICE, place, watched_kernels
+from mlic_fast.benchmark.kernels import (
+    KERNEL,
+    LAYOUT,
+    NETWORK,
+    NETWORK_METHODS,
+    SLICE,
+    place,
+    watched_kernels,
+)
 from mlic_fast.benchmark.machine import bandwidth, integer_peak, matrix_peak
 from mlic_fast.benchmark.stages import (
     ANALYSIS,
@@ -112,14 +119,14 @@ def profile(
         peaks: of the machine.
     """
     works = [_work(codec, way, image) for codec in codecs]
-    unwatched = [_unwatched(c, w, runs) for c, w in zip(codecs, works, strict=True)]
+    counted = [_count(codec, work) for codec, work in zip(codecs, works, strict=True)]
     recorded: list[list[list[Span]]] = [[] for _ in codecs]
-    with ExitStack() as stack:
-        tracers = [stack.enter_context(watched_kernels(codec)) for codec in codecs]
-        counted = [_count(tracer, work) for tracer, work in zip(tracers, works, strict=True)]
-        for _ in range(runs):
-            for tracer, work, found in zip(tracers, works, recorded, strict=True):
-                found.append(tracer.record(work))
+    unwatched: list[list[float]] = [[] for _ in codecs]
+    for _ in range(runs):
+        for i, (codec, work) in enumerate(zip(codecs, works, strict=True)):
+            unwatched[i].append(Tracer(codec.device).record(work)[0].seconds)
+            with watched_kernels(codec) as tracer:
+                recorded[i].append(tracer.record(work))
     return [_reduce(*each, peaks) for each in zip(unwatched, counted, recorded, strict=True)]
 
 
@@ -131,18 +138,15 @@ def _work(codec: Codec, way: str, image: torch.Tensor) -> Callable[[], object]:
     return lambda: codec.decompress(stream)
 
 
-def _count(tracer: Tracer, work: Callable[[], object]) -> list[Span]:
+def _count(codec: Codec, work: Callable[[], object]) -> list[Span]:
     work()
-    return tracer.record(work, detailed=True)
+    with watched_kernels(codec) as tracer:
+        return tracer.record(work, detailed=True)
 
 
-def _unwatched(codec: Codec, work: Callable[[], object], runs: int) -> float:
-    work()
-    tracer = Tracer(codec.device)
-    return statistics.median(tracer.record(work)[0].seconds for _ in range(runs))
-
-
-def _reduce(unwatched: float, counted: list[Span], runs: list[list[Span]], peaks: Peaks) -> Profile:
+def _reduce(
+    unwatched: list[float], counted: list[Span], runs: list[list[Span]], peaks: Peaks
+) -> Profile:
     if any(len(spans) != len(counted) for spans in runs):
         raise EngineError("the engine's kernels differ from run to run, so there is no median")
     own = _medians([list(own_seconds(spans).values()) for spans in runs])
@@ -156,12 +160,11 @@ def _reduce(unwatched: float, counted: list[Span], runs: list[list[Span]], peaks
     passes: dict[str, float] = defaultdict(float)
     kernels = []
     names = _passes(counted)
+    callers = {span.parent for span in counted if span.kind == KERNEL}
     for span, seconds, inclusive, pass_ in zip(counted, own, whole, names, strict=True):
-        stage = span.within(STAGE)
-        if span.kind == KERNEL:
-            kernel = _kernel(span, OTHER if stage is None else stage.name, pass_, seconds, peaks)
-            kernels.append(kernel)
-            networks[kernel.network] += seconds
+        if span.kind == KERNEL and not (span in callers and span.name in NETWORK_METHODS):
+            kernels.append(_kernel(span, pass_, seconds, peaks, calls_others=span in callers))
+            networks[kernels[-1].network] += seconds
         elif span.kind == NETWORK:
             networks[place(span.name)[0]] += inclusive
         if pass_:
@@ -170,7 +173,7 @@ def _reduce(unwatched: float, counted: list[Span], runs: list[list[Span]], peaks
         spans=_with_details(counted, runs[-1]),
         span_passes=names,
         total=statistics.median(totals),
-        unwatched=unwatched,
+        unwatched=statistics.median(unwatched),
         stages={name: statistics.median(stages[name]) for name in STAGES if name in stages},
         networks=dict(networks),
         passes=dict(passes),
@@ -182,25 +185,37 @@ def _medians(runs: list[list[float]]) -> list[float]:
     return [statistics.median(times) for times in zip(*runs, strict=True)]
 
 
-def _kernel(span: Span, stage: str, pass_: str, seconds: float, peaks: Peaks) -> Kernel:
+def _kernel(span: Span, pass_: str, seconds: float, peaks: Peaks, *, calls_others: bool) -> Kernel:
     details = span.details
-    network, _, _ = place(details["layer"])
+    products = 0 if calls_others else details["products"]
+    inside = span.within(STAGE)
+    stage = OTHER if inside is None else inside.name
+    layer = _layer(span)
+    network, _, _ = place(layer)
     if network == LAYOUT and stage in (ANALYSIS, SYNTHESIS, OTHER):
         network = stage
     free = stage in (ANALYSIS, SYNTHESIS)
-    arithmetic = details["products"] / (peaks.matrix if free else peaks.integer)
+    arithmetic = products / (peaks.matrix if free else peaks.integer)
     return Kernel(
         operation=details["operation"],
         network=network,
-        layer=details["layer"],
+        layer=layer,
         stage=stage,
         pass_=pass_,
         seconds=seconds,
         calls=1,
         bytes=details["bytes"],
-        products=details["products"],
+        products=products,
         floor=max(arithmetic, details["bytes"] / peaks.bandwidth),
     )
+
+
+def _layer(span: Span) -> str:
+    """What a kernel computes, or the network that it is called by."""
+    inside: Span | None = span
+    while inside is not None and not inside.details.get("layer"):
+        inside = inside.parent
+    return "" if inside is None else inside.details["layer"]
 
 
 def _passes(spans: list[Span]) -> list[str]:
@@ -215,12 +230,11 @@ def _passes(spans: list[Span]) -> list[str]:
         stage = span.within(STAGE)
         inside = stage is not None and stage.name not in (ANALYSIS, SYNTHESIS)
         if inside and span.kind in (KERNEL, NETWORK):
-            network, index, parity = place(span.details.get("layer", span.name))
+            _, index, parity = place(_layer(span) or span.name)
             begun = not has_slices or span.within(SLICE) is not None
-            if network != LAYOUT and index is not None and parity is not None and begun:
-                current = (
-                    f"slice {index}, {'anchors' if parity is Parity.ANCHOR else 'non-anchors'}"
-                )
+            if index is not None and parity is not None and begun:
+                colour = "anchors" if parity is Parity.ANCHOR else "non-anchors"
+                current = f"slice {index}, {colour}"
         found.append(current if inside else "")
     return found
 
@@ -326,16 +340,20 @@ def _group(kernels: Iterable[Kernel], key: Callable[[Kernel], Hashable]) -> list
 
 
 def _between(ours: Profile) -> list[Kernel]:
-    """What each stage takes beyond its kernels; all of the range coder, which has no floor."""
+    """What each stage takes beyond its kernels; all of the range coder, which has no floor.
+
+    Watching takes time between kernels too, alike for each, which is left out.
+    """
+    watching = max(0.0, ours.total - ours.unwatched) / max(1, len(ours.kernels))
     rows = []
     for stage, seconds in ours.stages.items():
         inside = [kernel for kernel in ours.kernels if kernel.stage == stage]
-        rest = seconds - sum(kernel.seconds for kernel in inside)
+        rest = seconds - sum(kernel.seconds for kernel in inside) - watching * len(inside)
         name = f"{stage}, {BETWEEN}" if inside else stage
-        calls = sum(kernel.calls for kernel in inside)
+        calls = len(inside)
         if stage == CODER:
             calls = sum(s.kind == STAGE and s.name == CODER for s in ours.spans)
-        rows.append(Kernel("", name, "", stage, "", rest, calls))
+        rows.append(Kernel("", name, "", stage, "", max(0.0, rest), calls))
     return rows
 
 
