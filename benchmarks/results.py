@@ -14,12 +14,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlic_fast.benchmark.machine import describe_machine
 from mlic_fast.images import write_atomically
 
 FOLDER = Path(__file__).parent / "results"
 
 Document = dict[str, Any]
+
+#: Of a profile: the single layers furthest above their floors.
+KEPT_LAYERS = 20
 
 
 def section_of(document: Document) -> str:
@@ -37,14 +39,23 @@ def add(into: Document, document: Document) -> None:
     if section == "suite":
         into["suite"] = document["suite"]
         return
+    machine = document["machine"]
     added = {key: value for key, value in document.items() if key != "machine"}
-    others = [each for each in into.get(section, []) if _name(each) != _name(added)]
+    # These may differ from run to run of a day.
+    added |= {"threads": machine["threads"], "load": machine["load"]}
+    if section == "eval":  # of the images the means are enough
+        added["measurements"] = [m for m in added["measurements"] if m["image"] == "mean"]
+    if section == "profile":
+        added["layers"] = added["layers"][:KEPT_LAYERS]
+    others = [each for each in into.get(section, []) if name_of(each) != name_of(added)]
     into[section] = [*others, added]
 
 
-def _name(document: Document) -> tuple[Any, ...]:
-    engines = [list(each["engines"]) for each in document.get("results", [])]
-    return document.get("model"), document.get("way"), str(engines)
+def name_of(document: Document) -> tuple[Any, ...]:
+    """What two documents of a section have in common if one can take the other's place."""
+    first = document.get("results", [{}])[0]
+    engines = list(first.get("engines", [document.get("engine")]))
+    return document.get("model"), document.get("way"), document.get("threads"), *engines
 
 
 def newest_with(section: str, machine: str) -> Path | None:
@@ -60,7 +71,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     for path in parser.parse_args().files:
         document = json.loads(path.read_text())
-        machine = document.get("machine") or describe_machine()
+        machine = document["machine"]
         date = datetime.date.today().isoformat()
         file = FOLDER / machine["name"] / f"{date}-{machine['commit'].removesuffix('-dirty')}.json"
         stored = {"date": date, "machine": machine}

@@ -63,7 +63,9 @@ def _total(result: Result, way: str, name: str) -> str:
     text = f"{result['engines'][name][way]['median_ms']:.4g} ms"
     if "ratio" in result and name != next(iter(result["engines"])):
         ratio = result["ratio"][way]
-        text += f"\n{ratio['median']:.2f} times as long\n({ratio['p10']:.2f} to {ratio['p90']:.2f})"
+        text += f"\n{ratio['median']:.2f} times as long"
+        if "p10" in ratio:
+            text += f"\n({ratio['p10']:.2f} to {ratio['p90']:.2f})"
     return text
 
 

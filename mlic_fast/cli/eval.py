@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         from mlic_fast.charts import save
         from mlic_fast.evaluation.chart import draw
 
-        save(draw(measured, rates, published), args.plot)
+        save(draw(measured, rates, published, len(files)), args.plot)
     return 0
 
 
@@ -194,7 +194,15 @@ def _write(
 
     rows = list(_rows(curves))
     if args.json:
-        document = {"measurements": rows, "bd_rate_percent": rates}
+        from mlic_fast.benchmark.machine import describe_machine
+
+        document = {
+            "model": ", ".join(Path(name).stem for name in args.model),
+            "images": len(curves[0].points[0].images),
+            "machine": describe_machine(),
+            "measurements": rows,
+            "bd_rate_percent": rates,
+        }
         # Equal images have an infinite PSNR, which JSON cannot say: null.
         text = json.dumps(_finite(document), indent=2, allow_nan=False)
         write_atomically(args.json, (text + "\n").encode())

@@ -22,6 +22,7 @@ def draw(
     curves: Sequence[Curve],
     bd_rates: Mapping[str, Mapping[str, float]],
     published: dict[str, Points],
+    images: int,
 ) -> Figure:
     """PSNR over rate, MS-SSIM over rate, time an image.
 
@@ -29,10 +30,10 @@ def draw(
         curves: ours first.
         bd_rates: of ours against each of the others, in percent, by ``"PSNR"`` and ``"MS-SSIM"``.
         published: fixed curves of PSNR, by name.
+        images: how many the means are over.
     """
     figure = new_figure(13.5, 5.6)
     psnr, similarity, times = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 1))
-    images = len(curves[0].points[0].images)
     figure.suptitle(f"{images} image{'s' * (images > 1)}, means of real files")
     _rate_axes(psnr, "PSNR over RGB [dB]", curves, "psnr", bd_rates, "PSNR")
     for (name, points), dashes in zip(published.items(), _DASHES, strict=False):
