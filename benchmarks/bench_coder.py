@@ -1,12 +1,10 @@
 """The range coders side by side on the symbols of one image, 24,576 a pass at Kodak size.
 
-    python benchmarks/bench_coder.py [--image FILE [--model demo]] [--repeats 20] [--json FILE]
+- drawn: 20 passes with the statistics of trained MLIC++ models at about 0.3 bit a pixel;
+- demo: what the demo model codes for a synthetic photograph, 6 passes.
 
-With an image, the symbols are what the demo model codes for it (6 passes), or a full-size model of
-seeded weights (mlic_plus_plus: 20 passes); without one they are drawn to the statistics of MLIC++
-at about 0.3 bit a pixel (20 passes). All coders take integer arrays and give bytes, and the
-reverse, in decoding pass by pass, as a codec must. Each result is compared with the input before
-anything is timed; the coders take turns, and the best time of each counts.
+All coders take integer arrays and give bytes, and the reverse, in decoding pass by pass, as a codec
+must. A stream is decoded and compared with the input before anything is timed.
 
 - mlic_fast: this project's stream.
 - compressai.ans: as the public MLIC++ code calls it, through lists; its tables are made lists once.
@@ -16,32 +14,28 @@ anything is timed; the coders take turns, and the best time of each counts.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import constriction
 import numpy as np
+import pytest
+from conftest import CPU_SUITE
 from scipy.special import ndtr
 
 from mlic_fast import load
-from mlic_fast.benchmark.models import trained_like_model
+from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.coder import SCALES, Decoder, Encoder, gaussian_tables
 from mlic_fast.coder import compressai as drop_in
 from mlic_fast.conformance.recorder import Recorder
-from mlic_fast.models import PRESETS
 from mlic_fast.models.compressai_import import compressai_ans
 
 Array = np.ndarray
-PIXELS = 768 * 512
 BASELINE = "compressai.ans"
+
+pytestmark = CPU_SUITE
 
 
 @dataclass(frozen=True)
@@ -145,14 +139,19 @@ def draw_symbols(seed: int = 0) -> tuple[Array, Array]:
     return symbols.astype(np.int32), indexes.astype(np.uint8)
 
 
-def photograph_symbols(path: Path, model: str) -> tuple[Array, Array]:
-    """[passes, K] of each: what a model codes for a photograph."""
-    codec = load("demo" if model == "demo" else trained_like_model(model), engine="cpu")
+def coded_symbols() -> tuple[Array, Array]:
+    """[passes, K] of each: what the demo model codes for a photograph."""
+    codec = load("demo", engine="cpu")
     recorder = codec._engine._ops = Recorder(codec._engine._ops)
-    codec.compress(path)
+    codec.compress(synthetic_photograph(768, 512))
     _, *symbols = recorder.symbols  # the first are those of z
     passes = [np.moveaxis(x, -1, 1).reshape(-1) for x in (*symbols, *recorder.indexes)]
     return np.stack(passes[: len(symbols)]), np.stack(passes[len(symbols) :])
+
+
+@cache
+def symbols_of(source: str) -> tuple[Array, Array]:
+    return draw_symbols() if source == "drawn" else coded_symbols()
 
 
 def ideal_bytes(symbols: Array, indexes: Array) -> float:
@@ -163,93 +162,47 @@ def ideal_bytes(symbols: Array, indexes: Array) -> float:
     return float(-np.log2(np.maximum(pmf, 1e-9)).sum() / 8)
 
 
-def check(coders: list[Coder], symbols: Array, indexes: Array) -> dict[str, bytes]:
-    """The stream of each coder, having decoded all of them."""
-    streams = {coder.name: coder.encode(symbols, indexes) for coder in coders}
-    for coder in coders:
-        if not np.array_equal(coder.decode(streams[coder.name], indexes), symbols):
-            raise SystemExit(f"{coder.name} does not decode what it encoded")
-    if streams["drop-in"] != streams[BASELINE]:
-        raise SystemExit(f"the drop-in's bytes differ from those of {BASELINE}")
-    return streams
+CODERS = {coder.name: coder for coder in (mlic_fast(), baseline(), dropped_in(), independent())}
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+@pytest.fixture(params=["drawn", "demo"])
+def source(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-def measure(symbols: Array, indexes: Array, repeats: int) -> dict[str, dict[str, float]]:
-    coders = [mlic_fast(), baseline(), dropped_in(), independent()]
-    streams = check(coders, symbols, indexes)
-    times: dict[str, list[tuple[float, float]]] = {coder.name: [] for coder in coders}
-    for _ in range(repeats):
-        for coder in coders:
-            encode = seconds(lambda c=coder: c.encode(symbols, indexes))
-            decode = seconds(lambda c=coder: c.decode(streams[c.name], indexes))
-            times[coder.name].append((encode, decode))
-    best = {name: np.min(pairs, axis=0) * 1000 for name, pairs in times.items()}
-    ideal = ideal_bytes(symbols, indexes)
-    return {
-        name: {
-            "bytes": len(streams[name]),
-            "over_ideal_percent": 100 * (len(streams[name]) / ideal - 1),
-            "encode_ms": encode,
-            "encode_ratio": best[BASELINE][0] / encode,
-            "decode_ms": decode,
-            "decode_ratio": best[BASELINE][1] / decode,
-        }
-        for name, (encode, decode) in best.items()
-    }
+@pytest.fixture(params=list(CODERS))
+def coder(request: pytest.FixtureRequest) -> Coder:
+    return CODERS[request.param]
 
 
-def describe_machine() -> dict[str, str]:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    packages = ("mlic_fast", "numpy", "compressai", "constriction")
-    return {
-        "cpu": names[0].partition(": ")[2] if names else platform.processor(),
-        "python": platform.python_version(),
-        "commit": git.stdout.strip(),
-        **{name: version(name) for name in packages},
-    }
+def test_encode(benchmark: Any, source: str, coder: Coder) -> None:
+    symbols, indexes = symbols_of(source)
+    benchmark.group = f"range coder, encode, {source}"
+    data = checked(coder, symbols, indexes)
+    describe(benchmark, data, symbols, indexes)
+    benchmark(coder.encode, symbols, indexes)
 
 
-def main() -> None:
-    summary, _, details = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--image", type=Path)
-    parser.add_argument("--model", default="demo", choices=list(PRESETS))
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-
-    symbols, indexes = photograph_symbols(args.image, args.model) if args.image else draw_symbols()
-    ideal = ideal_bytes(symbols, indexes)
-    print(f"{symbols.shape[0]} passes of {symbols.shape[1]} symbols, ", end="")
-    print(f"{np.mean(indexes == 0):.0%} in the lowest table; ideal {ideal:.0f} bytes ", end="")
-    print(f"({8 * ideal / PIXELS:.3f} bit a pixel at 768x512)")
-
-    results: dict[str, Any] = measure(symbols, indexes, args.repeats)
-    print(f"{'':16}{'bytes':>8}{'to ideal':>10}{'encode':>12}{'':7}{'decode':>12}")
-    for name, row in results.items():
-        print(f"{name:16}{row['bytes']:8}{row['over_ideal_percent']:+9.2f}%", end="")
-        print(f"{row['encode_ms']:9.2f} ms{row['encode_ratio']:6.1f}x", end="")
-        print(f"{row['decode_ms']:9.2f} ms{row['decode_ratio']:6.1f}x")
-    if args.json:
-        record = {"machine": describe_machine(), "ideal_bytes": ideal, "coders": results}
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+def test_decode(benchmark: Any, source: str, coder: Coder) -> None:
+    symbols, indexes = symbols_of(source)
+    benchmark.group = f"range coder, decode, {source}"
+    data = checked(coder, symbols, indexes)
+    describe(benchmark, data, symbols, indexes)
+    benchmark(coder.decode, data, indexes)
 
 
-if __name__ == "__main__":
-    main()
+def checked(coder: Coder, symbols: Array, indexes: Array) -> bytes:
+    """The stream, having decoded it."""
+    data = coder.encode(symbols, indexes)
+    assert np.array_equal(coder.decode(data, indexes), symbols)
+    if coder.name == "drop-in":
+        assert data == CODERS[BASELINE].encode(symbols, indexes)
+    return data
+
+
+def describe(benchmark: Any, data: bytes, symbols: Array, indexes: Array) -> None:
+    benchmark.extra_info["bytes"] = len(data)
+    over = 100 * (len(data) / ideal_bytes(symbols, indexes) - 1)
+    benchmark.extra_info["over_ideal_percent"] = over
+    benchmark.extra_info["symbols"] = symbols.size
+    benchmark.extra_info["lowest_table_percent"] = 100 * float(np.mean(indexes == 0))

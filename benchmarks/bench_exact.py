@@ -1,23 +1,25 @@
-"""Speed of the convolution kernels of the CPU engine, beside the peak of the machine.
+"""The kernels of the CPU engine, each on the shapes of the full-size MLIC++ at 768x512.
 
-Layers are those of the full-size MLIC++ at 768x512 (latents 32x48). The best of several runs, in
-processor time of the thread unless there are several threads; a GMAC is 10^9 products of a weight
-and an activation. The peak is that of the instruction which multiplies, in a loop that touches
-registers alone.
-
-    python benchmarks/bench_exact.py [--isa avx512 avx2 scalar] [--repeat 7] [--threads 1]
+Latents are 32x48. ``products`` in the results are of a weight and an activation; the yardstick is
+the instruction that multiplies them, in a loop that touches registers alone, so that products over
+time in units of it are the share of the peak.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pytest
+from conftest import CPU_SUITE
 
 from mlic_fast._C import exact
+
+pytestmark = CPU_SUITE
+
+KERNELS = exact.Kernels(exact.instruction_sets()[0], 1)
 
 
 @dataclass(frozen=True)
@@ -58,28 +60,8 @@ SHAPES = (
 )
 
 
-def best_time(
-    f: Callable[[], object], repeat: int, clock: Callable[[], float] = time.thread_time
-) -> float:
-    times = []
-    for _ in range(repeat):
-        start = clock()
-        f()
-        times.append(clock() - start)
-    return min(times)
-
-
-def measured_peak(isa: str, repeat: int) -> float:
-    """Products a second."""
-    kernels = exact.Kernels(isa, 1)
-    iterations = 200_000
-    seconds = best_time(lambda: kernels.peak(iterations), repeat)
-    return float(kernels.peak(iterations)) / seconds
-
-
-def convolution(shape: Shape, isa: str, threads: int) -> Callable[[], None]:
+def convolution(shape: Shape) -> Callable[[], None]:
     rng = np.random.default_rng(0)
-    kernels = exact.Kernels(isa, threads)
     inputs, weights, scales = [], [], []
     for channels in shape.inputs:
         size = (1, shape.height, shape.width, channels)
@@ -93,7 +75,7 @@ def convolution(shape: Shape, isa: str, threads: int) -> Callable[[], None]:
     bias = np.zeros(shape.outputs, np.float32)
 
     def run() -> None:
-        kernels.conv(
+        KERNELS.conv(
             inputs,
             weights,
             scales,
@@ -111,24 +93,70 @@ def convolution(shape: Shape, isa: str, threads: int) -> Callable[[], None]:
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--isa", nargs="+", default=exact.instruction_sets())
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    clock = time.thread_time if args.threads == 1 else time.perf_counter
-    for isa in args.isa:
-        peak = measured_peak(isa, args.repeat) * args.threads
-        print(f"{isa}, {args.threads} threads: peak {peak / 1e9:.1f} GMAC/s")
-        for shape in SHAPES:
-            seconds = best_time(convolution(shape, isa, args.threads), args.repeat, clock)
-            speed = shape.macs / seconds
-            print(
-                f"  {shape.name:42} {shape.macs / 1e9:7.3f} GMAC {1e3 * seconds:8.2f} ms "
-                f"{speed / 1e9:7.1f} GMAC/s {100 * speed / peak:5.1f} %"
-            )
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_conv(benchmark: Any, shape: Shape) -> None:
+    benchmark.group = "convolution"
+    benchmark.extra_info["products"] = shape.macs
+    benchmark(convolution(shape))
 
 
-if __name__ == "__main__":
-    main()
+def act(*shape: int) -> np.ndarray:
+    rng = np.random.default_rng(sum(shape))
+    return rng.integers(-2000, 2001, shape).astype(np.int16)
+
+
+def real(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def test_quantise(benchmark: Any) -> None:
+    benchmark.group = "elementwise"
+    r, out = real(1, 32, 48, 32), np.empty((1, 32, 48, 32), np.int16)
+    benchmark(KERNELS.quantise, r, out=out, out_scale=64.0)
+
+
+def test_add_half_tanh(benchmark: Any) -> None:
+    benchmark.group = "elementwise"
+    r, y = real(1, 32, 24, 32), real(1, 32, 48, 32)
+    benchmark(KERNELS.add_half_tanh, r, 1, y)
+
+
+def test_depthwise(benchmark: Any) -> None:
+    benchmark.group = "elementwise"
+    x, out = act(1, 32, 48, 576), np.empty((1, 32, 48, 576), np.int16)
+    taps, ones = act(3, 3, 576), np.ones(576, np.float32)
+    arguments = (x, taps, ones * 2**-20, 2.0**-8, ones)
+    benchmark(KERNELS.depthwise, *arguments, gelu=True, out=out, out_scale=64.0)
+
+
+def test_layer_norm(benchmark: Any) -> None:
+    benchmark.group = "elementwise"
+    x, out = act(1, 32, 48, 32), np.empty((1, 32, 48, 32), np.int16)
+    ones = np.ones(32, np.float32)
+    benchmark(KERNELS.layer_norm, x, ones, ones, epsilon=1.0, out=out, out_scale=64.0)
+
+
+def test_window_attention(benchmark: Any) -> None:
+    benchmark.group = "attention"
+    out = np.empty((1, 32, 24, 25 * 32), np.int16)
+    scales = {"logit_scale": 2.0**-18, "value_scale": 2.0**-8}
+    bias = real(2, 25, 25)
+    benchmark(KERNELS.window_attention, act(1, 32, 48, 96), bias, **scales, out=out, out_scale=64.0)
+
+
+def test_linear_attention(benchmark: Any) -> None:
+    benchmark.group = "attention"
+    q, k, v = (act(1, 32, 48, 288) + i for i in range(3))
+    scales = {"query_scale": 2.0**-9, "key_scale": 2.0**-9, "value_exponent": 8}
+    out = np.empty(q.shape, np.int16)
+    benchmark(KERNELS.linear_attention, q, k, v, heads=9, **scales, out=out, out_scale=64.0)
+
+
+@pytest.mark.parametrize("exclude", [False, True], ids=["all", "exclude"])
+def test_softmax_attention(benchmark: Any, exclude: bool) -> None:
+    benchmark.group = "attention"
+    q, k, v = (act(1, 32, 24, 32) + i for i in range(3))
+    scales = {"logit_scale": 2.0**-18, "value_scale": 2.0**-8}
+    out = np.empty(q.shape, np.int16)
+    arguments = {"heads": 2, "exclude": exclude, **scales, "out": out, "out_scale": 64.0}
+    benchmark(KERNELS.softmax_attention, q, k, v, **arguments)

@@ -12,16 +12,20 @@ import torch
 from lively import SMALL, lively_model
 
 import mlic_fast
-from mlic_fast.benchmark import compare as module
-from mlic_fast.benchmark.compare import WrongResultError, compare
+from mlic_fast.benchmark import floors
+from mlic_fast.benchmark.compare import WrongResultError, check_arithmetic, compare, spread
+from mlic_fast.benchmark.machine import describe_machine, machine_name
+from mlic_fast.benchmark.memory import peak_memory
 from mlic_fast.benchmark.models import trained_like_model
 from mlic_fast.benchmark.operations import count_entropy_path, count_transforms
 from mlic_fast.benchmark.pictures import synthetic_photograph
-from mlic_fast.benchmark.stages import Stopwatch, watched
+from mlic_fast.benchmark.stages import seconds_by_stage, watched
+from mlic_fast.benchmark.tracing import Tracer
 from mlic_fast.cli import main
 from mlic_fast.codec import Codec
 from mlic_fast.engine import exact
 from mlic_fast.engine.arithmetic import SpecOps
+from mlic_fast.engine.cpu import CpuOps
 from mlic_fast.engine.pack import pack
 from mlic_fast.models import MlicModel, reference, save_checkpoint
 from mlic_fast.models.mlic import TrainingQuantiser
@@ -29,50 +33,91 @@ from mlic_fast.models.mlic import TrainingQuantiser
 
 @pytest.fixture(autouse=True)
 def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "matrix_peak", lambda dtype: 1e9)
-    monkeypatch.setattr(module, "integer_peak", lambda isa, threads: 1e9)
+    monkeypatch.setattr(floors, "matrix_peak", lambda dtype, device: 1e9)
+    monkeypatch.setattr(floors, "integer_peak", lambda device: 1e9)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint(lively_model(SMALL["mlic"]), tmp_path / "model.safetensors")
     arguments = ["bench", "--model", str(tmp_path / "model.safetensors"), "--size", "70x33"]
-    arguments += ["--size", "1x1", "--runs", "2", "--against", "reference"]
-    assert main([*arguments, "--json", str(tmp_path / "result.json")]) == 0
+    arguments += ["--size", "1x1", "--runs", "2", "--against", "reference", "--batch", "2"]
+    files = ["--json", str(tmp_path / "result.json"), "--plot", str(tmp_path / "result.svg")]
+    assert main([*arguments, *files]) == 0
     text = capsys.readouterr().out
     document = json.loads((tmp_path / "result.json").read_text())
-    assert {"cpu", "cores", "instruction_sets", "torch", "commit"} <= document["machine"].keys()
+    known = {"name", "cpu", "cores", "cpu_mhz", "load", "instruction_sets", "torch", "commit"}
+    assert known <= document["machine"].keys()
     first, second = document["results"]
-    assert (first["width"], first["height"], second["width"]) == (70, 33, 1)
+    assert (first["width"], first["height"], first["batch"], second["width"]) == (70, 33, 2, 1)
     assert list(first["engines"]) == ["cpu", "reference"]
     for way, transform in (("encode", "g_a + h_a"), ("decode", "g_s")):
         stages = {"entropy path", "range coder", transform, "other"}
         ours, theirs = (engine[way] for engine in first["engines"].values())
-        assert first["ratio"][way] == theirs["median_ms"] / ours["median_ms"]
+        ratio = first["ratio"][way]
+        assert 0 < ratio["p10"] <= ratio["median"] <= ratio["p90"]
         assert set(ours["stages"]) == set(theirs["stages"]) == stages
         assert ours["floor_ms"] > 0 and "floor_ms" not in theirs
         assert ours["p10_ms"] <= ours["median_ms"] <= ours["p90_ms"]
-    assert "entropy path" in text and "times as fast" in text
+        assert ours["images_per_second"] == 2 / (ours["median_ms"] / 1e3)
+        pixels = 70 * 33 * ours["images_per_second"]
+        assert ours["megapixels_per_second"] == pytest.approx(pixels / 1e6)
+    assert "entropy path" in text and "times as fast" in text and "images/s" in text
+    drawn = (tmp_path / "result.svg").read_text()
+    assert all(f"<!-- {text} -->" in drawn for text in ("range coder", "floor, encode"))
     assert main([*arguments[:5], "--against", "cpu"]) == 2
 
 
-def test_a_stopwatch_counts_every_moment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_moment_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    watch = Stopwatch()
+    tracer = Tracer()
 
-    def spend(seconds: float) -> None:
+    def spend(seconds: float) -> float:
         now[0] += seconds
+        return seconds
 
-    coder = watch.wrap("range coder", spend)
+    coder = tracer.wrap("stage", "range coder", spend)
+    kernel = tracer.wrap("kernel", "conv", spend, lambda result, seconds: {"given": result})
 
     def path() -> None:
         spend(1)
         coder(4)
+        kernel(32)
         coder(8)
 
-    inner = watch.wrap("entropy path", path)
-    seconds = watch.time(lambda: (inner(), spend(16)))
-    assert seconds == {"total": 29, "entropy path": 1, "range coder": 12, "other": 16}
+    inner = tracer.wrap("stage", "entropy path", path)
+    spans = tracer.record(lambda: (inner(), spend(16)), detailed=True)
+    seconds = {"total": 61, "entropy path": 33, "range coder": 12, "other": 16}
+    assert seconds_by_stage(spans) == seconds
+    assert [(span.name, span.start, span.end) for span in spans] == [
+        ("total", 0, 61),
+        ("entropy path", 0, 45),
+        ("range coder", 1, 5),
+        ("conv", 5, 37),
+        ("range coder", 37, 45),
+    ]
+    assert spans[3].details == {"given": 32}
+    coder(1)  # outside of a recording nothing is kept
+    assert len(tracer.record(lambda: None)) == 1
+
+
+def test_spread() -> None:
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2, "p10": pytest.approx(1.2), "p90": 2.8}
+
+
+def test_peak_memory() -> None:
+    def work() -> None:
+        torch.ones(40_000_000, dtype=torch.uint8)
+
+    peak = peak_memory(work, torch.device("cpu"))
+    assert peak is None or 35e6 < peak < 60e6
+
+
+def test_machines_have_names() -> None:
+    assert machine_name(describe_machine()) == describe_machine()["name"] != ""
+    intel = {"cpu": "Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz", "cores": 8, "gpu": None}
+    assert machine_name(intel) == "intel-xeon-cpu-e5-2680-v4-8-cores"
+    assert machine_name({**intel, "gpu": {"name": "NVIDIA H200"}}) == "nvidia-h200"
 
 
 @pytest.mark.parametrize("engine", ["spec", "reference"])
@@ -80,8 +125,9 @@ def test_nothing_stays_wrapped(engine: str) -> None:
     codec = mlic_fast.load(lively_model(SMALL["mlic"]), engine=engine)
     owners = (exact, reference, vars(codec._engine).get("_transforms", codec.model), codec.model)
     before = [dict(vars(owner)) for owner in owners]
-    with watched(codec) as watch:
-        assert watch.time(lambda: codec.compress(synthetic_photograph(64, 64)))["total"] > 0
+    with watched(codec) as tracer:
+        spans = tracer.record(lambda: codec.compress(synthetic_photograph(64, 64)))
+        assert {"g_a + h_a", "entropy path", "range coder"} < {span.name for span in spans}
         assert [dict(vars(owner)) for owner in owners] != before
     assert [dict(vars(owner)) for owner in owners] == before
 
@@ -95,11 +141,27 @@ def test_a_wrong_engine_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         y_hat = original(self, data)
         return y_hat + 1 if self.engine == "spec" else y_hat
 
-    image = synthetic_photograph(64, 64)
-    assert compare(codecs, image, 1)["engines"].keys() == {"cpu", "spec"}
+    images = synthetic_photograph(64, 64)[None]
+    assert compare(codecs, images, 1)["engines"].keys() == {"cpu", "spec"}
+    check_arithmetic(codecs)
     monkeypatch.setattr(Codec, "decode_latents", decode_latents)
     with pytest.raises(WrongResultError, match="different latents"):
-        compare(codecs, image, 1)
+        compare(codecs, images, 1)
+
+
+def test_an_engine_that_agrees_with_itself_alone_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codec = mlic_fast.load(lively_model(SMALL["mlic"]))
+    original = CpuOps.add_residual
+
+    def add_residual(self: Any, y: Any, r: Any, parity: Any) -> Any:
+        return original(self, y, 2 * r, parity)
+
+    monkeypatch.setattr(CpuOps, "add_residual", add_residual)
+    assert codec.decompress(codec.compress(synthetic_photograph(64, 64))).shape == (3, 64, 64)
+    with pytest.raises(WrongResultError):
+        check_arithmetic([codec])
 
 
 def test_operations_are_those_of_the_specification(

@@ -9,124 +9,176 @@ from typing import Any
 
 import torch
 
-from mlic_fast.benchmark.machine import integer_peak, matrix_peak
-from mlic_fast.benchmark.operations import count_entropy_path, count_transforms
-from mlic_fast.benchmark.stages import ANALYSIS, ENTROPY_PATH, SYNTHESIS, Seconds, watched
+from mlic_fast.benchmark.floors import stage_floors
+from mlic_fast.benchmark.memory import peak_memory
+from mlic_fast.benchmark.pictures import synthetic_photograph
+from mlic_fast.benchmark.stages import (
+    ANALYSIS,
+    ENTROPY_PATH,
+    SYNTHESIS,
+    Seconds,
+    seconds_by_stage,
+    watched,
+)
+from mlic_fast.benchmark.tracing import TOTAL
 from mlic_fast.codec import Codec
-from mlic_fast.engine.cpu import CpuOps
+from mlic_fast.engine.arithmetic import SpecOps
 from mlic_fast.engine.exact import ExactEngine
 from mlic_fast.errors import MlicError
-from mlic_fast.models.mlic import ALIGNMENT
 
 Result = dict[str, Any]
+Work = Callable[[], object]
+WAYS = ("encode", "decode")
+PROCESSOR = "processor"
 
 
 class WrongResultError(MlicError):
     """An engine does not do what is to be timed."""
 
 
-def compare(codecs: Sequence[Codec], image: torch.Tensor, runs: int) -> Result:
-    """Times encoding and decoding of an image, uint8 [3, H, W], with one codec or two.
+def check_arithmetic(codecs: Sequence[Codec]) -> None:
+    """A small picture's stream must decode to the same latents as the specification's, bit for bit.
 
-    The result has for each engine its bytes, bits a pixel, and the times in milliseconds of
-    encoding and decoding: median, p10 and p90 of the runs, and the median of each stage; of an
-    exact engine also the floor (operations over the machine's measured peak) and how many times the
-    floor it takes. With two, ``ratio`` is the second one's median time over the first one's.
+    Engines that are not exact have no such rule. Raises WrongResultError.
+    """
+    picture = synthetic_photograph(192, 128)
+    for codec in _exact(codecs):
+        stream = codec.compress(picture)
+        assert isinstance(stream, bytes)
+        ops = SpecOps(codec.packed)
+        judge = ExactEngine(codec.model, codec.packed, ops, "spec", torch.float32)
+        judged = Codec(codec.model, codec.packed, torch.device("cpu"), judge)
+        _check_same_latents([codec, judged], stream)
+
+
+def compare(codecs: Sequence[Codec], images: torch.Tensor, runs: int) -> Result:
+    """Times encoding and decoding of a batch, uint8 [B, 3, H, W], with one codec or two.
+
+    The result has for each engine its bits a pixel, and of encoding and decoding:
+
+    - milliseconds a batch: median, p10 and p90 of the runs; ``processor_ms``, of all threads,
+      falls short of them where the machine was busy with other work;
+    - images and megapixels a second, and peak memory in bytes;
+    - the median of each stage; of an exact engine also the floor (operations over the machine's
+      measured peak) and how many times the floor it takes.
+
+    With two, ``ratio`` is how many times as long the second one takes: median, p10 and p90 over the
+    runs, each compared with its neighbour.
 
     Raises WrongResultError if a stream does not decode to what was encoded.
     """
-    _, height, width = image.shape
-    streams = [_checked_stream(codec, image) for codec in codecs]
+    batch, _, height, width = images.shape
+    streams = [_checked_streams(codec, images) for codec in codecs]
     _check_exact_engines_agree(codecs, streams)
-    times: dict[tuple[str, str], list[Seconds]] = {}
-    with ExitStack() as stack:
-        watches = [stack.enter_context(watched(codec)) for codec in codecs]
-        for _ in range(runs):
-            for codec, watch, stream in zip(codecs, watches, streams, strict=True):
-                for way, work in _work(codec, image, stream):
-                    times.setdefault((codec.engine, way), []).append(watch.time(work))
+    works = [_works(codec, images, made) for codec, made in zip(codecs, streams, strict=True)]
+    memory = [
+        {way: peak_memory(work, codec.device) for way, work in ways.items()}
+        for codec, ways in zip(codecs, works, strict=True)
+    ]
+    times = _time_in_turns(codecs, works, runs)
     engines: Result = {}
-    for codec, stream in zip(codecs, streams, strict=True):
+    for i, (codec, made) in enumerate(zip(codecs, streams, strict=True)):
+        bytes_ = sum(map(len, made))
         engine: Result = {
-            "bytes": len(stream),
-            "bits_per_pixel": 8 * len(stream) / (width * height),
+            "device": str(codec.device),
+            "bytes": bytes_,
+            "bits_per_pixel": 8 * bytes_ / (batch * width * height),
         }
-        floors = _floors(codec, width, height)
-        for way in ("encode", "decode"):
-            engine[way] = _summary(times[codec.engine, way], floors)
+        floors = {name: batch * floor for name, floor in stage_floors(codec, width, height).items()}
+        for way in WAYS:
+            summary = _summary(times[i, way], floors)
+            seconds = summary["median_ms"] / 1e3
+            engine[way] = {
+                **summary,
+                "images_per_second": batch / seconds,
+                "megapixels_per_second": batch * width * height / 1e6 / seconds,
+                "peak_memory_bytes": memory[i][way],
+            }
         engines[codec.engine] = engine
-    result: Result = {"width": width, "height": height, "runs": runs, "engines": engines}
+    result: Result = {
+        "width": width,
+        "height": height,
+        "batch": batch,
+        "runs": runs,
+        "engines": engines,
+    }
     if len(codecs) == 2:
-        first, second = (engines[codec.engine] for codec in codecs)
-        result["ratio"] = {
-            way: second[way]["median_ms"] / first[way]["median_ms"] for way in ("encode", "decode")
-        }
+        result["ratio"] = {way: _ratio(times[0, way], times[1, way]) for way in WAYS}
     return result
 
 
-def _work(
-    codec: Codec, image: torch.Tensor, stream: bytes
-) -> list[tuple[str, Callable[[], object]]]:
-    return [
-        ("encode", lambda: codec.compress(image)),
-        ("decode", lambda: codec.decompress(stream)),
-    ]
+def _works(codec: Codec, images: torch.Tensor, streams: list[bytes]) -> dict[str, Work]:
+    return {
+        "encode": lambda: codec.compress(images),
+        "decode": lambda: codec.decompress(streams),
+    }
 
 
-def _checked_stream(codec: Codec, image: torch.Tensor) -> bytes:
-    """A stream of the image; decoding it compares the digests of encoded and decoded latents."""
-    stream = codec.compress(image)
-    assert isinstance(stream, bytes)
+def _time_in_turns(
+    codecs: Sequence[Codec], works: Sequence[dict[str, Work]], runs: int
+) -> dict[tuple[int, str], list[Seconds]]:
+    times: dict[tuple[int, str], list[Seconds]] = {}
+    with ExitStack() as stack:
+        tracers = [stack.enter_context(watched(codec)) for codec in codecs]
+        for _ in range(runs):
+            for way in WAYS:
+                for i, tracer in enumerate(tracers):
+                    spans = tracer.record(works[i][way])
+                    seconds = {PROCESSOR: spans[0].processor_seconds, **seconds_by_stage(spans)}
+                    times.setdefault((i, way), []).append(seconds)
+    return times
+
+
+def _checked_streams(codec: Codec, images: torch.Tensor) -> list[bytes]:
+    """A stream of each image; decoding compares the digests of encoded and decoded latents."""
+    streams = codec.compress(images)
+    assert isinstance(streams, list)
     try:
-        decoded = codec.decompress(stream)
+        decoded = codec.decompress(streams)
     except MlicError as error:
         raise WrongResultError(f"{codec.engine} does not decode its own stream: {error}") from error
-    if decoded.shape != image.shape:
-        raise WrongResultError(f"{codec.engine} decodes {list(image.shape)} to another shape")
-    return stream
+    if any(image.shape != images.shape[1:] for image in decoded):
+        raise WrongResultError(f"{codec.engine} decodes {list(images.shape[1:])} to another shape")
+    return streams
 
 
-def _check_exact_engines_agree(codecs: Sequence[Codec], streams: Sequence[bytes]) -> None:
-    exact = [codec for codec in codecs if isinstance(codec._engine, ExactEngine)]
+def _check_exact_engines_agree(codecs: Sequence[Codec], streams: Sequence[list[bytes]]) -> None:
+    exact = _exact(codecs)
     if len(exact) < 2:
         return
-    for stream, maker in zip(streams, codecs, strict=True):
-        if maker not in exact:
-            continue
-        latents = [codec.decode_latents(stream).cpu().view(torch.int32) for codec in exact]
-        if not all(torch.equal(each, latents[0]) for each in latents):
-            raise WrongResultError("the engines decode a stream to different latents")
+    for made, maker in zip(streams, codecs, strict=True):
+        if maker in exact:
+            for stream in made:
+                _check_same_latents(exact, stream)
 
 
-def _floors(codec: Codec, width: int, height: int) -> Seconds:
-    """Seconds of every stage at the machine's peak; none for engines other than the exact ones."""
-    engine = codec._engine
-    if not isinstance(engine, ExactEngine) or codec.device.type != "cpu":
-        return {}
-    padded = [-(-side // ALIGNMENT) * ALIGNMENT for side in (width, height)]
-    peak = matrix_peak(engine._transforms._dtype)
-    transforms = count_transforms(codec.model, *padded)
-    floors = {name: count / peak for name, count in transforms.items()}
-    if isinstance(engine._ops, CpuOps):
-        peak = integer_peak(engine._ops.isa, engine._ops.threads)
-        floors[ENTROPY_PATH] = count_entropy_path(codec.packed, *padded) / peak
-    return floors
+def _exact(codecs: Sequence[Codec]) -> list[Codec]:
+    return [codec for codec in codecs if isinstance(codec._engine, ExactEngine)]
+
+
+def _check_same_latents(codecs: Sequence[Codec], stream: bytes) -> None:
+    try:
+        latents = [codec.decode_latents(stream).cpu().view(torch.int32) for codec in codecs]
+    except MlicError as error:
+        raise WrongResultError(f"an engine does not decode another's stream: {error}") from error
+    if not all(torch.equal(each, latents[0]) for each in latents):
+        names = " and ".join(codec.engine for codec in codecs)
+        raise WrongResultError(f"{names} decode a stream to different latents")
 
 
 def _summary(times: list[Seconds], floors: Seconds) -> Result:
-    totals = [seconds["total"] for seconds in times]
     stages = {}
     for name in times[0]:
-        if name != "total":
+        if name not in (TOTAL, PROCESSOR):
             median = statistics.median(seconds[name] for seconds in times)
             stages[name] = {"median_ms": 1e3 * median}
             if name in floors:
                 stages[name]["floor_ms"] = 1e3 * floors[name]
                 stages[name]["times_floor"] = median / floors[name]
+    totals = spread([1e3 * seconds[TOTAL] for seconds in times])
     summary: Result = {
-        "median_ms": 1e3 * statistics.median(totals),
-        "p10_ms": 1e3 * _quantile(totals, 0.1),
-        "p90_ms": 1e3 * _quantile(totals, 0.9),
+        **{f"{name}_ms": value for name, value in totals.items()},
+        "processor_ms": 1e3 * statistics.median(seconds[PROCESSOR] for seconds in times),
         "stages": stages,
     }
     if {ENTROPY_PATH} < set(floors):
@@ -137,6 +189,13 @@ def _summary(times: list[Seconds], floors: Seconds) -> Result:
     return summary
 
 
-def _quantile(values: list[float], q: float) -> float:
-    """Linear between the values."""
-    return float(torch.tensor(values, dtype=torch.float64).quantile(q))
+def _ratio(first: list[Seconds], second: list[Seconds]) -> dict[str, float]:
+    pairs = zip(first, second, strict=True)
+    return spread([theirs[TOTAL] / ours[TOTAL] for ours, theirs in pairs])
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, p10 and p90, linear between the values."""
+    wanted = torch.tensor([0.5, 0.1, 0.9], dtype=torch.float64)
+    found = torch.tensor(values, dtype=torch.float64).quantile(wanted).tolist()
+    return dict(zip(("median", "p10", "p90"), found, strict=True))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlic_fast.engine.arithmetic import WINDOW, Act, Float, Int32, SpecOps
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.arithmetic import WINDOW, Float, Int32, SpecOps
+from mlic_fast.engine.operations import Act, Latents
+from mlic_fast.engine.packed import Layer, PackedModel, Segment
 from mlic_fast.engine.path import code_latents
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import Transforms
@@ -48,6 +50,50 @@ def _no_symbols(
     return np.zeros(means.shape, np.int32)
 
 
+class Counter:
+    """Counts the products of single operations and networks of a backend, from shapes alone."""
+
+    def __init__(self, packed: PackedModel) -> None:
+        self._ops = _CountingOps(packed)
+
+    def count(self, name: str, arguments: Mapping[str, Any]) -> int:
+        """Of a method of :class:`Operations`, its arguments by name; 0 where nothing multiplies.
+
+        Arrays may be any backend's: only their shapes matter.
+        """
+        if name not in _MULTIPLYING:
+            return 0
+        before = self._ops.products
+        getattr(self._ops, name)(**{key: _shape_only(value) for key, value in arguments.items()})
+        return self._ops.products - before
+
+
+_MULTIPLYING = {
+    *("conv", "subpixel_conv", "depthwise", "add_prediction"),
+    *("window_attention", "linear_attention", "softmax_attention"),
+    *("sums", "project", "hyper_synthesis", "entropy_parameters", "predict_residual"),
+    *("channel_context", "local_context"),
+    *("inter_context", "intra_context", "intra_queries_and_keys"),
+}
+
+
+def _shape_only(value: Any) -> Any:
+    if isinstance(value, Act):
+        return Act(_shape_only(value.q), value.exponent)
+    if isinstance(value, Latents):
+        copied = Latents(len(value.q))
+        copied.y, copied.q = _shape_only(value.y), _shape_only(value.q)
+        return copied
+    if isinstance(value, (list, tuple)):
+        return [_shape_only(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return np.broadcast_to(np.int16(0), value.shape)
+    if isinstance(value, torch.Tensor):
+        # Two planes of bytes are one activation.
+        return np.broadcast_to(np.int16(0), value.shape[1:] if value.dim() == 5 else value.shape)
+    return value
+
+
 class _CountingOps(SpecOps):
     """The specification without its products, which are zero, and with their number."""
 
@@ -66,16 +112,14 @@ class _CountingOps(SpecOps):
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
-        segments = self.layers[layer].segments
-        start = 0 if partial is None else len(segments) - len(inputs)
-        outputs = len(segments[0].weight)
+        segments = used_segments(self.layers[layer], inputs, partial)
         if partial is not None:
-            shape = partial.shape
+            shape: tuple[int, ...] = partial.shape
         else:
             batch, height, width, _ = inputs[0].q.shape
+            outputs = len(segments[0].weight)
             shape = (batch, height, width if at is None else width // 2, outputs)
-        for segment in segments[start : start + len(inputs)]:
-            self.products += int(np.prod(shape[:3])) * segment.weight.size
+        self.products += math.prod(shape[:3]) * sum(segment.weight.size for segment in segments)
         return np.zeros(shape, np.float32) if out is None else _zeros(shape)
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
@@ -89,7 +133,7 @@ class _CountingOps(SpecOps):
         batch, height, width, triple = qkv.q.shape
         shape = (batch, height, width // 2, WINDOW**2 * triple // 3)
         # Queries times keys, then weights times values: 25 tokens each.
-        self.products += 2 * WINDOW**2 * int(np.prod(shape))
+        self.products += 2 * WINDOW**2 * math.prod(shape)
         return _zeros(shape)
 
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
@@ -102,6 +146,12 @@ class _CountingOps(SpecOps):
     ) -> Act:
         self.products += 2 * q.q.size * k.q.shape[1] * k.q.shape[2]
         return _zeros(q.q.shape)
+
+
+def used_segments(layer: Layer, inputs: Sequence[Any], partial: Any) -> Sequence[Segment]:
+    """Of a convolution: those of its inputs, which are the last ones beside a partial sum."""
+    start = 0 if partial is None else len(layer.segments) - len(inputs)
+    return layer.segments[start : start + len(inputs)]
 
 
 def _zeros(shape: tuple[int, ...]) -> Act:

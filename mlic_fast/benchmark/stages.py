@@ -4,84 +4,68 @@ of it.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+from mlic_fast.benchmark.tracing import TOTAL, Span, Tracer, own_seconds
 from mlic_fast.codec import Codec
 from mlic_fast.engine import exact
 from mlic_fast.engine.exact import ExactEngine
 from mlic_fast.engine.reference import ReferenceEngine
 from mlic_fast.models import reference
 
+STAGE = "stage"
 ANALYSIS = "g_a + h_a"
 ENTROPY_PATH = "entropy path"
 CODER = "range coder"
 SYNTHESIS = "g_s"
 OTHER = "other"
-_ORDER = (ANALYSIS, ENTROPY_PATH, CODER, SYNTHESIS)
+#: In the order of tables.
+STAGES = (ANALYSIS, ENTROPY_PATH, CODER, SYNTHESIS, OTHER)
 
 Seconds = dict[str, float]
 
 
-class Stopwatch:
-    """Adds up the time of functions by stage; what a stage calls of another counts there alone."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._inner = [0.0]
-
-    def wrap(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._inner.append(0.0)
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                elapsed = time.perf_counter() - start
-                self.seconds[stage] += elapsed - self._inner.pop()
-                self._inner[-1] += elapsed
-
-        return timed
-
-    def time(self, work: Callable[[], object]) -> Seconds:
-        """Seconds of one call in all (``total``) and by stage."""
-        self.seconds.clear()
-        start = time.perf_counter()
-        work()
-        total = time.perf_counter() - start
-        stages = {name: self.seconds[name] for name in _ORDER if name in self.seconds}
-        return {"total": total, **stages, OTHER: total - sum(stages.values())}
+def seconds_by_stage(spans: list[Span]) -> Seconds:
+    """In all (``total``) and by stage; what a stage calls of another counts there alone."""
+    stages: defaultdict[str, float] = defaultdict(float)
+    for span, own in own_seconds(spans).items():
+        stage = span.within(STAGE)
+        if stage is not None:
+            stages[stage.name] += own
+    known = {name: stages[name] for name in STAGES if name in stages}
+    whole = spans[0].seconds
+    return {TOTAL: whole, **known, OTHER: whole - sum(known.values())}
 
 
 class _TimedCoder:
     """A range coder whose methods count as its stage."""
 
-    def __init__(self, watch: Stopwatch, coder: Any) -> None:
-        self._watch, self._coder = watch, coder
+    def __init__(self, tracer: Tracer, coder: Any) -> None:
+        self._tracer, self._coder = tracer, coder
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._coder, name)
-        return self._watch.wrap(CODER, value) if callable(value) else value
+        return self._tracer.wrap(STAGE, CODER, value) if callable(value) else value
 
 
 @contextmanager
-def watched(codec: Codec) -> Iterator[Stopwatch]:
-    """A stopwatch that knows the stages of the codec's engine while entered."""
-    watch, engine = Stopwatch(), codec._engine
+def watched(codec: Codec) -> Iterator[Tracer]:
+    """A tracer that knows the stages of the codec's engine while entered."""
+    tracer, engine = Tracer(codec.device), codec._engine
     with ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:
-            stack.enter_context(_replaced(owner, name, value))
+            stack.enter_context(replaced(owner, name, value))
 
         def stage(owner: Any, name: str, stage: str) -> None:
-            replace(owner, name, watch.wrap(stage, getattr(owner, name)))
+            replace(owner, name, tracer.wrap(STAGE, stage, getattr(owner, name)))
 
         def timed_coder(make: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda *args: _TimedCoder(watch, make(*args))
+            return lambda *args: _TimedCoder(tracer, make(*args))
 
         if isinstance(engine, ExactEngine):
             stage(engine._transforms, "analyse", ANALYSIS)
@@ -100,11 +84,11 @@ def watched(codec: Codec) -> Iterator[Stopwatch]:
             names = ("RansEncoder", "RansDecoder", "BufferedRansEncoder")
             timed = SimpleNamespace(**{name: timed_coder(getattr(coders, name)) for name in names})
             replace(reference, "compressai_ans", lambda: timed)
-        yield watch
+        yield tracer
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of another value while entered."""
     own = name in vars(owner)
     before = getattr(owner, name)

@@ -23,6 +23,7 @@ COMMANDS = {
     "pack": ("mlic_fast.cli.pack", "turn a checkpoint into a packed file"),
     "verify": ("mlic_fast.cli.verify", "check that this machine decodes streams bit for bit"),
     "bench": ("mlic_fast.cli.bench", "time encoding and decoding, side by side"),
+    "profile": ("mlic_fast.cli.profile", "take one encode or decode apart, down to its kernels"),
     "info": ("mlic_fast.cli.info", "show what .mlic files say about themselves"),
     "train": ("mlic_fast.cli.train", "train a model on a folder of photographs"),
     "eval": ("mlic_fast.cli.eval", "measure bits a pixel, PSNR and MS-SSIM on a folder of images"),

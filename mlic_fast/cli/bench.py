@@ -4,140 +4,124 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlic_fast.cli import UsageError
 from mlic_fast.cli.files import check_folder_of
+from mlic_fast.cli.options import (
+    add_benchmark_options,
+    count,
+    describe,
+    load_codecs,
+    picture_size,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     import torch
-
-    from mlic_fast.codec import Codec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.epilog = (
-        "Checks that every stream decodes to what was encoded, then times the whole of encoding\n"
-        "(pixels to bytes) and decoding in memory, the engines taking turns, and every stage.\n"
+        "Checks that every stream decodes to what was encoded, and that the latents are those of\n"
+        "the specification, bit for bit; then times the whole of encoding (pixels to bytes) and\n"
+        "decoding in memory, the engines taking turns, and every stage. processor is the time of\n"
+        "all threads on the CPU: far below all times threads, the machine was busy with others.\n"
         "A preset is a full-size model of seeded weights, with latents like a trained model's at\n"
         "roughly 0.3 bit a pixel. The floor is the number of operations over the measured peak of\n"
         "this machine."
     )
-    parser.add_argument(
-        "--model",
-        default="demo",
-        metavar="demo|FILE|PRESET",
-        help="checkpoint, packed file, mlic, mlic_plus or mlic_plus_plus (default: %(default)s)",
-    )
+    add_benchmark_options(parser)
     parser.add_argument(
         "--size",
         action="append",
-        type=_size,
+        type=picture_size,
         metavar="WxH",
         help="of a synthetic photograph; may be given several times (default: 768x512)",
     )
     parser.add_argument("--image", action="append", metavar="FILE", help="image to time instead")
-    parser.add_argument("--engine", default="auto", help="what to time (default: %(default)s)")
     parser.add_argument("--against", metavar="ENGINE", help="e.g. reference")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     parser.add_argument(
-        "--runs", type=_runs, default=5, metavar="N", help="of each (default: %(default)s)"
+        "--runs", type=count, default=5, metavar="N", help="of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=count, default=1, metavar="B", help="images a call (default: %(default)s)"
     )
     parser.add_argument("--json", metavar="FILE", help="write all numbers, and the machine's name")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw stages and latency into a .png or .svg"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Time every image."""
-    if args.json:
-        check_folder_of(args.json)
+    for output in (args.json, args.plot):
+        if output:
+            check_folder_of(output)
+    if args.plot:
+        from mlic_fast.charts import check_chart
 
-    from mlic_fast.benchmark.compare import compare
+        check_chart(args.plot)
+
+    from mlic_fast.benchmark.compare import check_arithmetic, compare
     from mlic_fast.benchmark.machine import describe_machine
-    from mlic_fast.images import write_atomically
 
-    codecs = _codecs(args)
-    machine = describe_machine()
+    set_threads(args)
+    codecs = load_codecs(args)
+    check_arithmetic(codecs)
+    machine = describe_machine(codecs[0].device)
     print(f"model {args.model}  {codecs[0].model_id.hex()}")
-    print(
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
-        f"{machine['instruction_sets'][0]}, torch {machine['torch']}"
-    )
+    print(describe(machine))
     results = []
-    for name, image in _images(args):
-        result = {"image": name, **compare(codecs, image, args.runs)}
+    for name, images in _images(args):
+        result = {"image": name, **compare(codecs, images, args.runs)}
         results.append(result)
         print(_table(result), flush=True)
+    document = {
+        "model": Path(args.model).stem,
+        "model_id": codecs[0].model_id.hex(),
+        "machine": machine,
+        "results": results,
+    }
     if args.json:
-        document = {
-            "model": args.model,
-            "model_id": codecs[0].model_id.hex(),
-            "machine": machine,
-            "results": results,
-        }
+        from mlic_fast.images import write_atomically
+
         write_atomically(args.json, (json.dumps(document, indent=2) + "\n").encode())
+    if args.plot:
+        from mlic_fast.benchmark.charts import draw
+        from mlic_fast.charts import save
+
+        save(draw(document), args.plot)
     return 0
 
 
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"must look like 768x512, not {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def _runs(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 10000, not {text!r}")
-    return int(text)
-
-
-def _codecs(args: argparse.Namespace) -> list[Codec]:
-    import mlic_fast
-    from mlic_fast.benchmark.models import trained_like_model
-    from mlic_fast.codec import Codec
-    from mlic_fast.engine import create_engine
-    from mlic_fast.models import PRESETS
-
-    if args.model in PRESETS and args.model != "demo":
-        model: Any = trained_like_model(args.model)
-    else:
-        model = args.model
-    first = mlic_fast.load(model, device=args.device, engine=args.engine)
-    if args.against is None:
-        return [first]
-    # Not loaded again: packing a full-size model takes long.
-    shared = first.model, first.packed, first.device
-    second = Codec(*shared, create_engine(args.against, *shared))
-    if second.engine == first.engine:
-        raise UsageError(f"--against {args.against} is the engine that is timed already")
-    return [first, second]
-
-
 def _images(args: argparse.Namespace) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and batch, uint8 [B, 3, H, W]: copies of a file, or synthetic photographs."""
+    import torch
+
     from mlic_fast.benchmark.pictures import synthetic_photograph
     from mlic_fast.images import load_image
 
     for path in args.image or []:
-        yield path, load_image(path)
+        yield Path(path).name, torch.stack([load_image(path)] * args.batch)
     for width, height in args.size or ([] if args.image else [(768, 512)]):
-        yield "synthetic", synthetic_photograph(width, height)
+        pictures = [synthetic_photograph(width, height, seed) for seed in range(args.batch)]
+        yield "synthetic", torch.stack(pictures)
 
 
 def _table(result: dict[str, Any]) -> str:
     engines = result["engines"]
+    batch = f", batch of {result['batch']}" if result["batch"] > 1 else ""
     lines = [
-        f"\n{result['image']}, {result['width']}x{result['height']}, {result['runs']} runs; "
-        "streams are correct; median milliseconds"
+        f"\n{result['image']}, {result['width']}x{result['height']}{batch}, "
+        f"{result['runs']} runs; streams are correct; median milliseconds"
     ]
     sizes = (f"{name} {engine['bits_per_pixel']:.4f}" for name, engine in engines.items())
     lines.append(f"bits a pixel: {', '.join(sizes)}")
     for way in ("encode", "decode"):
-        ratio = result.get("ratio")
-        note = f"   {ratio[way]:.2f} times as fast" if ratio else ""
-        lines.append(f"{way:<16}" + "".join(f"{name:>12}" for name in engines) + note)
+        lines.append(f"{way:<16}" + "".join(f"{name:>12}" for name in engines) + _note(result, way))
         columns = [engine[way] for engine in engines.values()]
         for label, key in (("all", "median_ms"), ("p10", "p10_ms"), ("p90", "p90_ms")):
             lines.append(_row(label, [column[key] for column in columns]) + _floor(columns[0], key))
@@ -145,7 +129,24 @@ def _table(result: dict[str, Any]) -> str:
             found = [column["stages"].get(stage, {}) for column in columns]
             values = [each.get("median_ms", 0.0) for each in found]
             lines.append(_row(stage, values) + _floor(found[0], "median_ms"))
+        if all(engine["device"] == "cpu" for engine in engines.values()):
+            lines.append(_row("processor", [column["processor_ms"] for column in columns]))
+        for label, key in (("images/s", "images"), ("megapixels/s", "megapixels")):
+            lines.append(_row(label, [column[f"{key}_per_second"] for column in columns]))
+        peaks = [column["peak_memory_bytes"] for column in columns]
+        if None not in peaks:
+            lines.append(_row("peak memory MB", [peak / 1e6 for peak in peaks]))
     return "\n".join(lines)
+
+
+def _note(result: dict[str, Any], way: str) -> str:
+    if "ratio" not in result:
+        return ""
+    ratio = result["ratio"][way]
+    return (
+        f"   {ratio['median']:.2f} times as fast "
+        f"(p10 to p90 of the runs: {ratio['p10']:.2f} to {ratio['p90']:.2f})"
+    )
 
 
 def _row(label: str, values: list[float]) -> str:

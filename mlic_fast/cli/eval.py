@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from mlic_fast.cli.files import INPUTS_TEXT, check_folder_of, find_inputs
 
 if TYPE_CHECKING:
     from mlic_fast.evaluation import Curve, Measurement
+    from mlic_fast.evaluation.published import Points
 
 _CURVE = (1, 20, 40, 60, 80, 100)
 _WIDTH = 36
@@ -39,19 +41,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quality", nargs="+", type=int, metavar="1..100", help="of a model with several rates"
     )
     parser.add_argument(
-        "--against", type=_names, default=[], metavar="jpeg,webp,avif", help="BD-rate against these"
+        "--against",
+        type=_names,
+        default=[],
+        metavar="jpeg,webp,avif,jxl",
+        help="BD-rate against these, of which jxl needs pillow-jxl-plugin",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--engine", default="auto", help="what computes (default: the best here)")
     parser.add_argument("--json", metavar="FILE", help="write all measurements as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write all measurements as CSV")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw rate, distortion and time into a .png or .svg"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables and write the files."""
-    for output in (args.json, args.csv):
+    for output in (args.json, args.csv, args.plot):
         if output:
             check_folder_of(output)
+    if args.plot:
+        from mlic_fast.charts import check_chart
+
+        check_chart(args.plot)
 
     from mlic_fast.evaluation import PillowCodec, measure_curve
     from mlic_fast.evaluation.pillow_codecs import CURVE_QUALITIES
@@ -64,13 +77,19 @@ def run(args: argparse.Namespace) -> int:
     steps = len(files) * sum(len(settings) for _, settings in curves)
     with _progress(steps) as bar:
         measured = [measure_curve(name, s, files, bar.update) for name, s in curves]
-    rates = _bd_rates(measured)
+    published = _published(files)
+    rates = _bd_rates(measured, published)
     _print_images(measured[0])
     _print_means(measured)
     for other, values in rates.items():
         shown = ", ".join(f"{m} {v:+.2f} %" for m, v in values.items()) or "no common quality"
         print(f"BD-rate of mlic_fast against {other}: {shown}")
     _write(args, measured, rates)
+    if args.plot:
+        from mlic_fast.charts import save
+        from mlic_fast.evaluation.chart import draw
+
+        save(draw(measured, rates, published, len(files)), args.plot)
     return 0
 
 
@@ -112,18 +131,32 @@ def _progress(total: int) -> Any:
     return tqdm(total=total, unit="image", leave=False, disable=None)
 
 
-def _bd_rates(curves: list[Curve]) -> dict[str, dict[str, float]]:
-    """Against every other codec: by PSNR and by MS-SSIM, where the curves have a common range."""
-    from mlic_fast.evaluation import EvaluationError
+def _published(files: list[Path]) -> dict[str, Points]:
+    """Curves of the papers, if the images are those that they were measured on: all of Kodak."""
+    from mlic_fast.evaluation.published import KODAK, KODAK_IMAGES
+
+    names = {file.name for file in files}
+    whole = {f"kodim{i:02}.png" for i in range(1, KODAK_IMAGES + 1)}
+    return KODAK if names == whole else {}
+
+
+def _bd_rates(curves: list[Curve], published: dict[str, Points]) -> dict[str, dict[str, float]]:
+    """Against every other codec: by PSNR and by MS-SSIM, where the curves have a common range.
+
+    By PSNR against the published curves too.
+    """
+    from mlic_fast.evaluation import EvaluationError, bd_rate
 
     rates: dict[str, dict[str, float]] = {}
     for other in curves[1:]:
         rates[other.name] = {}
         for label, metric in (("PSNR", "psnr"), ("MS-SSIM", "ms_ssim_db")):
-            try:
+            with suppress(EvaluationError):
                 rates[other.name][label] = curves[0].bd_rate_against(other, metric)
-            except EvaluationError:
-                continue
+    for name, points in published.items():
+        rates[f"{name} as published"] = {}
+        with suppress(EvaluationError):
+            rates[f"{name} as published"]["PSNR"] = bd_rate(points, curves[0].rates("psnr"))
     return rates
 
 
@@ -161,7 +194,15 @@ def _write(
 
     rows = list(_rows(curves))
     if args.json:
-        document = {"measurements": rows, "bd_rate_percent": rates}
+        from mlic_fast.benchmark.machine import describe_machine
+
+        document = {
+            "model": ", ".join(Path(name).stem for name in args.model),
+            "images": len(curves[0].points[0].images),
+            "machine": describe_machine(),
+            "measurements": rows,
+            "bd_rate_percent": rates,
+        }
         # Equal images have an infinite PSNR, which JSON cannot say: null.
         text = json.dumps(_finite(document), indent=2, allow_nan=False)
         write_atomically(args.json, (text + "\n").encode())

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+from typing import TYPE_CHECKING, Any
+
+from mlic_fast.cli import UsageError
+
+if TYPE_CHECKING:
+    from mlic_fast.codec import Codec
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -32,4 +39,62 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine", default="auto", help="what computes (default: %(default)s, the best one here)"
+    )
+
+
+def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
+    """Which model and engines are timed, and on what."""
+    parser.add_argument(
+        "--model",
+        default="demo",
+        metavar="demo|FILE|PRESET",
+        help="checkpoint, packed file, mlic, mlic_plus or mlic_plus_plus (default: %(default)s)",
+    )
+    parser.add_argument("--engine", default="auto", help="what to time (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=count, metavar="N", help="of the CPU (default: PyTorch's choice)"
+    )
+
+
+def count(text: str) -> int:
+    """Type of an argument."""
+    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 10000, not {text!r}")
+    return int(text)
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Type of an argument: width and height."""
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"must look like 768x512, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def set_threads(args: argparse.Namespace) -> None:
+    """``--threads``; before codecs are loaded."""
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+
+def load_codecs(args: argparse.Namespace) -> list[Codec]:
+    """The codec of ``--model``, ``--engine`` and ``--device``, and that of ``--against``."""
+    from mlic_fast.benchmark import codecs
+
+    loaded = codecs.load_codecs(args.model, args.device, args.engine, args.against)
+    if len({codec.engine for codec in loaded}) < len(loaded):
+        raise UsageError(f"--against {args.against} is the engine that is timed already")
+    return loaded
+
+
+def describe(machine: dict[str, Any]) -> str:
+    """What was measured on, in a line."""
+    gpu = machine["gpu"]
+    where = f"{gpu['name']}, driver {gpu.get('driver_version', 'unknown')}, " if gpu else ""
+    return (
+        f"{where}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['instruction_sets'][0]}, torch {machine['torch']}, load {machine['load']:.1f}"
     )

@@ -19,10 +19,10 @@ from mlic_fast.coder.device import CapacityError, DeviceDecoder, DeviceEncoder, 
 from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
 from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.engine.graphs import Pool, Recording
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine._packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import check_digest, to_pixels, to_unit
-from mlic_fast.engine.transforms import EngineTransforms
+from mlic_fast.engine._transforms import EngineTransforms
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import ALIGNMENT, Transforms
@@ -48,6 +48,10 @@ class GpuEngine:
         device: a CUDA device; or the CPU, where kernels run in Triton's interpreter, for tests.
         ops: backend of the entropy path, default GpuOps.
         dtype: of the transforms.
+
+    Attributes:
+        captures: whether sizes that come again become CUDA graphs; without them every stage can be
+            watched.
     """
 
     name = "gpu"
@@ -62,12 +66,13 @@ class GpuEngine:
         ops: Any = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self.device = device
-        self.packed = packed
-        self.ops = ops or GpuOps(packed, device)
-        self.transforms = EngineTransforms(model, dtype)
-        self.tables = DeviceTables(packed.tables, device)
-        self.medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
+        self.captures = True
+        self._device = device
+        self._packed = packed
+        self._ops = ops or GpuOps(packed, device)
+        self._transforms = EngineTransforms(model, dtype)
+        self._tables = DeviceTables(packed.tables, device)
+        self._medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
         self._encodes: Pool[_Encode] = Pool(CACHE_BYTES // 2)
         self._decodes: Pool[_Decode] = Pool(CACHE_BYTES // 2)
 
@@ -94,7 +99,7 @@ class GpuEngine:
 
     def _current(self) -> AbstractContextManager[Any]:
         """PyTorch's and Triton's launches go to the current device."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def decode_images(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
@@ -130,12 +135,12 @@ class _Encode:
 
     def __init__(self, engine: GpuEngine, batch: int, height: int, width: int, room: int) -> None:
         self._engine = engine
-        device, config = engine.device, engine.packed.config
+        device, config = engine._device, engine._packed.config
         positions = height * width // 256
         self._images = torch.empty((batch, 3, height, width), dtype=torch.uint8, device=device)
         self._rate = torch.zeros(1, device=device) if config.rates else None
         self._encoder = DeviceEncoder(
-            engine.tables,
+            engine._tables,
             batch=batch,
             capacity=room * height * width,
             symbols=positions * config.M + positions // 16 * config.N,
@@ -151,13 +156,13 @@ class _Encode:
         self._images.copy_(images)
         if self._rate is not None and rate is not None:
             self._rate.copy_(rate)
-        self._recording()
+        self._recording(self._engine.captures)
         return self._encoder.payloads()
 
     def _work(self) -> None:
         engine, encoder = self._engine, self._encoder
-        y, z = engine.transforms.analyse(to_unit(self._images), self._rate)
-        z_symbols = _to_symbols(_channels_last(z) - engine.medians)
+        y, z = engine._transforms.analyse(to_unit(self._images), self._rate)
+        z_symbols = _to_symbols(_channels_last(z) - engine._medians)
         encoder.begin()
         encoder.record_channels(z_symbols)
 
@@ -167,8 +172,8 @@ class _Encode:
             encoder.record(symbols, scale_indexes)
             return symbols
 
-        slices = _channels_last(y).chunk(engine.packed.config.slices, dim=-1)
-        latents = code_latents(engine.ops, z_symbols, record, slices)
+        slices = _channels_last(y).chunk(engine._packed.config.slices, dim=-1)
+        latents = code_latents(engine._ops, z_symbols, record, slices)
         digest(latents.whole, out=encoder.digests)  # type: ignore[attr-defined]
         encoder.finish()
 
@@ -187,11 +192,11 @@ class _Decode:
     ) -> None:
         self._engine = engine
         self._synthesise = synthesise
-        device, config = engine.device, engine.packed.config
+        device, config = engine._device, engine._packed.config
         positions = height * width
         pixels = positions * ALIGNMENT**2
         self._decoder = DeviceDecoder(
-            engine.tables,
+            engine._tables,
             batch=batch,
             capacity=max(room * pixels, 1 << 16),
             symbols=positions * max(8 * config.slice_channels, config.N),
@@ -199,7 +204,6 @@ class _Decode:
         self._z = torch.empty((batch, height, width, config.N), dtype=torch.int32, device=device)
         self._rate = torch.zeros(1, device=device) if config.rates and synthesise else None
         self._digests = torch.empty(batch, dtype=torch.int32, device=device)
-        self._out: Tensor | None = None
         self._recording = Recording(self._work, device)
         self._buffers = batch * pixels * (2 * room + 3) + 16 * self._z.numel()
 
@@ -211,14 +215,13 @@ class _Decode:
         if self._rate is not None and rate is not None:
             self._rate.copy_(rate)
         self._decoder.load([payload for payload, _ in payloads], [lanes for _, lanes in payloads])
-        self._recording()
+        out = self._recording(self._engine.captures)
         expected = self._decoder.digests()
         for found, right in zip(self._digests.tolist(), expected, strict=True):
             check_digest(found & 0xFFFFFFFF, right)
-        assert self._out is not None
-        return self._out.clone()  # the next decode writes to it
+        return out.clone()  # the next decode may write to it
 
-    def _work(self) -> None:
+    def _work(self) -> Tensor:
         engine, decoder = self._engine, self._decoder
         decoder.begin()
         decoder.decode_channels(self._z)
@@ -228,15 +231,14 @@ class _Decode:
         ) -> Tensor:
             return decoder.decode(scale_indexes)
 
-        latents = code_latents(engine.ops, self._z, decode)
+        latents = code_latents(engine._ops, self._z, decode)
         y_hat: Tensor = latents.whole  # type: ignore[attr-defined]
         digest(y_hat, out=self._digests)
         decoder.finish()
         y_hat = y_hat.permute(0, 3, 1, 2)
-        if self._synthesise:
-            self._out = to_pixels(engine.transforms.synthesise(y_hat, self._rate))
-        else:
-            self._out = y_hat
+        if not self._synthesise:
+            return y_hat
+        return to_pixels(engine._transforms.synthesise(y_hat, self._rate))
 
 
 def _to_symbols(x: Tensor) -> Tensor:

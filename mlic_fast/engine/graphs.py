@@ -9,11 +9,13 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
+Result = TypeVar("Result")
+
 #: Captures one at a time: another thread's capture must not see this one's allocations.
 _CAPTURING = threading.Lock()
 
 
-class Recording:
+class Recording(Generic[Result]):
     """Work on buffers that stay where they are: run at first, from its second time on replayed.
 
     The first run makes what is made once (weights in the form of kernels, compiled kernels), so
@@ -23,31 +25,35 @@ class Recording:
         nbytes: of GPU memory that the graph holds, 0 before there is one.
     """
 
-    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
+    def __init__(self, work: Callable[[], Result], device: torch.device) -> None:
         self._work = work
         self._device = device
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: tuple[torch.cuda.CUDAGraph, Result] | None = None
         self._ran = False
         self.nbytes = 0
 
-    def __call__(self) -> None:
-        """Do the work on the current stream."""
-        if self._device.type != "cuda" or not self._ran:
-            self._work()
+    def __call__(self, capture: bool = True) -> Result:
+        """Do the work on the current stream; without ``capture`` launch by launch.
+
+        What a graph returns, its next replay overwrites.
+        """
+        if self._device.type != "cuda" or not self._ran or not capture:
             self._ran = True
-            return
+            return self._work()
         if self._graph is None:
             self._graph = self._capture()
-        self._graph.replay()
+        graph, result = self._graph
+        graph.replay()
+        return result
 
-    def _capture(self) -> torch.cuda.CUDAGraph:
+    def _capture(self) -> tuple[torch.cuda.CUDAGraph, Result]:
         graph = torch.cuda.CUDAGraph()
         with _CAPTURING:
             before = torch.cuda.memory_reserved(self._device)
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._work()
+                result = self._work()
             self.nbytes = max(0, torch.cuda.memory_reserved(self._device) - before)
-        return graph
+        return graph, result
 
 
 class Sized(Protocol):

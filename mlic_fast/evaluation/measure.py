@@ -86,10 +86,10 @@ class Curve:
 
     def bd_rate_against(self, anchor: Curve, metric: str = "psnr") -> float:
         """BD-rate in percent by mean rate and mean quality (``"psnr"`` or ``"ms_ssim_db"``)."""
-        ours, theirs = self._points(metric), anchor._points(metric)
-        return bd_rate(theirs, ours)
+        return bd_rate(anchor.rates(metric), self.rates(metric))
 
-    def _points(self, metric: str) -> list[tuple[float, float]]:
+    def rates(self, metric: str) -> list[tuple[float, float]]:
+        """(bits a pixel, quality) of every setting. Raises EvaluationError if not measured."""
         means = [point.mean for point in self.points]
         values = [(mean.bits_per_pixel, getattr(mean, metric)) for mean in means]
         if any(value is None for _, value in values):

@@ -1,4 +1,4 @@
-"""JPEG, WebP and AVIF through Pillow: what photographs are stored in today."""
+"""JPEG, WebP, AVIF and JPEG XL through Pillow: what photographs are stored in today."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "jpeg": {"subsampling": "4:4:4", "optimize": True},
     "webp": {"method": 6},
     "avif": {"subsampling": "4:4:4", "speed": 6},
+    "jxl": {"effort": 7},
 }
 PILLOW_CODECS = tuple(_OPTIONS)
 
@@ -26,6 +27,7 @@ CURVE_QUALITIES: dict[str, tuple[int, ...]] = {
     "jpeg": (5, 10, 15, 25, 40, 60, 75, 85, 92),
     "webp": (1, 10, 25, 45, 65, 80, 88, 94),
     "avif": (15, 25, 35, 45, 55, 65, 75, 85),
+    "jxl": (5, 10, 20, 30, 45, 60, 75, 85),
 }
 
 
@@ -39,8 +41,7 @@ class PillowCodec:
         if name not in _OPTIONS:
             known = ", ".join(PILLOW_CODECS)
             raise EvaluationError(f"unknown codec {name!r}: choose among {known}")
-        if name != "jpeg" and not features.check(name):
-            raise EvaluationError(f"this Pillow has no {name.upper()}: install pillow>=11.3")
+        _check_present(name)
         self.name = name
 
     def compress(self, image: Tensor, quality: int | None = None) -> bytes:
@@ -56,3 +57,15 @@ class PillowCodec:
         with Image.open(io.BytesIO(data)) as picture:
             image: torch.Tensor = load_image(picture)
         return image
+
+
+def _check_present(name: str) -> None:
+    if name == "jxl":
+        try:
+            import pillow_jxl  # noqa: F401  (its import teaches Pillow the format)
+        except ImportError as error:
+            raise EvaluationError(
+                "this Pillow has no JXL: pip install 'mlic_fast[jxl]' (pillow-jxl-plugin)"
+            ) from error
+    elif name != "jpeg" and not features.check(name):
+        raise EvaluationError(f"this Pillow has no {name.upper()}: install pillow>=11.3")

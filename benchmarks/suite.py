@@ -1,0 +1,135 @@
+"""Runs the suites several times, prints what they take, and compares with a stored result.
+
+    python benchmarks/suite.py [--json FILE] [--compare] [--baseline FILE] [--repeats 3] [-k NAME]
+
+The repeats are processes that take turns with nothing; how far the medians of one benchmark lie
+apart from repeat to repeat is its noise. Every median is divided by the yardstick that was timed
+beside it (``benchmarks/conftest.py``). With ``--compare`` a benchmark that got slower than in the
+newest stored result of a machine of the same name, by more than both their noises, is a regression:
+they are listed, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from results import newest_with
+
+from mlic_fast.benchmark.machine import describe_machine
+
+FOLDER = Path(__file__).parent
+#: A change below this is never a regression: between two builds code lands at other addresses.
+LEAST_NOISE = 0.05
+
+Suite = dict[str, dict[str, Any]]
+
+
+def run_suites(repeats: int, keyword: str | None) -> Suite:
+    """Benchmark -> group, seconds and units of the yardstick of each repeat, what else is known."""
+    suite: Suite = {}
+    for repeat in range(repeats):
+        print(f"repeat {repeat + 1} of {repeats}", file=sys.stderr, flush=True)
+        for each in _run_once(keyword):
+            name = each["fullname"].split("/")[-1]
+            extra = dict(each["extra_info"])
+            yardstick = extra.pop("yardstick_seconds", None)
+            entry = suite.setdefault(
+                name, {"group": each["group"], "seconds": [], "units": [], "extra": extra}
+            )
+            median = each["stats"]["median"]
+            entry["seconds"].append(median)
+            entry["units"].append(median / yardstick if yardstick else median)
+    return suite
+
+
+def _run_once(keyword: str | None) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.json"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(FOLDER),
+            "-q",
+            "-o",
+            "python_files=bench_*.py",
+        ]
+        command += ["-p", "no:cacheprovider", "--benchmark-json", str(file)]
+        command += ["--benchmark-max-time=0.3", "--benchmark-quiet"]
+        command += ["-k", keyword] if keyword else []
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+        if done.returncode:
+            raise SystemExit(f"the suites failed:\n{done.stdout}")
+        benchmarks: list[dict[str, Any]] = json.loads(file.read_text())["benchmarks"]
+        return benchmarks
+
+
+def noise(entry: dict[str, Any]) -> float:
+    """How far the repeats lie apart, of their median."""
+    units = entry["units"]
+    return (max(units) - min(units)) / statistics.median(units)
+
+
+def regressions(before: Suite, after: Suite) -> list[str]:
+    """Of each benchmark that got slower by more than the noise of both: a line that says so."""
+    found = []
+    for name in sorted(before.keys() & after.keys()):
+        if not before[name]["units"]:
+            continue
+        change = statistics.median(after[name]["units"]) / statistics.median(before[name]["units"])
+        allowed = max(LEAST_NOISE, noise(before[name]) + noise(after[name]))
+        if change > 1 + allowed:
+            found.append(f"{name}: {change:.2f} times as slow, noise {allowed:.0%}")
+    return found
+
+
+def print_table(suite: Suite) -> None:
+    width = max(map(len, suite))
+    for group in sorted({entry["group"] or "" for entry in suite.values()}):
+        print(f"\n{group:<{width}}{'ms':>10}{'noise':>7}")
+        for name, entry in suite.items():
+            if (entry["group"] or "") == group:
+                milliseconds = 1e3 * statistics.median(entry["seconds"])
+                print(f"{name:<{width}}{milliseconds:>10.3f}{noise(entry):>7.0%}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("-k", metavar="NAME", help="as pytest's")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    parser.add_argument("--compare", action="store_true", help="fail on a regression")
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with this result")
+    args = parser.parse_args()
+    machine = describe_machine()
+    before = None
+    if args.compare or args.baseline:
+        file = args.baseline or newest_with("suite", machine["name"])
+        if file is None:
+            raise SystemExit(f"no stored suite of a machine called {machine['name']}")
+        before = json.loads(file.read_text())["suite"]
+    suite = run_suites(args.repeats, args.k)
+    print_table(suite)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine, "suite": suite}, indent=1) + "\n")
+    if before is None:
+        return 0
+    found = regressions(before, suite)
+    print(f"\ncompared with {file.name}: {len(found)} regressions")
+    print("\n".join(found))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

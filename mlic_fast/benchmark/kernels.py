@@ -1,0 +1,249 @@
+"""Every operation of a backend and of PyTorch as a span, with what it moves and multiplies."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mlic_fast.benchmark.operations import Counter, used_segments
+from mlic_fast.benchmark.stages import replaced, watched
+from mlic_fast.benchmark.tracing import Tracer
+from mlic_fast.codec import Codec
+from mlic_fast.engine import path
+from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.operations import Act, Operations
+from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.reference import ReferenceEngine
+from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.layers import GDN
+
+KERNEL = "kernel"
+NETWORK = "network"
+SLICE = "slice"
+MODULE = "module"
+
+#: Networks of the models, by the name of their modules; (network, whose pass of a slice).
+_NETWORKS = {
+    "g_a": ("g_a", None),
+    "h_a": ("h_a", None),
+    "h_s": ("h_s", None),
+    "g_s": ("g_s", None),
+    "channel_context": ("channel context", Parity.ANCHOR),
+    "global_inter_context": ("global inter context", Parity.ANCHOR),
+    "local_context": ("local context", Parity.NON_ANCHOR),
+    "global_intra_context": ("global intra context", Parity.NON_ANCHOR),
+    "entropy_parameters_anchor": ("entropy parameters", Parity.ANCHOR),
+    "entropy_parameters_nonanchor": ("entropy parameters", Parity.NON_ANCHOR),
+    "lrp_anchor": ("latent residual prediction", Parity.ANCHOR),
+    "lrp_nonanchor": ("latent residual prediction", Parity.NON_ANCHOR),
+}
+#: Of operations that belong to no network.
+LAYOUT = "layouts and symbols"
+_LAYER = re.compile(r"([a-z_]+)(?:\.(\d+))?")
+
+
+def place(layer: str) -> tuple[str, int | None, Parity | None]:
+    """Network, slice and colour of a layer; the layouts' for a name of none."""
+    match = _LAYER.match(layer)
+    if match is None or match[1] not in _NETWORKS:
+        return LAYOUT, None, None
+    network, parity = _NETWORKS[match[1]]
+    index = int(match[2]) if match[2] and parity is not None else None
+    return network, index, parity
+
+
+@contextmanager
+def watched_kernels(codec: Codec) -> Iterator[Tracer]:
+    """Like :func:`watched`, with a span for each kernel of an exact engine too.
+
+    Their details: ``operation``, ``layer``, ``bytes`` read and written, ``products``. Of the
+    reference engine the networks have spans.
+    """
+    engine = codec._engine
+    with watched(codec) as tracer, ExitStack() as stack:
+        if isinstance(engine, ExactEngine):
+            for name, timed in _timed_operations(tracer, engine._ops, codec.packed):
+                stack.enter_context(replaced(engine._ops, name, timed))
+            code_slice = tracer.wrap(SLICE, SLICE, path._Passes.code_slice)
+            # A function, so that it becomes a method.
+            stack.enter_context(
+                replaced(path._Passes, "code_slice", lambda *args: code_slice(*args))
+            )
+            for name, module in _transform_modules(engine):
+                timed = tracer.wrap(MODULE, name, module.forward)
+                stack.enter_context(replaced(module, "forward", timed))
+            stack.enter_context(_WatchedOperators(tracer))
+        elif isinstance(engine, ReferenceEngine):
+            for name, module in _networks(engine._model):
+                timed = tracer.wrap(NETWORK, name, module.forward)
+                stack.enter_context(replaced(module, "forward", timed))
+        yield tracer
+
+
+def _networks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_children():
+        if name in _NETWORKS and isinstance(module, nn.ModuleList):
+            for i, each in module.named_children():
+                yield f"{name}.{i}", each
+        elif name in _NETWORKS:
+            yield name, module
+
+
+def _transform_modules(engine: ExactEngine) -> Iterator[tuple[str, nn.Module]]:
+    transforms = engine._transforms
+    parts = {
+        "g_a": transforms._g_a,
+        "h_a": transforms._h_a,
+        "g_s.synthesis_transform": transforms._g_s,
+        "g_s.synthesis_transform.last": transforms._last,
+    }
+    for prefix, part in parts.items():
+        for name, module in part.named_modules(prefix=prefix):
+            yield f"{name} (GDN)" if isinstance(module, GDN) else name, module
+
+
+class _WatchedOperators(TorchDispatchMode):
+    """PyTorch's operators become spans, but for those that an operation of a backend calls.
+
+    Their layer is the module that calls them.
+    """
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+        self._timed: dict[Any, Any] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        inside = self._tracer.open
+        if inside is None or inside.within(KERNEL) is not None:  # a backend's own business
+            return func(*args, **(kwargs or {}))
+        if func not in self._timed:
+            name = func.overloadpacket.__name__
+            self._timed[func] = self._tracer.wrap(KERNEL, name, func, self._describer(func, name))
+        return self._timed[func](*args, **(kwargs or {}))
+
+    def _describer(self, func: Any, name: str) -> Any:
+        def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            span = self._tracer.open
+            module = None if span is None else span.within(MODULE)
+            operation, products = name, 0
+            if name in ("convolution", "conv2d"):
+                weight = args[1]
+                operation = f"conv {_square(weight.shape[2:])}"
+                products = result.numel() * weight[0].numel()
+            inputs, results = list(_arrays(args)), list(_arrays(result))
+            moved = sum(array.nbytes for array in (*inputs, *results))
+            if not func._schema.is_mutable and _share_memory(inputs, results):
+                moved = 0  # a view
+            return {
+                "operation": operation,
+                "layer": "" if module is None else module.name,
+                "bytes": moved,
+                "products": products,
+            }
+
+        return describe
+
+
+def _timed_operations(
+    tracer: Tracer, ops: Operations, packed: PackedModel
+) -> Iterator[tuple[str, Any]]:
+    """The methods of a backend; networks that call its own operations get spans around those."""
+    counter = Counter(packed)
+    for name in dir(type(ops)):
+        method = getattr(ops, name)
+        if not name.startswith("_") and callable(method):
+            describe = _describer(packed, counter, name, inspect.signature(method))
+            yield name, tracer.wrap(KERNEL, name, method, describe)
+
+
+def _describer(
+    packed: PackedModel, counter: Counter, name: str, signature: inspect.Signature
+) -> Any:
+    def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        arguments = signature.bind(*args, **kwargs).arguments
+        layer = _layer_of(name, arguments)
+        operation, weights = name, 0
+        known = packed.layers.get(layer)
+        if known is not None:
+            used: Sequence[Any] = known.segments
+            if name == "conv":
+                used = used_segments(known, arguments["inputs"], arguments.get("partial"))
+            if name in ("conv", "subpixel_conv"):
+                operation = f"{name} {_square(known.segments[0].weight.shape[1:3])}"
+            weights = sum(segment.weight.nbytes for segment in used)
+        results = list(_arrays(result))
+        inputs = list(_arrays(list(arguments.values())))
+        moved = 0  # by a view
+        if not _share_memory(inputs, results):
+            moved = sum(array.nbytes for array in (*inputs, *results)) + weights
+        return {
+            "operation": operation,
+            "layer": layer,
+            "bytes": moved,
+            "products": counter.count(name, arguments),
+        }
+
+    return describe
+
+
+#: Modules that the networks of a backend compute.
+_MODULES = {
+    "hyper_synthesis": "h_s",
+    "entropy_parameters": "entropy_parameters_{colour}.{i}",
+    "predict_residual": "lrp_{colour}.{i}",
+    "channel_context": "channel_context.{i}",
+    "local_context": "local_context.{i}",
+    "inter_context": "global_inter_context.{i}",
+    "intra_context": "global_intra_context.{i}",
+    "intra_queries_and_keys": "global_intra_context.{i}",
+}
+#: Methods that only call others, in a backend that does not fuse them.
+NETWORK_METHODS = {*_MODULES, "sums", "project"}
+
+
+def _layer_of(name: str, arguments: dict[str, Any]) -> str:
+    """The layer, the module, or the first of several, that a method computes; else empty."""
+    several = arguments.get("layers") or arguments.get("prefixes") or [""]
+    if name in _MODULES:
+        colour = "nonanchor" if arguments.get("parity") is Parity.NON_ANCHOR else "anchor"
+        return _MODULES[name].format(i=arguments.get("i"), colour=colour)
+    layer: str = arguments.get("layer") or several[0]
+    return layer
+
+
+def _arrays(value: Any) -> Iterator[Any]:
+    if isinstance(value, Act):
+        yield from _arrays(value.q)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _arrays(item)
+    elif isinstance(value, (np.ndarray, torch.Tensor)):
+        yield value
+
+
+def _share_memory(inputs: list[Any], results: list[Any]) -> bool:
+    return any(_same_memory(a, b) for a in inputs for b in results)
+
+
+def _same_memory(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return math.prod(a.shape) > 0 and np.may_share_memory(a, b)
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    return False
+
+
+def _square(kernel: Sequence[int]) -> str:
+    return f"{kernel[0]}x{kernel[1]}"

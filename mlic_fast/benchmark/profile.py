@@ -1,0 +1,382 @@
+"""One encode or decode taken apart: stages, networks, passes, kernels, beside the baseline.
+
+Every kernel has a floor: its products over the machine's measured peak, or the bytes it reads and
+writes over the measured bandwidth, whichever is longer. What is furthest above its floor is what to
+optimise next.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mlic_fast.benchmark.kernels import (
+    KERNEL,
+    LAYOUT,
+    NETWORK,
+    NETWORK_METHODS,
+    SLICE,
+    place,
+    watched_kernels,
+)
+from mlic_fast.benchmark.machine import bandwidth, integer_peak, matrix_peak
+from mlic_fast.benchmark.stages import (
+    ANALYSIS,
+    CODER,
+    OTHER,
+    STAGE,
+    STAGES,
+    SYNTHESIS,
+    seconds_by_stage,
+)
+from mlic_fast.benchmark.tracing import Span, Tracer, own_seconds
+from mlic_fast.codec import Codec
+from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.errors import EngineError
+from mlic_fast.models.checkerboard import Parity
+
+Row = dict[str, Any]
+
+BETWEEN = "between kernels"
+BEFORE_PASSES = "before the passes"
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the machine was measured to do a second: products of the two arithmetics, bytes."""
+
+    matrix: float
+    integer: float
+    bandwidth: float
+
+
+@dataclass
+class Kernel:
+    """One kernel call, or several of them together."""
+
+    operation: str
+    network: str
+    layer: str
+    stage: str
+    pass_: str
+    seconds: float = 0.0
+    calls: int = 0
+    bytes: int = 0
+    products: int = 0
+    floor: float = 0.0
+
+
+@dataclass
+class Profile:
+    """Medians over the runs of one way of one codec, in seconds.
+
+    Attributes:
+        spans, span_passes: of the last run, for a trace, and the pass of each.
+        total: of the whole.
+        unwatched: of the whole without any of the spans, which take time too.
+        stages, networks, passes: by name; those of the networks without what lies between kernels.
+        kernels: in order; none for the reference engine.
+    """
+
+    spans: list[Span]
+    span_passes: list[str]
+    total: float
+    unwatched: float
+    stages: dict[str, float]
+    networks: dict[str, float]
+    passes: dict[str, float]
+    kernels: list[Kernel] = field(default_factory=list)
+
+
+def measure_peaks(codec: Codec) -> Peaks:
+    """Of the machine, in the arithmetic of the codec's engine.
+
+    Raises EngineError for an engine that is not exact: it has no kernels to look at.
+    """
+    engine = codec._engine
+    if not isinstance(engine, ExactEngine):
+        raise EngineError(f"the engine {codec.engine!r} can only be profiled --against another")
+    device = codec.device
+    dtype = engine._transforms._dtype
+    return Peaks(matrix_peak(dtype, device), integer_peak(device), bandwidth(device))
+
+
+def profile(
+    codecs: Sequence[Codec], way: str, image: torch.Tensor, runs: int, peaks: Peaks
+) -> list[Profile]:
+    """Profiles of one or two codecs that take turns.
+
+    Args:
+        codecs: an exact engine's first.
+        way: ``"encode"`` or ``"decode"``.
+        image: uint8 [3, H, W].
+        runs: of each, watched and not, after one that warms up and one that counts.
+        peaks: of the machine.
+    """
+    works = [_work(codec, way, image) for codec in codecs]
+    counted = [_count(codec, work) for codec, work in zip(codecs, works, strict=True)]
+    recorded: list[list[list[Span]]] = [[] for _ in codecs]
+    unwatched: list[list[float]] = [[] for _ in codecs]
+    for _ in range(runs):
+        for i, (codec, work) in enumerate(zip(codecs, works, strict=True)):
+            unwatched[i].append(Tracer(codec.device).record(work)[0].seconds)
+            with watched_kernels(codec) as tracer:
+                recorded[i].append(tracer.record(work))
+    return [_reduce(*each, peaks) for each in zip(unwatched, counted, recorded, strict=True)]
+
+
+def _work(codec: Codec, way: str, image: torch.Tensor) -> Callable[[], object]:
+    if way == "encode":
+        return lambda: codec.compress(image)
+    stream = codec.compress(image)
+    assert isinstance(stream, bytes)
+    return lambda: codec.decompress(stream)
+
+
+def _count(codec: Codec, work: Callable[[], object]) -> list[Span]:
+    work()
+    with watched_kernels(codec) as tracer:
+        return tracer.record(work, detailed=True)
+
+
+def _reduce(
+    unwatched: list[float], counted: list[Span], runs: list[list[Span]], peaks: Peaks
+) -> Profile:
+    if any(len(spans) != len(counted) for spans in runs):
+        raise EngineError("the engine's kernels differ from run to run, so there is no median")
+    own = _medians([list(own_seconds(spans).values()) for spans in runs])
+    whole = _medians([[span.seconds for span in spans] for spans in runs])
+    stages: dict[str, list[float]] = defaultdict(list)
+    for spans in runs:
+        for name, seconds in seconds_by_stage(spans).items():
+            stages[name].append(seconds)
+    totals = stages.pop("total")
+    networks: dict[str, float] = defaultdict(float)
+    passes: dict[str, float] = defaultdict(float)
+    kernels = []
+    names = _passes(counted)
+    callers = {span.parent for span in counted if span.kind == KERNEL}
+    for span, seconds, inclusive, pass_ in zip(counted, own, whole, names, strict=True):
+        if span.kind == KERNEL and not (span in callers and span.name in NETWORK_METHODS):
+            kernels.append(_kernel(span, pass_, seconds, peaks, calls_others=span in callers))
+            networks[kernels[-1].network] += seconds
+        elif span.kind == NETWORK:
+            networks[place(span.name)[0]] += inclusive
+        if pass_:
+            passes[pass_] += seconds
+    return Profile(
+        spans=_with_details(counted, runs[-1]),
+        span_passes=names,
+        total=statistics.median(totals),
+        unwatched=statistics.median(unwatched),
+        stages={name: statistics.median(stages[name]) for name in STAGES if name in stages},
+        networks=dict(networks),
+        passes=dict(passes),
+        kernels=kernels,
+    )
+
+
+def _medians(runs: list[list[float]]) -> list[float]:
+    return [statistics.median(times) for times in zip(*runs, strict=True)]
+
+
+def _kernel(span: Span, pass_: str, seconds: float, peaks: Peaks, *, calls_others: bool) -> Kernel:
+    details = span.details
+    products = 0 if calls_others else details["products"]
+    inside = span.within(STAGE)
+    stage = OTHER if inside is None else inside.name
+    layer = _layer(span)
+    network, _, _ = place(layer)
+    if network == LAYOUT and stage in (ANALYSIS, SYNTHESIS, OTHER):
+        network = stage
+    free = stage in (ANALYSIS, SYNTHESIS)
+    arithmetic = products / (peaks.matrix if free else peaks.integer)
+    return Kernel(
+        operation=details["operation"],
+        network=network,
+        layer=layer,
+        stage=stage,
+        pass_=pass_,
+        seconds=seconds,
+        calls=1,
+        bytes=details["bytes"],
+        products=products,
+        floor=max(arithmetic, details["bytes"] / peaks.bandwidth),
+    )
+
+
+def _layer(span: Span) -> str:
+    """What a kernel computes, or the network that it is called by."""
+    inside: Span | None = span
+    while inside is not None and not inside.details.get("layer"):
+        inside = inside.parent
+    return "" if inside is None else inside.details["layer"]
+
+
+def _passes(spans: list[Span]) -> list[str]:
+    """The pass of each span within the entropy path; empty for the others.
+
+    A layer's name tells slice and colour; layouts and the range coder belong to the pass that is
+    under way. Layers of a slice that are called before any slice has begun are hyper parts.
+    """
+    has_slices = any(span.kind == SLICE for span in spans)
+    found, current = [], BEFORE_PASSES
+    for span in spans:
+        stage = span.within(STAGE)
+        inside = stage is not None and stage.name not in (ANALYSIS, SYNTHESIS)
+        if inside and span.kind in (KERNEL, NETWORK):
+            _, index, parity = place(_layer(span) or span.name)
+            begun = not has_slices or span.within(SLICE) is not None
+            if index is not None and parity is not None and begun:
+                colour = "anchors" if parity is Parity.ANCHOR else "non-anchors"
+                current = f"slice {index}, {colour}"
+        found.append(current if inside else "")
+    return found
+
+
+def _with_details(counted: list[Span], spans: list[Span]) -> list[Span]:
+    for span, known in zip(spans, counted, strict=True):
+        span.details = known.details
+    return spans
+
+
+def device_kernels(codec: Codec, way: str, image: torch.Tensor) -> list[Row]:
+    """What runs on a CUDA device in one call, as PyTorch's profiler sees it, within graphs too:
+    each kernel's launches and milliseconds, the longest first. Nothing on the CPU.
+    """
+    if codec.device.type != "cuda":
+        return []
+    work = _work(codec, way, image)
+    work()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        work()
+        torch.cuda.synchronize(codec.device)
+    rows = [
+        {"kernel": each.key, "launches": each.count, "ms": each.self_device_time_total / 1e3}
+        for each in profiler.key_averages()
+        if each.self_device_time_total > 0
+    ]
+    return sorted(rows, key=lambda row: -row["ms"])
+
+
+def describe(profiles: Sequence[Profile], peaks: Peaks) -> Row:
+    """The rows of all tables, for a JSON document. Times in milliseconds, of the first profile;
+    ``baseline_ms`` and ``ratio`` of the second.
+
+    A kernel's row has ``calls``, ``bytes``, ``products``; gigabytes and giga-products a second and
+    their shares of the peaks; its floor and how far it is above.
+    """
+    ours = profiles[0]
+    theirs = profiles[1] if len(profiles) > 1 else None
+    by_network = _group(ours.kernels, lambda k: (k.stage, k.network))
+    between = _between(ours)
+    groups = _group(ours.kernels, lambda k: (k.network, k.operation))
+    candidates = sorted([*groups, *between], key=lambda k: k.floor - k.seconds)
+    return {
+        "total_ms": 1e3 * ours.total,
+        "unwatched_ms": 1e3 * ours.unwatched,
+        **_beside(ours.total, theirs.total if theirs else None),
+        "peaks": {
+            "matrix_products_per_second": peaks.matrix,
+            "integer_products_per_second": peaks.integer,
+            "bytes_per_second": peaks.bandwidth,
+        },
+        "stages": [
+            {
+                "stage": name,
+                "ms": 1e3 * seconds,
+                "share": seconds / ours.total,
+                **_beside(seconds, theirs.stages.get(name) if theirs else None),
+            }
+            for name, seconds in ours.stages.items()
+        ],
+        "networks": [
+            {
+                "network": kernel.network,
+                **_row(kernel, ours.total, peaks),
+                **_beside(kernel.seconds, theirs.networks.get(kernel.network) if theirs else None),
+            }
+            for kernel in [*by_network, *between]
+        ],
+        "passes": [
+            {
+                "pass": name,
+                "ms": 1e3 * seconds,
+                "calls": sum(kernel.calls for kernel in ours.kernels if kernel.pass_ == name),
+                **_beside(seconds, theirs.passes.get(name) if theirs else None),
+            }
+            for name, seconds in ours.passes.items()
+        ],
+        "kernels": [
+            {"network": k.network, "operation": k.operation, **_row(k, ours.total, peaks)}
+            for k in candidates
+        ],
+        "layers": [
+            {
+                "network": k.network,
+                "layer": k.layer,
+                "operation": k.operation,
+                **_row(k, ours.total, peaks),
+            }
+            for k in sorted(ours.kernels, key=lambda k: k.floor - k.seconds)
+        ],
+    }
+
+
+def _group(kernels: Iterable[Kernel], key: Callable[[Kernel], Hashable]) -> list[Kernel]:
+    sums: dict[Hashable, Kernel] = {}
+    for kernel in kernels:
+        total = sums.setdefault(
+            key(kernel), Kernel(kernel.operation, kernel.network, "", kernel.stage, "")
+        )
+        for name in ("seconds", "calls", "bytes", "products", "floor"):
+            setattr(total, name, getattr(total, name) + getattr(kernel, name))
+    return list(sums.values())
+
+
+def _between(ours: Profile) -> list[Kernel]:
+    """What each stage takes beyond its kernels; all of the range coder, which has no floor.
+
+    Watching takes time between kernels too, alike for each, which is left out.
+    """
+    watching = max(0.0, ours.total - ours.unwatched) / max(1, len(ours.kernels))
+    rows = []
+    for stage, seconds in ours.stages.items():
+        inside = [kernel for kernel in ours.kernels if kernel.stage == stage]
+        rest = seconds - sum(kernel.seconds for kernel in inside) - watching * len(inside)
+        name = f"{stage}, {BETWEEN}" if inside else stage
+        calls = len(inside)
+        if stage == CODER:
+            calls = sum(s.kind == STAGE and s.name == CODER for s in ours.spans)
+        rows.append(Kernel("", name, "", stage, "", max(0.0, rest), calls))
+    return rows
+
+
+def _row(kernel: Kernel, total: float, peaks: Peaks) -> Row:
+    free = kernel.stage in (ANALYSIS, SYNTHESIS)
+    seconds = max(kernel.seconds, 1e-9)
+    arithmetic = kernel.products / seconds / (peaks.matrix if free else peaks.integer)
+    return {
+        "ms": 1e3 * kernel.seconds,
+        "share": kernel.seconds / total,
+        "calls": kernel.calls,
+        "bytes": kernel.bytes,
+        "products": kernel.products,
+        "gigabytes_per_second": kernel.bytes / seconds / 1e9,
+        "bandwidth_share": kernel.bytes / seconds / peaks.bandwidth,
+        "giga_products_per_second": kernel.products / seconds / 1e9,
+        "arithmetic_share": arithmetic,
+        "floor_ms": 1e3 * kernel.floor,
+        "above_floor_ms": 1e3 * (kernel.seconds - kernel.floor),
+    }
+
+
+def _beside(ours: float, theirs: float | None) -> Row:
+    if not theirs:
+        return {}
+    return {"baseline_ms": 1e3 * theirs, "ratio": theirs / max(ours, 1e-9)}

@@ -1,0 +1,168 @@
+"""Spans of time, one within another, on the host's clock or a CUDA device's.
+
+On a device a span is from one event of the stream to another, so nothing waits for the device
+while it works, and a span is the time that its kernels take there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+TOTAL = "total"
+
+
+@dataclass(eq=False)
+class Span:
+    """One call of something.
+
+    Attributes:
+        kind: what sort of thing, such as ``"stage"``.
+        name: of the thing.
+        parent: the span within which this one lies; None for the whole.
+        details: whatever the one who wrapped it wants to know of it.
+        start, end: seconds from the start of the recording.
+        processor_seconds: of all threads of the process; measured of the whole alone.
+    """
+
+    kind: str
+    name: str
+    parent: Span | None
+    details: dict[str, Any]
+    start: float = 0.0
+    end: float = 0.0
+    processor_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+    def within(self, kind: str) -> Span | None:
+        """The innermost span of a kind that this one is or lies in."""
+        span: Span | None = self
+        while span is not None and span.kind != kind:
+            span = span.parent
+        return span
+
+
+class _Clock(Protocol):
+    def mark(self) -> Any: ...
+    def seconds(self, mark: Any) -> float: ...
+
+
+class _HostClock:
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, mark: float) -> float:
+        return mark
+
+
+class _CudaClock:
+    def __init__(self) -> None:
+        self._first = self.mark()
+
+    def mark(self) -> torch.cuda.Event | None:
+        if torch.cuda.is_current_stream_capturing():
+            return None  # events within a graph have no time
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, mark: Any) -> float:
+        if mark is None or self._first is None:
+            raise RuntimeError("a CUDA graph was captured while it was timed: warm up first")
+        return float(self._first.elapsed_time(mark)) / 1e3
+
+
+class Tracer:
+    """Records the calls of functions that it has wrapped.
+
+    Args:
+        device: whose clock to read.
+
+    Attributes:
+        open: during a recording, the innermost span that has begun and not ended.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device
+        self._clock = self._new_clock()
+        self._detailed = False
+        self.open: Span | None = None
+        self._spans: list[tuple[Span, Any, Any]] = []
+
+    def wrap(
+        self,
+        kind: str,
+        name: str,
+        function: Callable[..., Any],
+        details: Callable[..., dict[str, Any]] | None = None,
+    ) -> Callable[..., Any]:
+        """The function with a span around each call made during :meth:`record`.
+
+        ``details`` is called with the result and the arguments, in a detailed recording.
+        """
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self.open is None:
+                return function(*args, **kwargs)
+            span = Span(kind, name, self.open, {})
+            self.open = span
+            start = self._clock.mark()
+            try:
+                result = function(*args, **kwargs)
+            finally:
+                self._spans.append((span, start, self._clock.mark()))
+                self.open = span.parent
+            if self._detailed and details is not None:
+                span.details = details(result, *args, **kwargs)
+            return result
+
+        return timed
+
+    def record(self, work: Callable[[], object], *, detailed: bool = False) -> list[Span]:
+        """The spans of one call in order of their starts, the whole of it (``total``) first.
+
+        A detailed recording asks for all details, which takes time between the spans.
+        """
+        self._detailed = detailed
+        self._synchronise()
+        self._clock = self._new_clock()
+        self._spans = []
+        whole = self.open = Span(TOTAL, TOTAL, None, {})
+        processor, begin, start = time.process_time(), time.perf_counter(), self._clock.mark()
+        try:
+            work()
+        finally:
+            self.open = None
+        self._synchronise()
+        whole.end = time.perf_counter() - begin
+        whole.processor_seconds = time.process_time() - processor
+        for span, first, last in self._spans:
+            span.start = self._clock.seconds(first) - self._clock.seconds(start)
+            span.end = self._clock.seconds(last) - self._clock.seconds(start)
+        return [whole, *sorted((span for span, _, _ in self._spans), key=lambda s: s.start)]
+
+    def _new_clock(self) -> _Clock:
+        return _CudaClock() if self._on_device() else _HostClock()
+
+    def _on_device(self) -> bool:
+        return self._device is not None and self._device.type == "cuda"
+
+    def _synchronise(self) -> None:
+        if self._on_device():
+            torch.cuda.synchronize(self._device)
+
+
+def own_seconds(spans: list[Span]) -> dict[Span, float]:
+    """Of each span the time that none of the spans within it takes."""
+    own = {span: span.seconds for span in spans}
+    for span in spans:
+        if span.parent is not None:
+            own[span.parent] -= span.seconds
+    return own
