@@ -19,10 +19,10 @@ from mlic_fast.coder.device import CapacityError, DeviceDecoder, DeviceEncoder, 
 from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
 from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.engine.graphs import Pool, Recording
-from mlic_fast.engine._packed import PackedModel
+from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import check_digest, to_pixels, to_unit
-from mlic_fast.engine._transforms import EngineTransforms
+from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import ALIGNMENT, Transforms
