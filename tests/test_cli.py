@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -399,3 +400,42 @@ def test_the_reference_engine_writes_no_files(
     assert main(["encode", "a.png", "--engine", "reference"]) == 2
     assert "would not decode elsewhere" in capsys.readouterr().err
     assert not (folder / "a.mlic").exists()
+
+
+def test_a_batch_overlaps_but_keeps_order_and_bounds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Writing the first file waits until later ones are read; none is far ahead, none is lost."""
+    from mlic_fast.cli.batch import AHEAD, Steps, run_batch
+    from mlic_fast.cli.files import Job
+
+    jobs = [Job(tmp_path / f"{i}.png", problem="no" if i == 5 else None) for i in range(20)]
+    read, coded, written = [], [], []
+    third = threading.Event()
+
+    def read_one(job: Job) -> int:
+        number = int(job.source.stem)
+        read.append(number)
+        if number == 2:
+            third.set()
+        assert number <= len(written) + 2 * AHEAD + 3
+        return number
+
+    def code(number: int) -> int:
+        coded.append(number)
+        if number == 7:
+            raise MlicError("seven")
+        return number
+
+    def write(job: Job, number: int) -> dict[str, object]:
+        assert third.wait(60) and int(job.source.stem) == number
+        written.append(number)
+        return {"number": number}
+
+    steps = Steps(read_one, code, write)
+    assert run_batch(jobs, lambda: steps, lambda result: str(result["number"]), as_json=True) == 1
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert [Path(file["input"]).stem for file in files] == [str(i) for i in range(20)]
+    assert [i for i, file in enumerate(files) if "error" in file] == [5, 7]
+    good = [i for i in range(20) if i not in (5, 7)]
+    assert sorted(written) == good and coded == sorted([*good, 7])

@@ -1,10 +1,15 @@
-"""Doing many files one after the other: progress, summaries, JSON and failures."""
+"""Doing many files: reading, coding and writing overlap; progress, summaries, JSON and failures."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from mlic_fast.cli import explain, print_error
@@ -12,29 +17,45 @@ from mlic_fast.cli.files import Job
 
 Result = dict[str, Any]
 
+#: Files read ahead of the one that is coded, and files being written behind it: bounds memory.
+AHEAD = 3
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What is done with a file: ``read`` and ``write`` in other threads, ``code`` in this one.
+
+    ``write`` gives what ``--json`` prints of the file.
+    """
+
+    read: Callable[[Job], Any]
+    code: Callable[[Any], Any]
+    write: Callable[[Job, Any], Result]
+
 
 def run_batch(
     jobs: list[Job],
-    prepare: Callable[[], Callable[[Job], Result]],
+    prepare: Callable[[], Steps],
     describe: Callable[[Result], str],
     *,
     as_json: bool,
 ) -> int:
     """Do every job that can be done, go on after a failure, and return the exit code.
 
-    ``prepare`` makes the function that does one job; it is called only if there is work, and its
-    errors end the command. A result is what ``--json`` prints of a file, ``describe`` its line or
-    lines for people.
+    ``prepare`` makes the steps of a job; it is called only if there is work, and its errors end the
+    command. ``describe`` gives the line or lines about a result for people. Results come in the
+    order of the jobs.
     """
     from tqdm import tqdm
 
-    work = prepare() if any(job.problem is None for job in jobs) else None
+    steps = prepare() if any(job.problem is None for job in jobs) else None
     results = []
     failures = 0
+    start = time.perf_counter()
     # disable=None: no bar where stderr is not a terminal.
     with tqdm(total=len(jobs), unit="file", leave=False, disable=None if jobs[1:] else True) as bar:
-        for job in jobs:
-            result = {"input": str(job.source), **_attempt(job, work)}
+        for job, outcome in _outcomes(jobs, steps):
+            result = {"input": str(job.source), **outcome}
             results.append(result)
             with bar.external_write_mode(file=sys.stderr):
                 if "error" in result:
@@ -43,19 +64,62 @@ def run_batch(
                 elif not as_json:
                     print(describe(result), flush=True)
             bar.update()
+    seconds = time.perf_counter() - start
+    done = len(jobs) - failures
     if as_json:
-        print(json.dumps({"files": results, "failed": failures}, indent=2))
+        document = {"files": results, "failed": failures, "seconds": seconds}
+        print(json.dumps(document, indent=2))
+    elif done > 1:
+        print(f"{done} files in {seconds:.2f} s, {done / seconds:.1f} a second")
     if failures and len(jobs) > 1:
         print_error(f"{failures} of {len(jobs)} files failed")
     return 1 if failures else 0
 
 
-def _attempt(job: Job, work: Callable[[Job], Result] | None) -> Result:
-    """The result of a job, or ``{"error": message}``."""
-    if job.problem is not None or work is None:
-        return {"error": job.problem}
+def _outcomes(jobs: list[Job], steps: Steps | None) -> Iterator[tuple[Job, Result]]:
+    """Every job with its result, or with ``{"error": message}``."""
+    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
+
+        def begin(job: Job) -> tuple[Job, Future[Any] | None]:
+            if job.problem is not None or steps is None:
+                return job, None
+            return job, readers.submit(steps.read, job)
+
+        waiting = iter(jobs)
+        reading = deque(map(begin, islice(waiting, AHEAD)))
+        writing: deque[tuple[Job, Callable[[], Result]]] = deque()
+        while reading:
+            job, read = reading.popleft()
+            reading.extend(map(begin, islice(waiting, 1)))
+            writing.append((job, _coded(job, read, steps, writers)))
+            while len(writing) > AHEAD or (writing and not reading):
+                job, result = writing.popleft()
+                yield job, _attempt(job, result)
+
+
+def _coded(
+    job: Job, read: Future[Any] | None, steps: Steps | None, writers: ThreadPoolExecutor
+) -> Callable[[], Result]:
+    """Codes a file and begins to write it; what comes back waits for that, or raises."""
+    if read is None or steps is None:
+        return lambda: {"error": job.problem}
     try:
-        return work(job)
+        coded = steps.code(read.result())
+    except Exception as error:
+        return _raiser(error)
+    return writers.submit(steps.write, job, coded).result
+
+
+def _raiser(error: Exception) -> Callable[[], Result]:
+    def raise_it() -> Result:
+        raise error
+
+    return raise_it
+
+
+def _attempt(job: Job, work: Callable[[], Result]) -> Result:
+    try:
+        return work()
     except Exception as error:
         message = explain(error)
         if message is None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlic_fast.cli.batch import Result, run_batch
+from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.encode import SUFFIX, describe, result_of
 from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs, is_pattern
 from mlic_fast.cli.options import add_model_options, add_output_options
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,21 +59,23 @@ def _is_output(argument: str) -> bool:
     return not (path.suffix.lower() == SUFFIX or path.is_dir() or is_pattern(argument))
 
 
-def _decoder(args: argparse.Namespace) -> Callable[[Job], Result]:
+def _decoder(args: argparse.Namespace) -> Steps:
     import mlic_fast
     from mlic_fast.images import save_image
 
     codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
 
-    def decode(job: Job) -> Result:
-        assert job.target is not None
-        data = job.source.read_bytes()
+    def decode(data: bytes) -> tuple[Tensor, int, float]:
         start = time.perf_counter()
         image = codec.decompress(data, output="torch").cpu()
-        seconds = time.perf_counter() - start
+        return image, len(data), time.perf_counter() - start
+
+    def write(job: Job, decoded: tuple[Tensor, int, float]) -> Result:
+        image, size, seconds = decoded
+        assert job.target is not None
         if args.output_dir is not None:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         save_image(image, job.target)
-        return result_of(job, image, len(data), seconds)
+        return result_of(job, image, size, seconds)
 
-    return decode
+    return Steps(lambda job: job.source.read_bytes(), decode, write)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlic_fast.cli import UsageError
-from mlic_fast.cli.batch import Result, run_batch
+from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs
 from mlic_fast.cli.options import add_model_options, add_output_options
 
@@ -90,22 +89,24 @@ def _quality(text: str) -> int:
     return int(text)
 
 
-def _encoder(args: argparse.Namespace) -> Callable[[Job], Result]:
+def _encoder(args: argparse.Namespace) -> Steps:
     import mlic_fast
     from mlic_fast.images import load_image, write_atomically
 
     codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
 
-    def encode(job: Job) -> Result:
-        assert job.target is not None
-        image = load_image(job.source)
+    def encode(image: Tensor) -> tuple[Tensor, bytes, float]:
         start = time.perf_counter()
         data = codec.compress(image, quality=args.quality)
-        seconds = time.perf_counter() - start
         assert isinstance(data, bytes)  # a list only for a batch
+        return image, data, time.perf_counter() - start
+
+    def write(job: Job, coded: tuple[Tensor, bytes, float]) -> Result:
+        image, data, seconds = coded
+        assert job.target is not None
         if args.output_dir is not None:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         write_atomically(job.target, data)
         return result_of(job, image, len(data), seconds)
 
-    return encode
+    return Steps(lambda job: load_image(job.source), encode, write)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import mlic_fast
 from mlic_fast.bitstream import MODEL_ID_BYTES, PROVISIONAL, read
-from mlic_fast.cli.batch import Result, run_batch
+from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.encode import SUFFIX
-from mlic_fast.cli.files import INPUTS_TEXT, Job, find_inputs
+from mlic_fast.cli.files import INPUTS_TEXT, find_inputs
 from mlic_fast.cli.options import add_json_option
 
 
@@ -30,11 +29,10 @@ def run(args: argparse.Namespace) -> int:
     return run_batch(jobs, _inspector, _describe, as_json=args.json)
 
 
-def _inspector() -> Callable[[Job], Result]:
+def _inspector() -> Steps:
     names = shipped_models()
 
-    def inspect(job: Job) -> Result:
-        data = job.source.read_bytes()
+    def inspect(data: bytes) -> Result:
         header, payload = read(data)
         return {
             "bytes": len(data),
@@ -49,7 +47,7 @@ def _inspector() -> Callable[[Job], Result]:
             "model": names.get(header.model_id),
         }
 
-    return inspect
+    return Steps(lambda job: job.source.read_bytes(), inspect, lambda job, result: result)
 
 
 def shipped_models() -> dict[bytes, str]:

@@ -7,7 +7,9 @@ concatenate. Launches alone, no synchronisation: the whole path can be captured 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -62,6 +64,7 @@ class GpuOps(Operations):
         self.device = device
         self._medians = torch.from_numpy(self.layers["medians"].bias).to(device)
         self._made: dict[Any, Any] = {}
+        self._streams = threading.local()
 
     def _once(self, key: Any, make: Callable[[], T]) -> T:
         """Weights in the form of a kernel, made when they are first used."""
@@ -89,6 +92,26 @@ class GpuOps(Operations):
                 ]
             ).to(self.device),
         )
+
+    # -- order --------------------------------------------------------------------------------
+
+    def aside(self, name: str) -> AbstractContextManager[Any]:
+        """Another stream, in a graph another branch. Streams are a thread's own.
+
+        Memory is safe: a branch starts when all before it is done, and what it leaves is used
+        after it is joined.
+        """
+        if self.device.type != "cuda":
+            return nullcontext()
+        if not hasattr(self._streams, name):
+            setattr(self._streams, name, torch.cuda.Stream(self.device))
+        stream: torch.cuda.Stream = getattr(self._streams, name)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(stream)
+
+    def join(self, name: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).wait_stream(getattr(self._streams, name))
 
     # -- latents ------------------------------------------------------------------------------
 

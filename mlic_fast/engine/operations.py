@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,16 @@ class Operations(ABC):
         self.config = packed.config
         self.layers = packed.layers
         self.exponents = packed.exponents
+
+    # -- order --------------------------------------------------------------------------------
+
+    def aside(self, name: str) -> AbstractContextManager[Any]:
+        """While entered: work that what follows need not wait for, until :meth:`join`."""
+        return nullcontext()
+
+    def join(self, name: str) -> None:
+        """From here on all waits for what was done aside under this name."""
+        return
 
     # -- operations ---------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ from mlic_fast.engine.operations import (
 from mlic_fast.models.checkerboard import Parity
 
 PARITIES = (Parity.ANCHOR, Parity.NON_ANCHOR)
+#: Work beside the rest: what later passes of a slice need, and its longest context.
+PARTS, INTER = "parts", "inter"
 
 
 class PassCoder(Protocol):
@@ -70,12 +72,14 @@ class _Passes:
         """Both passes of slice i. (MLIC, section 3; the float twin is MlicModel.code_latents.)"""
         ops, latents = self.ops, self.latents
         previous = latents.q[:i]
+        with ops.aside(PARTS):
+            residual_parts = ops.sums(
+                [residual_layer(i, parity, 0) for parity in PARITIES],
+                [self.hyper_means, *previous],
+            )
+            if i:
+                q, k = ops.intra_queries_and_keys(i, previous[-1])
         shared = self._previous_slices(i)
-        residual_parts = ops.sums(
-            [residual_layer(i, parity, 0) for parity in PARITIES], [self.hyper_means, *previous]
-        )
-        if i:
-            q, k = ops.intra_queries_and_keys(i, previous[-1])
         for parity, residual_part in zip(PARITIES, residual_parts, strict=True):
             contexts = [ops.squeeze(x, parity) for x in shared]
             if parity is Parity.NON_ANCHOR:
@@ -88,14 +92,19 @@ class _Passes:
             )
             symbols = code(i, parity, indexes, means, symbols)
             ops.decoded(latents, i, symbols, means, parity)
+            if parity is Parity.ANCHOR:
+                ops.join(PARTS)
             ops.predict_residual(latents, i, parity, residual_part)
 
     def _previous_slices(self, i: int) -> list[Act]:
         """Contexts that both passes of slice i share: inter (not in MLIC), then channel."""
         if not i:
             return []
-        previous = self.latents.q[:i]
-        contexts = [self.ops.channel_context(i, previous)]
-        if self.ops.config.variant == "mlic":
-            return contexts
-        return [self.ops.inter_context(i, previous), *contexts]
+        ops, previous = self.ops, self.latents.q[:i]
+        if ops.config.variant == "mlic":
+            return [ops.channel_context(i, previous)]
+        with ops.aside(INTER):
+            inter = ops.inter_context(i, previous)
+        channel = ops.channel_context(i, previous)
+        ops.join(INTER)
+        return [inter, channel]
