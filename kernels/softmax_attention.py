@@ -255,8 +255,10 @@ def softmax_attention(
         check_planes(x)
     batch, channels = q.shape[1], q.shape[4]
     depth = channels // heads
-    queries, _ = colour_positions(q, q_colour)
-    keys, half_width = colour_positions(k, kv_colour)
+    queries, q_row = colour_positions(q, q_colour)
+    keys, k_row = colour_positions(k, kv_colour)
+    # Rows of one colour are equally long; rows of a full tensor are of no interest.
+    half_width = k_row if q_colour == ALL else q_row
     c = config("softmax", q.device, batch * queries)
     _attention_kernel[(triton.cdiv(queries, c.block), heads, batch)](
         q,

@@ -101,8 +101,8 @@ def test_largest_sums(depth: int, sign: int, device: torch.device) -> None:
     shape = (1, 12, 12, depth)
     q, k = (activation("equal", shape, seed) for seed in range(2))
     v = np.full(shape, sign * 4095, np.int16)
-    out = check([q, k, v], 1, device, exponents=(9, 10, 8, 8))
-    assert (out == sign * 4095).all()
+    out = check([q, k, v], 1, device, exponents=(9, 10, 8, 7))
+    assert (out == sign * 2048).all()
 
 
 @pytest.mark.parametrize("exponent", [-60, 60])
@@ -112,16 +112,21 @@ def test_extreme_exponents(exponent: int, which: tuple[int, ...], device: torch.
     check(qkv_of("random", (1, 3, 2, 32)), 2, device, exponents=tuple(exponents))  # type: ignore[arg-type]
 
 
-def test_zero_and_tiny_contexts(device: torch.device) -> None:
-    """The exponent of a head: of nothing, of one unit, and at powers of two."""
-    q, k, v = qkv_of("random", (1, 2, 4, 64))
+def test_exponents_of_contexts(device: torch.device) -> None:
+    """Of nothing, of one unit, and where a largest value just below a power of two would saturate.
+
+    The small values beside it show with which exponent they were rounded.
+    """
+    q, k, v = qkv_of("random", (1, 8, 10, 64))
     k[...] = 5
-    v[...] = 0
-    v[0, 0, 0, 16:32] = 1
-    v[..., 32:48] = 2048
-    v[..., 48:] = 2048
-    v[0, 0, 0, 48:] = 2047
-    check([q, k, v], 4, device)
+    v[..., :16] = 0
+    v[..., 16:32] = 0
+    v[0, 0, 0, 16] = 1
+    v[..., 32:] //= 1024
+    v[..., 32] = v[..., 48] = 64
+    v[0, 0, 0, 32] = 63  # on average 64 * (1 - 1 / 5120): more than 4095/4096 of 64
+    v[0, 0, :2, 48] = 63  # less
+    check([q, k, v], 4, device, exponents=(9, 10, 8, 13))
 
 
 def test_chunks_cover_all_positions_and_stay_small() -> None:
