@@ -11,13 +11,18 @@ SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo test lint format bench clean
+# Compute capabilities for make kernels.
+TARGETS ?= 80,86,89,90,100,120
+
+.PHONY: help demo test lint format kernels bench gpu clean
 
 help:
 	@echo "make demo    compress a photograph and show it beside the original"
 	@echo "make test    run the tests"
 	@echo "make lint    check style, types and formatting"
 	@echo "make format  correct formatting"
+	@echo "make kernels compile the GPU kernels ahead of time, without a GPU, and report"
+	@echo "make gpu     test and measure on a GPU, results in build/gpu"
 	@echo "make bench   time the range coder and the kernels of the CPU engine"
 	@echo "make clean   remove .venv and everything that was built"
 
@@ -44,6 +49,12 @@ format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+kernels: $(INSTALLED)
+	$(BIN)/python -m mlic_fast.kernels.compile --targets $(TARGETS)
+
+gpu: $(INSTALLED)
+	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_coder.py

@@ -1,0 +1,209 @@
+"""On a GPU: the entropy path, the range decoder and the transforms of full-size models, 768x512.
+
+Each is one CUDA graph, beside what the reference engine does in its place; every kernel family is
+timed beside its PyTorch twin, after both gave the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+
+from mlic_fast.benchmark.models import trained_like_model
+from mlic_fast.benchmark.pictures import synthetic_photograph
+from mlic_fast.codec import Codec, load
+from mlic_fast.engine.gpu import GpuOps
+from mlic_fast.engine.graphs import Recording
+from mlic_fast.engine.path import code_latents
+from mlic_fast.kernels import depthwise, entropy_parameters, linear_attention, products
+from mlic_fast.kernels.functions import from_planes, to_planes
+from mlic_fast.kernels.grid import AT, Input, Positions
+from mlic_fast.kernels.planes import read_colour
+from mlic_fast.models.checkerboard import unsqueeze
+from mlic_fast.models.config import PRESETS
+
+DEVICE = torch.device("cuda")
+WIDTH, HEIGHT = 768, 512
+GRID = Positions(1, HEIGHT // 16, WIDTH // 16)
+FULL_SIZE = [name for name in PRESETS if name != "demo"]
+
+
+@pytest.fixture(scope="module", params=FULL_SIZE)
+def codec(request: pytest.FixtureRequest) -> Codec:
+    return load(trained_like_model(request.param), device="cuda", engine="gpu")
+
+
+def timed(benchmark: Any, group: str, work: Callable[[], object]) -> None:
+    """Launch to end; the work as one graph if it can be one."""
+    benchmark.group = group
+
+    def run() -> None:
+        work()
+        torch.cuda.synchronize()
+
+    with torch.inference_mode():
+        benchmark.pedantic(run, rounds=20, warmup_rounds=3)
+
+
+def as_graph(work: Callable[[], object]) -> Callable[[], object]:
+    with torch.inference_mode():
+        recording = Recording(work, DEVICE)
+        recording()
+    return recording
+
+
+def zeros_for_each_pass(ops: GpuOps) -> Callable[[], object]:
+    """The 2 S passes of a decoder whose symbols are all zero, without range coding."""
+    z = torch.zeros((1, HEIGHT // 64, WIDTH // 64, ops.config.N), dtype=torch.int32, device=DEVICE)
+    shape = (1, GRID.height, GRID.width // 2, ops.config.slice_channels)
+    symbols = torch.zeros(shape, dtype=torch.int32, device=DEVICE)
+    return lambda: code_latents(ops, z, lambda *_: symbols)
+
+
+def test_entropy_path(benchmark: Any, codec: Codec) -> None:
+    passes = zeros_for_each_pass(GpuOps(codec.packed, DEVICE))
+    timed(benchmark, f"entropy path, {codec.model.config.variant}", as_graph(passes))
+
+
+def test_entropy_path_of_the_reference(benchmark: Any, codec: Codec) -> None:
+    model, config = codec.model, codec.model.config
+    z_hat = torch.zeros((1, config.N, HEIGHT // 64, WIDTH // 64), device=DEVICE)
+    half = torch.zeros((1, config.slice_channels, GRID.height, GRID.width // 2), device=DEVICE)
+
+    def passes() -> None:
+        model.code_latents(
+            model.h_s(z_hat), lambda index, parity, scales, means: unsqueeze(half, parity) + means
+        )
+
+    timed(benchmark, f"entropy path, {config.variant}", passes)
+
+
+def test_whole_codec(benchmark: Any, codec: Codec) -> None:
+    image = synthetic_photograph(WIDTH, HEIGHT).to(DEVICE)
+    stream = codec.compress(image)
+    benchmark.extra_info["bytes"] = len(stream)
+    codec.warmup([(WIDTH, HEIGHT)])
+    timed(benchmark, f"decode, {codec.model.config.variant}", lambda: codec.decompress(stream))
+
+
+def test_whole_encoder(benchmark: Any, codec: Codec) -> None:
+    image = synthetic_photograph(WIDTH, HEIGHT).to(DEVICE)
+    codec.warmup([(WIDTH, HEIGHT)])
+    timed(benchmark, f"encode, {codec.model.config.variant}", lambda: codec.compress(image))
+
+
+# -- kernels beside their twins -------------------------------------------------------------------
+
+
+def activation(channels: int) -> torch.Tensor:
+    shape = (GRID.batch, GRID.height, GRID.width, channels)
+    q = np.random.default_rng(channels).integers(-4095, 4096, shape)
+    return to_planes(torch.from_numpy(q)).to(DEVICE)
+
+
+@pytest.fixture(scope="module")
+def last_slice() -> tuple[GpuOps, int]:
+    packed = load(trained_like_model("mlic_plus_plus"), device="cpu").packed
+    return GpuOps(packed, DEVICE), packed.config.slices - 1
+
+
+Pair = tuple[Callable[[], Any], Callable[[], Any]]
+
+
+def product_pair(ops: GpuOps, layer: str, channels: int, inputs: int) -> Pair:
+    x = activation(inputs * channels)
+    weights = ops._weights([layer], len(ops.layers[layer].segments) - inputs, [8] * inputs)
+    out = torch.empty((*x.shape[1:4], weights.outputs), device=DEVICE)
+    parts = [from_planes(part) for part in x.split(channels, dim=-1)]
+
+    def kernel() -> torch.Tensor:
+        first = Input(x[..., :channels])
+        products.conv(first, weights, GRID, inputs=inputs, input_stride=channels, out=out)
+        return out
+
+    return kernel, lambda: products.conv_twin(parts, weights, weights.bias)
+
+
+def pass_pair(ops: GpuOps, i: int) -> Pair:
+    names = [f"entropy_parameters_nonanchor.{i}.fusion.{n}" for n in (0, 2, 4, 6)]
+    layers = [ops.layers[name] for name in names]
+    widths = [s.weight.shape[-1] for s in layers[0].segments[1:]]
+    exponents = [ops.exponents[name] for name in names[:3]]
+    weights = entropy_parameters.pack_weights(layers, [8] * len(widths), exponents, DEVICE)
+    contexts = [activation(width) for width in widths]
+    half = (1, GRID.height, GRID.width // 2)
+    start = torch.randn((*half, weights.hidden[0]), device=DEVICE)
+    indexes = torch.empty((*half, weights.hidden[3]), dtype=torch.uint8, device=DEVICE)
+    means = torch.empty(indexes.shape, device=DEVICE)
+    at_colour = [read_colour(x, 0)[0] for x in contexts]
+
+    def kernel() -> torch.Tensor:
+        inputs = [Input(x, AT, 0) for x in contexts]
+        entropy_parameters.entropy_parameters(
+            start, inputs, weights, 0, GRID, indexes=indexes, means=means
+        )
+        return means.flatten(0, 2)
+
+    def twin() -> torch.Tensor:
+        flat = start.flatten(0, 2)
+        return entropy_parameters.entropy_parameters_twin(flat, at_colour, weights)[1]
+
+    return kernel, twin
+
+
+def depthwise_pair(ops: GpuOps, layer: str) -> Pair:
+    weights = depthwise.pack_weights([ops.layers[layer]], [8], DEVICE)
+    channels = len(weights.scale)
+    x, out_scale = activation(channels), torch.full((channels,), 256.0, device=DEVICE)
+    out = torch.empty_like(x)
+
+    def kernel() -> torch.Tensor:
+        depthwise.depthwise(x, weights, GRID, activation=True, out=out, out_scale=out_scale)
+        return out
+
+    return kernel, lambda: depthwise.depthwise_twin(x, weights, out_scale, True)
+
+
+def attention_pair(heads: int) -> Pair:
+    q, k, v = (activation(32 * heads) for _ in range(3))
+    out = torch.empty_like(q)
+    exponents = (9, 10, 8, 10)
+
+    def kernel() -> torch.Tensor:
+        linear_attention.linear_attention(q, k, v, heads, *exponents, out)
+        return out
+
+    return kernel, lambda: linear_attention.linear_attention_twin(
+        q, k, v, heads, *exponents
+    ).view_as(out)
+
+
+PAIRS: dict[str, Callable[[GpuOps, int], Pair]] = {
+    "channel context, 3x3": lambda ops, i: product_pair(
+        ops, f"channel_context.{i}.fushion.0", ops.config.slice_channels, i
+    ),
+    "reprojection, 5x5": lambda ops, i: product_pair(
+        ops, f"global_inter_context.{i}.reprojection", i * ops.config.slice_channels, 1
+    ),
+    "residual prediction, 3x3": lambda ops, i: product_pair(
+        ops, f"lrp_anchor.{i}.lrp_transform.2", 224, 1
+    ),
+    "pass": pass_pair,
+    "depthwise": lambda ops, i: depthwise_pair(ops, f"global_inter_context.{i}.mlp.2"),
+    "linear attention": lambda ops, i: attention_pair(i),
+}
+
+
+@pytest.mark.parametrize("who", ["kernel", "twin"])
+@pytest.mark.parametrize("name", list(PAIRS))
+def test_kernel(benchmark: Any, last_slice: tuple[GpuOps, int], name: str, who: str) -> None:
+    kernel, twin = PAIRS[name](*last_slice)
+    assert torch.equal(kernel(), twin())
+    timed(benchmark, f"kernel: {name}", as_graph(kernel) if who == "kernel" else twin)
