@@ -55,7 +55,9 @@ def compile_for(target: str) -> dict[str, Usage]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--targets", default="80,86,89,90,100,120")
     targets = parser.parse_args().targets.split(",")
     try:

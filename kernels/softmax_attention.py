@@ -30,11 +30,11 @@ from torch import Tensor
 from mlic_fast.engine.arithmetic import EXCLUDED_RADIUS, QUERY_BLOCK, power_of_two
 from mlic_fast.kernels.configs import CONFIGS, config
 from mlic_fast.kernels.functions import (
-    EXACT,
     exp_int,
     exp_int_twin,
     high_byte,
     join_products,
+    launch,
     low_byte,
     quantise,
     quantise_twin,
@@ -260,7 +260,9 @@ def softmax_attention(
     # Rows of one colour are equally long; rows of a full tensor are of no interest.
     half_width = k_row if q_colour == ALL else q_row
     c = config("softmax", q.device, batch * queries)
-    _attention_kernel[(triton.cdiv(queries, c.block), heads, batch)](
+    launch(
+        _attention_kernel,
+        ((triton.cdiv(queries, c.block), heads, batch)),
         q,
         k,
         v,
@@ -289,7 +291,6 @@ def softmax_attention(
         KV_COLOUR=kv_colour,
         num_warps=c.warps,
         num_stages=c.stages,
-        **EXACT,
     )
 
 

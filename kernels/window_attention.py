@@ -36,7 +36,6 @@ from mlic_fast.engine.arithmetic import WINDOW, power_of_two
 from mlic_fast.engine.packed import Layer
 from mlic_fast.kernels.configs import CONFIGS, Config, config
 from mlic_fast.kernels.functions import (
-    EXACT,
     exp_int,
     exp_int_twin,
     from_planes,
@@ -45,6 +44,7 @@ from mlic_fast.kernels.functions import (
     high_byte,
     join_bytes,
     join_products,
+    launch,
     low_byte,
     quantise,
     quantise_twin,
@@ -494,7 +494,9 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
     tokens = torch.empty((2, batch * windows, TOKENS * channels), dtype=torch.int8, device=x.device)
     wide = "_wide" if channels > 32 else ""
     c = config(f"window_qkv{wide}", x.device, positions)
-    _qkv_kernel[(triton.cdiv(positions, c.block),)](
+    launch(
+        _qkv_kernel,
+        ((triton.cdiv(positions, c.block),)),
         x,
         w.norm1.gain,
         w.norm1.bias,
@@ -513,11 +515,12 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         BLOCK=c.block,
         num_warps=c.warps,
         num_stages=c.stages,
-        **EXACT,
     )
     depth = channels // heads
     c = config("window_attention", x.device, positions)
-    _attention_kernel[(windows, heads, batch)](
+    launch(
+        _attention_kernel,
+        ((windows, heads, batch)),
         qkv,
         w.relative,
         tokens,
@@ -532,10 +535,11 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         VALUES=triton.next_power_of_2(depth),
         num_warps=c.warps,
         num_stages=c.stages,
-        **EXACT,
     )
     c = config(f"window_fusion{wide}", x.device, batch * windows)
-    _fusion_kernel[(triton.cdiv(batch * windows, c.block),)](
+    launch(
+        _fusion_kernel,
+        ((triton.cdiv(batch * windows, c.block),)),
         tokens,
         w.fusion.weight,
         w.fusion.scale,
@@ -568,7 +572,6 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         STEP=STEP,
         num_warps=c.warps,
         num_stages=c.stages,
-        **EXACT,
     )
 
 
