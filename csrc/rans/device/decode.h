@@ -44,7 +44,7 @@ MLIC_DEVICE uint32_t groups_of(uint32_t lanes) {
 template <class Block>
 MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args) {
   const uint32_t image = block.column();
-  const uint8_t* data = args.payloads + static_cast<size_t>(image) * args.capacity;
+  const uint8_t* data = args.payloads + args.headers[image].offset;
   uint16_t* words = args.words + static_cast<size_t>(image) * (args.capacity / 2);
   DecoderState& state = args.states[image];
   const uint32_t size = args.headers[image].size, lanes = args.headers[image].lanes;
