@@ -36,7 +36,7 @@ class DeviceTables:
     """Tables on a device.
 
     Raises:
-        EngineError: neither a CPU nor a CUDA device, or this build is without CUDA.
+        EngineError: neither a CPU nor a CUDA device, or CUDA cannot be used here.
     """
 
     def __init__(self, tables: Tables, device: torch.device | str) -> None:
@@ -45,15 +45,22 @@ class DeviceTables:
             raise EngineError(
                 f"the range coder runs on cpu and cuda devices, not on {device.type}."
             )
-        if device.type == "cuda" and not _core.has_cuda:
-            raise EngineError(
-                "mlic_fast was built without CUDA: install it where nvcc is found, or set "
-                "MLIC_FAST_CUDA=ON for the build to say what is missing."
-            )
+        if device.type == "cuda":
+            _check_cuda()
         self.count = len(tables)
         self._image = _core.TableImage(tables.core)
         self._bytes = torch.from_numpy(self._image.bytes()).to(device)
         self.device = self._bytes.device  # with its number
+
+
+def _check_cuda() -> None:
+    if not _core.has_cuda:
+        raise EngineError(
+            "mlic_fast was built without CUDA: install it where nvcc is found, or set "
+            "MLIC_FAST_CUDA=ON for the build to say what is missing."
+        )
+    if not torch.cuda.is_available():
+        raise EngineError("PyTorch finds no CUDA device here.")
 
 
 class _Coder:
