@@ -103,7 +103,7 @@ class GpuEngine:
                 self._encodes.give(key, job)
 
     def compile_kernels(self, batch: int, height: int, width: int, encoding: bool) -> None:
-        """Compile what a path of this size (of z) launches, many kernels at a time; once each way."""
+        """Compile what a path of this size of z launches, many kernels at a time; once each way."""
         with self._compiling:
             if encoding in self._compiled:
                 return
@@ -147,7 +147,7 @@ class GpuEngine:
 def compile_path(
     ops: Any, device: torch.device, batch: int, height: int, width: int, encoding: bool
 ) -> None:
-    """Launches of the path alone, on arrays whose contents do not matter: what launches there are."""
+    """The launches of a path, on arrays whose contents do not matter."""
     config = ops.config
     z = torch.zeros((batch, height, width, config.N), dtype=torch.int32, device=device)
     shape = (batch, 4 * height, 4 * width, config.M)
@@ -253,7 +253,8 @@ class _Decode:
 
     def _work(self) -> Tensor:
         engine, decoder = self._engine, self._decoder
-        engine.compile_kernels(*self._z.shape[:3], False)
+        batch, height, width, _ = self._z.shape
+        engine.compile_kernels(batch, height, width, False)
         decoder.begin()
         decoder.decode_channels(self._z)
 
