@@ -105,7 +105,7 @@ class GpuEngine:
     def compile_kernels(self, batch: int, height: int, width: int, encoding: bool) -> None:
         """Compile what a path of this size of z launches, many kernels at a time; once each way."""
         with self._compiling:
-            if encoding in self._compiled:
+            if encoding in self._compiled or self._device.type != "cuda":
                 return
             with compiling(os.cpu_count() or 1):
                 compile_path(self._ops, self._device, batch, height, width, encoding)
