@@ -171,7 +171,7 @@ def test_recording_runs_every_time_on_a_cpu() -> None:
 
 
 def test_a_capture_is_alone() -> None:
-    """Many threads work and capture by turns: no capture overlaps with anything, none waits forever."""
+    """Many threads work and capture by turns: no capture overlaps, and none waits forever."""
     gate, lock = Gate(), threading.Lock()
     active, wrong = {"working": 0, "capturing": 0}, []
 
