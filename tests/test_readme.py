@@ -43,6 +43,14 @@ def test_python_examples(files: Path) -> None:
     assert tuple(names["x_hat"].shape) == (1, 3, 128, 192)
 
 
+@pytest.mark.gpu
+def test_examples_on_a_gpu(files: Path) -> None:
+    names: dict[str, object] = {}
+    for block in [*blocks("python"), *blocks("python cuda")]:
+        exec(compile(block, "README.md", "exec"), names)
+    assert [tuple(image.shape) for image in names["images"]] == [(3, 512, 768)] * 4
+
+
 def test_commands(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [line for block in blocks("console") for line in block.splitlines()]
     for command in commands:
