@@ -257,7 +257,7 @@ def _device(name: str, engine: str) -> torch.device:
     if engine == "gpu" and (problem := gpu_problem()):
         raise EngineError(f"the engine 'gpu' cannot run: {problem}")
     if name == "auto":
-        return torch.device("cuda" if engine == "gpu" else "cpu")
+        name = "cuda" if engine == "gpu" else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -268,4 +268,6 @@ def _device(name: str, engine: str) -> torch.device:
         raise EngineError(f"device {name!r} was asked for, but PyTorch finds no CUDA device here")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise EngineError(f"there is no device {name!r}: {torch.cuda.device_count()} CUDA devices")
+    if name == "cuda":  # its number, whatever becomes the current one later
+        device = torch.device("cuda", torch.cuda.current_device())
     return device

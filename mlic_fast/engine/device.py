@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,12 +96,9 @@ class GpuEngine:
     def _encode(
         self, images: Tensor, rate: Tensor | None, key: tuple[int, int, int, int]
     ) -> list[tuple[bytes, int]]:
-        with self._current(), GATE.working():
-            job = self._encodes.take(key, lambda: _Encode(self, *key))
-            try:
-                return job(images, rate)
-            finally:
-                self._encodes.give(key, job)
+        new = partial(_Encode, self, *key)
+        with self._current(), GATE.working(), self._encodes.lent(key, new) as job:
+            return job(images, rate)
 
     def compile_kernels(self, batch: int, height: int, width: int, encoding: bool) -> None:
         """Compile what a path of this size of z launches, many kernels at a time; once each way."""
@@ -136,12 +134,9 @@ class GpuEngine:
         longest = max(len(payload) for payload, _ in payloads)
         room = USUAL_BYTES if longest <= USUAL_BYTES * pixels else -(-longest // pixels)
         key = (len(payloads), *size, room, synthesise)
-        with self._current(), GATE.working():
-            job = self._decodes.take(key, lambda: _Decode(self, *key))
-            try:
-                return job(payloads, rate)
-            finally:
-                self._decodes.give(key, job)
+        new = partial(_Decode, self, *key)
+        with self._current(), GATE.working(), self._decodes.lent(key, new) as job:
+            return job(payloads, rate)
 
 
 def compile_path(
@@ -245,11 +240,13 @@ class _Decode:
         if self._rate is not None and rate is not None:
             self._rate.copy_(rate)
         self._decoder.load([payload for payload, _ in payloads], [lanes for _, lanes in payloads])
-        out = self._recording(self._engine.captures)
+        # Cloned, as the next decode, maybe on another stream, writes to it; before the wait for the
+        # digests, so that this is done when the job goes back.
+        out = self._recording(self._engine.captures).clone()
         expected = self._decoder.digests()
         for found, right in zip(self._digests.tolist(), expected, strict=True):
             check_digest(found & 0xFFFFFFFF, right)
-        return out.clone()  # the next decode may write to it
+        return out
 
     def _work(self) -> Tensor:
         engine, decoder = self._engine, self._decoder

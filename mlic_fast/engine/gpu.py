@@ -7,7 +7,6 @@ concatenate. Launches alone, no synchronisation: the whole path can be captured 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mlic_fast.engine.graphs import capture_stream
 from mlic_fast.engine.operations import (
     Act,
     Latents,
@@ -64,13 +64,14 @@ class GpuOps(Operations):
         self.device = device
         self._medians = torch.from_numpy(self.layers["medians"].bias).to(device)
         self._made: dict[Any, Any] = {}
-        self._streams = threading.local()
 
     def _once(self, key: Any, make: Callable[[], T]) -> T:
-        """Weights in the form of a kernel, made when they are first used."""
-        if key not in self._made:
-            self._made[key] = make()
-        made: T = self._made[key]
+        """Weights in the form of a kernel, made when they are first used.
+
+        Of what two threads make at once the first stays, as a graph may read it already.
+        """
+        made: T
+        made = self._made[key] if key in self._made else self._made.setdefault(key, make())
         return made
 
     def _scale(self, name: str) -> float:
@@ -96,22 +97,24 @@ class GpuOps(Operations):
     # -- order --------------------------------------------------------------------------------
 
     def aside(self, name: str) -> AbstractContextManager[Any]:
-        """Another stream, in a graph another branch. Streams are a thread's own.
+        """In a graph another branch; launch by launch, where the host is slower, nothing.
 
         Memory is safe: a branch starts when all before it is done, and what it leaves is used
         after it is joined.
         """
-        if self.device.type != "cuda":
+        if not self._captures():
             return nullcontext()
-        if not hasattr(self._streams, name):
-            setattr(self._streams, name, torch.cuda.Stream(self.device))
-        stream: torch.cuda.Stream = getattr(self._streams, name)
+        stream = capture_stream(self.device, name)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(stream)
 
     def join(self, name: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).wait_stream(getattr(self._streams, name))
+        if self._captures():
+            stream = capture_stream(self.device, name)
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+
+    def _captures(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     # -- latents ------------------------------------------------------------------------------
 

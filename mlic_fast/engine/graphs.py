@@ -6,9 +6,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Generic, Protocol, TypeVar
 
 import torch
+
+from mlic_fast.errors import MlicError
 
 Result = TypeVar("Result")
 
@@ -16,19 +19,21 @@ Result = TypeVar("Result")
 class Gate:
     """Any number of threads work at once, or one of them captures.
 
-    PyTorch lends streams from a pool, so two threads may have the same: what one launches while the
-    other captures would become part of the graph, or end the capture.
+    What a thread does for the first time (a module loaded, a library's handle made) may wait for
+    the whole device, which ends another thread's capture. Who wants to capture goes first: threads
+    that keep working would otherwise never leave it alone.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._working = 0
+        self._wanted = 0
         self._capturing = False
 
     @contextmanager
     def working(self) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: not self._capturing)
+            self._changed.wait_for(lambda: not self._wanted)
             self._working += 1
         try:
             yield
@@ -42,6 +47,7 @@ class Gate:
         """For a thread that is working: alone until it leaves."""
         with self._changed:
             self._working -= 1
+            self._wanted += 1
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._working and not self._capturing)
             self._capturing = True
@@ -50,6 +56,7 @@ class Gate:
         finally:
             with self._changed:
                 self._capturing = False
+                self._wanted -= 1
                 self._working += 1
                 self._changed.notify_all()
 
@@ -58,11 +65,23 @@ class Gate:
 GATE = Gate()
 
 
+@cache
+def capture_stream(device: torch.device, name: str = "") -> torch.cuda.Stream:
+    """A stream for captures alone; by ``name`` one for each branch of a graph.
+
+    PyTorch lends streams of usual priority in turn, the same one again after 32. What anybody
+    launched on one that captures would become part of the graph, or end the capture, so these come
+    from the other pool.
+    """
+    return torch.cuda.Stream(device, priority=-1)
+
+
 class Recording(Generic[Result]):
     """Work on buffers that stay where they are: run at first, from its second time on replayed.
 
     The first run makes what is made once (weights in the form of kernels, compiled kernels), so
-    that a shape seen once costs no capture. On a CPU it is always run.
+    that a shape seen once costs no capture. A thread captures only what it has run: the handles and
+    plans of cuDNN are a thread's own, and must not be made in a capture. On a CPU it is always run.
 
     Attributes:
         nbytes: of GPU memory that the graph holds, 0 before there is one.
@@ -72,7 +91,7 @@ class Recording(Generic[Result]):
         self._work = work
         self._device = device
         self._graph: tuple[torch.cuda.CUDAGraph, Result] | None = None
-        self._ran = False
+        self._here = threading.local()
         self.nbytes = 0
 
     def __call__(self, capture: bool = True) -> Result:
@@ -80,9 +99,10 @@ class Recording(Generic[Result]):
 
         What a graph returns, its next replay overwrites.
         """
-        if self._device.type != "cuda" or not self._ran or not capture:
+        replays = self._graph is not None or hasattr(self._here, "ran")
+        if self._device.type != "cuda" or not capture or not replays:
             result = self._work()
-            self._ran = True
+            self._here.ran = True
             return result
         if self._graph is None:
             self._graph = self._capture()
@@ -91,12 +111,14 @@ class Recording(Generic[Result]):
         return result
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, Result]:
-        graph = torch.cuda.CUDAGraph()
-        with GATE.capturing():
-            before = torch.cuda.memory_reserved(self._device)
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                result = self._work()
-            self.nbytes = max(0, torch.cuda.memory_reserved(self._device) - before)
+        graph, stream = torch.cuda.CUDAGraph(), capture_stream(self._device)
+        with (
+            GATE.capturing(),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        ):
+            result = self._work()
+        segments = torch.cuda.memory_snapshot(graph.pool())
+        self.nbytes = sum(segment["total_size"] for segment in segments)
         return graph, result
 
 
@@ -118,6 +140,21 @@ class Pool(Generic[Item]):
         self._limit = limit
         self._lock = threading.Lock()
         self._free: OrderedDict[int, tuple[Hashable, Item]] = OrderedDict()
+
+    @contextmanager
+    def lent(self, key: Hashable, make: Callable[[], Item]) -> Iterator[Item]:
+        """An item, given back afterwards.
+
+        Not after an error other than ours, which are raised when all work is done: kernels that
+        write to the item may still be on their way.
+        """
+        item = self.take(key, make)
+        try:
+            yield item
+        except MlicError:
+            self.give(key, item)
+            raise
+        self.give(key, item)
 
     def take(self, key: Hashable, make: Callable[[], Item]) -> Item:
         """A free item of the key, the most recently used, or a new one."""

@@ -164,6 +164,22 @@ def test_pool_keeps_the_most_recent_within_its_limit() -> None:
     assert pool.take("large", lambda: Thing(1)) is large  # the last one stays, whatever its size
 
 
+def test_pool_takes_back_what_is_done_with() -> None:
+    """After an error that is not ours, kernels may still write to the item."""
+    pool: Pool[Thing] = Pool(100)
+    thing = Thing(1)
+    with pool.lent("a", lambda: thing):
+        pass
+    with pytest.raises(CorruptStreamError), pool.lent("a", lambda: Thing(2)) as lent:
+        assert lent is thing
+        raise CorruptStreamError
+    with pytest.raises(RuntimeError), pool.lent("a", lambda: Thing(2)) as lent:
+        assert lent is thing
+        raise RuntimeError
+    with pool.lent("a", lambda: Thing(2)) as lent:
+        assert lent is not thing
+
+
 def test_recording_runs_every_time_on_a_cpu() -> None:
     done: list[int] = []
     recording = Recording(lambda: done.append(1), torch.device("cpu"))

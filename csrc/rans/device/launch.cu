@@ -71,13 +71,14 @@ void launch_decode(const DecodeArgs& args, uint32_t batch, Target target) {
   const cudaStream_t stream = stream_of(target);
   int available = 0;
   check(cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, target.device));
+  // One limit for all passes: another thread may launch between this thread's two calls.
+  const int most = available - static_cast<int>(sizeof(DecodeShared));
   const size_t tables = args.range.count * sizeof(CellTable);
   const size_t all = tables + args.range.cells * sizeof(Cell);
-  const bool fits = all + sizeof(DecodeShared) <= static_cast<size_t>(available);
+  const bool fits = all <= static_cast<size_t>(most);
   const auto kernel = fits ? decode_kernel<true> : decode_kernel<false>;
   const size_t bytes = fits ? all : tables;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   kernel<<<batch, kBlockThreads, bytes, stream>>>(args);
   check(cudaGetLastError());
 }
