@@ -17,9 +17,12 @@ from mlic_fast.benchmark.kernels import KERNEL, watched_kernels
 from mlic_fast.benchmark.operations import count_entropy_path, count_transforms
 from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.benchmark.profile import Peaks, Profile, describe, profile
+from mlic_fast.benchmark.stages import seconds_by_stage
 from mlic_fast.cli import main
+from mlic_fast.codec import Codec
 from mlic_fast.engine import path, reference
 from mlic_fast.engine.cpu import CpuOps
+from mlic_fast.engine.pack import pack
 from mlic_fast.errors import EngineError
 from mlic_fast.models import MlicModel, save_checkpoint
 
@@ -75,6 +78,29 @@ def test_a_network_multiplies_what_its_operations_do(model: MlicModel) -> None:
     networks = [span for span in inside if span.kind == KERNEL and span.details["products"]]
     assert {"entropy_parameters", "predict_residual"} < {span.name for span in networks}
     assert all(span.details["products"] == inside[span] for span in networks)
+
+
+def test_the_gpu_engine_is_taken_apart(device: torch.device) -> None:
+    """Its stages, and the products of its fused kernels."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from mlic_fast.engine.device import GpuEngine
+
+    model = lively_model(SMALL["mlic_plus_plus"]).eval().to(device)
+    packed = pack(model)
+    codec = Codec(model, packed, device, GpuEngine(model, packed, device, dtype=torch.float32))
+    stream = mlic_fast.load(model.cpu()).compress(synthetic_photograph(64, 64))
+    with watched_kernels(codec) as tracer:
+        spans = tracer.record(lambda: codec.decompress(stream), detailed=True)
+    stages = seconds_by_stage(spans)
+    assert stages.keys() == {"total", "entropy path", "range coder", "g_s", "other"}
+    callers = {span.parent for span in spans if span.kind == KERNEL}
+    counted: Counter[str] = Counter()
+    for span in spans:
+        if span.kind == KERNEL and span not in callers:
+            stage = span.within("stage")
+            counted[stage.name if stage else "other"] += span.details["products"]
+    assert counted["entropy path"] == count_entropy_path(packed, 64, 64)
+    assert counted["g_s"] == count_transforms(model, 64, 64)["g_s"]
 
 
 def test_bytes_of_a_kernel() -> None:

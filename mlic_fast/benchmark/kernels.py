@@ -14,15 +14,16 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlic_fast.benchmark.operations import Counter, used_segments
+from mlic_fast.benchmark.engines import parts_of
+from mlic_fast.benchmark.operations import Counter, read_planes, used_segments
 from mlic_fast.benchmark.stages import replaced, watched
 from mlic_fast.benchmark.tracing import Tracer
 from mlic_fast.codec import Codec
 from mlic_fast.engine import path
-from mlic_fast.engine.exact import ExactEngine
 from mlic_fast.engine.operations import Act, Operations
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.reference import ReferenceEngine
+from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.layers import GDN
 
@@ -70,15 +71,16 @@ def watched_kernels(codec: Codec) -> Iterator[Tracer]:
     """
     engine = codec._engine
     with watched(codec) as tracer, ExitStack() as stack:
-        if isinstance(engine, ExactEngine):
-            for name, timed in _timed_operations(tracer, engine._ops, codec.packed):
-                stack.enter_context(replaced(engine._ops, name, timed))
+        parts = parts_of(engine)
+        if parts is not None:
+            for name, timed in _timed_operations(tracer, parts.ops, codec.packed):
+                stack.enter_context(replaced(parts.ops, name, timed))
             code_slice = tracer.wrap(SLICE, SLICE, path._Passes.code_slice)
             # A function, so that it becomes a method.
             stack.enter_context(
                 replaced(path._Passes, "code_slice", lambda *args: code_slice(*args))
             )
-            for name, module in _transform_modules(engine):
+            for name, module in _transform_modules(parts.transforms):
                 timed = tracer.wrap(MODULE, name, module.forward)
                 stack.enter_context(replaced(module, "forward", timed))
             stack.enter_context(_WatchedOperators(tracer))
@@ -98,8 +100,7 @@ def _networks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _transform_modules(engine: ExactEngine) -> Iterator[tuple[str, nn.Module]]:
-    transforms = engine._transforms
+def _transform_modules(transforms: EngineTransforms) -> Iterator[tuple[str, nn.Module]]:
     parts = {
         "g_a": transforms._g_a,
         "h_a": transforms._h_a,
@@ -135,8 +136,6 @@ class _WatchedOperators(TorchDispatchMode):
 
     def _describer(self, func: Any, name: str) -> Any:
         def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-            span = self._tracer.open
-            module = None if span is None else span.within(MODULE)
             operation, products = name, 0
             if name in ("convolution", "conv2d"):
                 weight = args[1]
@@ -148,7 +147,7 @@ class _WatchedOperators(TorchDispatchMode):
                 moved = 0  # a view
             return {
                 "operation": operation,
-                "layer": "" if module is None else module.name,
+                "layer": "",
                 "bytes": moved,
                 "products": products,
             }
@@ -164,7 +163,10 @@ def _timed_operations(
     for name in dir(type(ops)):
         method = getattr(ops, name)
         if not name.startswith("_") and callable(method):
-            describe = _describer(packed, counter, name, inspect.signature(method))
+            # A backend may call its arguments something else.
+            known = getattr(Operations, name, None)
+            signature = inspect.signature(known.__get__(ops) if known else method)
+            describe = _describer(packed, counter, name, signature)
             yield name, tracer.wrap(KERNEL, name, method, describe)
 
 
@@ -192,7 +194,7 @@ def _describer(
             "operation": operation,
             "layer": layer,
             "bytes": moved,
-            "products": counter.count(name, arguments),
+            "products": counter.count(name, arguments, result),
         }
 
     return describe
@@ -231,6 +233,8 @@ def _arrays(value: Any) -> Iterator[Any]:
             yield from _arrays(item)
     elif isinstance(value, (np.ndarray, torch.Tensor)):
         yield value
+    elif hasattr(value, "planes"):
+        yield read_planes(value)
 
 
 def _share_memory(inputs: list[Any], results: list[Any]) -> bool:

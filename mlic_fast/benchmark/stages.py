@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+from mlic_fast.benchmark.engines import is_gpu, parts_of
 from mlic_fast.benchmark.tracing import TOTAL, Span, Tracer, own_seconds
 from mlic_fast.codec import Codec
 from mlic_fast.engine import exact
@@ -54,7 +55,10 @@ class _TimedCoder:
 
 @contextmanager
 def watched(codec: Codec) -> Iterator[Tracer]:
-    """A tracer that knows the stages of the codec's engine while entered."""
+    """A tracer that knows the stages of the codec's engine while entered.
+
+    The GPU engine runs without its CUDA graphs then, which takes longer.
+    """
     tracer, engine = Tracer(codec.device), codec._engine
     with ExitStack() as stack:
 
@@ -73,6 +77,21 @@ def watched(codec: Codec) -> Iterator[Tracer]:
             stage(exact, "code_latents", ENTROPY_PATH)
             for name in ("Encoder", "Decoder"):
                 replace(exact, name, timed_coder(getattr(exact, name)))
+        elif is_gpu(engine):
+            from mlic_fast.coder.device import DeviceDecoder, DeviceEncoder
+            from mlic_fast.engine import device, graphs
+
+            parts = parts_of(engine)
+            assert parts is not None
+            stage(parts.transforms, "analyse", ANALYSIS)
+            stage(parts.transforms, "synthesise", SYNTHESIS)
+            stage(device, "code_latents", ENTROPY_PATH)
+            for coder in (DeviceEncoder, DeviceDecoder):
+                for name, method in list(vars(coder).items()):
+                    if callable(method) and not name.startswith("_"):
+                        stage(coder, name, CODER)
+            # A graph has no stages that could be told apart.
+            replace(graphs.Recording, "__call__", lambda recording: recording._work())
         elif isinstance(engine, ReferenceEngine):
             model = engine._model
             stage(model, "analyse", ANALYSIS)

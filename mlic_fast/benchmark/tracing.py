@@ -120,7 +120,9 @@ class Tracer:
                 self._spans.append((span, start, self._clock.mark()))
                 self.open = span.parent
             if self._detailed and details is not None:
+                self.open = None  # what they call is not to be recorded
                 span.details = details(result, *args, **kwargs)
+                self.open = span.parent
             return result
 
         return timed
