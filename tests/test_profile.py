@@ -19,6 +19,7 @@ from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.benchmark.profile import Peaks, Profile, describe, profile
 from mlic_fast.benchmark.stages import seconds_by_stage
 from mlic_fast.cli import main
+from mlic_fast.cli.profile import _print_changes as print_changes
 from mlic_fast.codec import Codec
 from mlic_fast.engine import path, reference
 from mlic_fast.engine.cpu import CpuOps
@@ -184,6 +185,20 @@ def test_the_command(
     whole = next(event for event in calls if event["name"] == "total")
     assert all(event["ts"] >= -1 and event["dur"] >= 0 for event in calls)
     assert all(event["ts"] + event["dur"] <= whole["dur"] + 1 for event in calls)
+
+
+def test_what_got_slower(capsys: pytest.CaptureFixture[str]) -> None:
+    def document(**ms: float) -> dict[str, Any]:
+        rows = [{"network": "h_s", "operation": name, "ms": each} for name, each in ms.items()]
+        return {"kernels": rows}
+
+    before = document(conv=10.0, norm=2.0, gone=1.0, same=3.0)
+    print_changes(before, document(conv=10.5, norm=6.0, new=9.0, same=3.0), 5)
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["h_s:", "norm", "6.00", "2.00", "3.00"],
+        ["h_s:", "conv", "10.50", "10.00", "1.05"],
+    ]
 
 
 def test_the_reference_engine_has_no_kernels() -> None:

@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top", type=count, default=12, metavar="N", help="kernels to list (default: %(default)s)"
     )
     parser.add_argument(
+        "--before", metavar="FILE", help="an earlier --json: show which kernels got slower since"
+    )
+    parser.add_argument(
         "--trace", metavar="FILE", help="write a trace for chrome://tracing or ui.perfetto.dev"
     )
     parser.add_argument("--json", metavar="FILE", help="write all rows of all tables")
@@ -56,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for output in (args.json, args.trace):
         if output:
             check_folder_of(output)
+    before = json.loads(Path(args.before).read_text()) if args.before else None
     set_threads(args)
 
     from mlic_fast.benchmark import profile
@@ -84,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         "device_kernels": profile.device_kernels(codecs[0], way, image),
     }
     _print(document, args.top)
+    if before is not None:
+        _print_changes(before, document, args.top)
     if args.json:
         write_atomically(args.json, (json.dumps(document, indent=2) + "\n").encode())
     if args.trace:
@@ -130,6 +136,19 @@ def _print(document: dict[str, Any], top: int) -> None:
     for row in launched[:top]:
         print(f"{row['kernel'][:64]:<66}{row['launches']:>7}{row['ms']:>9.3f} ms")
     print(f"\n{_advice(document)}")
+
+
+def _print_changes(before: dict[str, Any], after: dict[str, Any], top: int) -> None:
+    """Kernels that got slower, the most milliseconds first."""
+    earlier = {_kernel_name(row): row["ms"] for row in before["kernels"]}
+    rows = [(_kernel_name(row), row["ms"]) for row in after["kernels"]]
+    slower = sorted(
+        ((now - earlier[name], name, now) for name, now in rows if now > earlier.get(name, now)),
+        reverse=True,
+    )
+    print(f"\n{'slower than before':<48}{'ms':>9}{'before':>9}{'ratio':>7}")
+    for _, name, now in slower[:top]:
+        print(f"{name:<48}{now:>9.2f}{earlier[name]:>9.2f}{now / max(earlier[name], 1e-9):>7.2f}")
 
 
 _COLUMNS = (
