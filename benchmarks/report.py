@@ -110,8 +110,9 @@ def codec(stored: list[Document]) -> Lines:
         yield f"### {name}"
         yield ""
         header = (
-            "model, size | | engine, ms | p10 to p90 | baseline, ms | times as fast (p10 to p90) "
-            "| floor, ms | times floor | images/s | MP/s | memory, MB | bits a pixel"
+            "model, size | | engine, ms | p10 to p90 | on the processor | baseline, ms "
+            "| times as fast (p10 to p90) | on the processor | floor, ms | times floor "
+            "| images/s | MP/s | memory, MB | bits a pixel"
         )
         yield from table(
             header,
@@ -135,21 +136,23 @@ def _codec_row(document: Document, result: Document, way: str) -> list[str]:
     times, size = ours[way], f"{result['width']}x{result['height']}"
     batch = f", batch {result['batch']}" if result["batch"] > 1 else ""
     used = f", {threads} thread{'s' * (threads > 1)}"
-    baseline = ratio = ""
+    baseline = ratio = processor_ratio = ""
     if others:
         other, theirs = others[0]
         baseline = f"{theirs[way]['median_ms']:.4g} `{other}`"
-        r = result["ratio"][way]
-        ratio = f"{r['median']:.2f}"
-        ratio += f" ({r['p10']:.2f} to {r['p90']:.2f})" if "p10" in r else ""
+        ratio = _spread(result["ratio"][way])
+        if "processor_ratio" in result:
+            processor_ratio = _spread(result["processor_ratio"][way])
     memory = times.get("peak_memory_bytes")
     return [
         f"{MODELS[document['model']]}, {size}{batch}{used}",
         way,
         f"{times['median_ms']:.4g} `{name}`",
         f"{times['p10_ms']:.4g} to {times['p90_ms']:.4g}",
+        f"{times['processor_ms']:.4g}" if processor_ratio else "",
         baseline,
         ratio,
+        processor_ratio,
         f"{times['floor_ms']:.3g}" if "floor_ms" in times else "",
         f"{times['times_floor']:.1f}" if "floor_ms" in times else "",
         f"{times['images_per_second']:.3g}",
@@ -157,6 +160,11 @@ def _codec_row(document: Document, result: Document, way: str) -> list[str]:
         f"{memory / 1e6:.0f}" if memory else "",
         f"{ours['bits_per_pixel']:.3f}",
     ]
+
+
+def _spread(ratio: Document) -> str:
+    text = f"{ratio['median']:.2f}"
+    return text + (f" ({ratio['p10']:.2f} to {ratio['p90']:.2f})" if "p10" in ratio else "")
 
 
 def profiles(stored: list[Document]) -> Lines:
@@ -172,7 +180,8 @@ def profiles(stored: list[Document]) -> Lines:
 
 
 def _profile_rows(document: Document) -> Iterator[list[str]]:
-    what = f"{MODELS[document['model']]}, {document['width']}x{document['height']}"
+    what = f"{MODELS[document['model']]}, {document['width']}x{document['height']}, "
+    what += f"{document['threads']} threads, {document['clock']} time"
     for i, row in enumerate(document["kernels"][:3]):
         yield [
             *([what, document["way"]] if i == 0 else ["", ""]),

@@ -67,6 +67,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*arguments[:5], "--against", "cpu"]) == 2
 
 
+def test_one_thread_has_a_ratio_of_processor_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively_model(SMALL["mlic"])
+    codecs = [mlic_fast.load(model, engine=engine) for engine in ("cpu", "spec")]
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        result = compare(codecs, synthetic_photograph(64, 64)[None], 1)
+        assert ("processor_ratio" in result) == (threads == 1)
+
+
 def test_every_moment_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])

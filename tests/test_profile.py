@@ -46,6 +46,7 @@ class Ticks:
 def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
     clock = Ticks()
     monkeypatch.setattr("time.perf_counter", clock)
+    monkeypatch.setattr("time.process_time", clock)
     return clock
 
 

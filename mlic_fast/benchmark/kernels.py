@@ -63,14 +63,14 @@ def place(layer: str) -> tuple[str, int | None, Parity | None]:
 
 
 @contextmanager
-def watched_kernels(codec: Codec) -> Iterator[Tracer]:
+def watched_kernels(codec: Codec, *, processor: bool = False) -> Iterator[Tracer]:
     """Like :func:`watched`, with a span for each kernel of an exact engine too.
 
     Their details: ``operation``, ``layer``, ``bytes`` read and written, ``products``. Of the
     reference engine the networks have spans.
     """
     engine = codec._engine
-    with watched(codec) as tracer, ExitStack() as stack:
+    with watched(codec, processor=processor) as tracer, ExitStack() as stack:
         parts = parts_of(engine)
         if parts is not None:
             for name, timed in _timed_operations(tracer, parts.ops, codec.packed):

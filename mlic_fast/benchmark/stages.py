@@ -54,12 +54,12 @@ class _TimedCoder:
 
 
 @contextmanager
-def watched(codec: Codec) -> Iterator[Tracer]:
+def watched(codec: Codec, *, processor: bool = False) -> Iterator[Tracer]:
     """A tracer that knows the stages of the codec's engine while entered.
 
-    The GPU engine runs without its CUDA graphs then, which takes longer.
+    ``processor`` is the tracer's. The GPU engine runs without its CUDA graphs then, which takes longer.
     """
-    tracer, engine = Tracer(codec.device), codec._engine
+    tracer, engine = Tracer(codec.device, processor=processor), codec._engine
     with ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:

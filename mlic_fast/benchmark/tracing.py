@@ -55,8 +55,8 @@ class _Clock(Protocol):
 
 
 class _HostClock:
-    def mark(self) -> float:
-        return time.perf_counter()
+    def __init__(self, processor: bool) -> None:
+        self.mark = time.process_time if processor else time.perf_counter
 
     def seconds(self, mark: float) -> float:
         return mark
@@ -84,17 +84,20 @@ class Tracer:
 
     Args:
         device: whose clock to read.
+        processor: on the CPU read the time that the process has had on the processor, so that
+            waiting for one does not count. Only sensible with one thread.
 
     Attributes:
         open: during a recording, the innermost span that has begun and not ended.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, *, processor: bool = False) -> None:
         self._device = device
+        self._processor = processor
         self._clock = self._new_clock()
         self._detailed = False
         self.open: Span | None = None
-        self._spans: list[tuple[Span, Any, Any]] = []
+        self._spans: list[tuple[Span, list[Any]]] = []
 
     def wrap(
         self,
@@ -113,11 +116,12 @@ class Tracer:
                 return function(*args, **kwargs)
             span = Span(kind, name, self.open, {})
             self.open = span
-            start = self._clock.mark()
+            marks = [self._clock.mark()]
+            self._spans.append((span, marks))
             try:
                 result = function(*args, **kwargs)
             finally:
-                self._spans.append((span, start, self._clock.mark()))
+                marks.append(self._clock.mark())
                 self.open = span.parent
             if self._detailed and details is not None:
                 self.open = None  # what they call is not to be recorded
@@ -137,21 +141,22 @@ class Tracer:
         self._clock = self._new_clock()
         self._spans = []
         whole = self.open = Span(TOTAL, TOTAL, None, {})
-        processor, begin, start = time.process_time(), time.perf_counter(), self._clock.mark()
+        processor, begin, first = time.process_time(), time.perf_counter(), self._clock.mark()
         try:
             work()
         finally:
             self.open = None
         self._synchronise()
-        whole.end = time.perf_counter() - begin
         whole.processor_seconds = time.process_time() - processor
-        for span, first, last in self._spans:
-            span.start = self._clock.seconds(first) - self._clock.seconds(start)
-            span.end = self._clock.seconds(last) - self._clock.seconds(start)
-        return [whole, *sorted((span for span, _, _ in self._spans), key=lambda s: s.start)]
+        whole.end = whole.processor_seconds if self._processor else time.perf_counter() - begin
+        origin = self._clock.seconds(first)
+        for span, (start, end) in self._spans:
+            span.start = self._clock.seconds(start) - origin
+            span.end = self._clock.seconds(end) - origin
+        return [whole, *(span for span, _ in self._spans)]
 
     def _new_clock(self) -> _Clock:
-        return _CudaClock() if self._on_device() else _HostClock()
+        return _CudaClock() if self._on_device() else _HostClock(self._processor)
 
     def _on_device(self) -> bool:
         return self._device is not None and self._device.type == "cuda"

@@ -121,7 +121,8 @@ def _table(result: dict[str, Any]) -> str:
     sizes = (f"{name} {engine['bits_per_pixel']:.4f}" for name, engine in engines.items())
     lines.append(f"bits a pixel: {', '.join(sizes)}")
     for way in ("encode", "decode"):
-        lines.append(f"{way:<16}" + "".join(f"{name:>12}" for name in engines) + _note(result, way))
+        lines.append(f"{way:<16}" + "".join(f"{name:>12}" for name in engines))
+        lines[-1] += _note(result, way, "ratio")
         columns = [engine[way] for engine in engines.values()]
         for label, key in (("all", "median_ms"), ("p10", "p10_ms"), ("p90", "p90_ms")):
             lines.append(_row(label, [column[key] for column in columns]) + _floor(columns[0], key))
@@ -130,7 +131,8 @@ def _table(result: dict[str, Any]) -> str:
             values = [each.get("median_ms", 0.0) for each in found]
             lines.append(_row(stage, values) + _floor(found[0], "median_ms"))
         if all(engine["device"] == "cpu" for engine in engines.values()):
-            lines.append(_row("processor", [column["processor_ms"] for column in columns]))
+            row = _row("processor", [column["processor_ms"] for column in columns])
+            lines.append(row + _note(result, way, "processor_ratio"))
         for label, key in (("images/s", "images"), ("megapixels/s", "megapixels")):
             lines.append(_row(label, [column[f"{key}_per_second"] for column in columns]))
         peaks = [column["peak_memory_bytes"] for column in columns]
@@ -139,10 +141,10 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _note(result: dict[str, Any], way: str) -> str:
-    if "ratio" not in result:
+def _note(result: dict[str, Any], way: str, name: str) -> str:
+    if name not in result:
         return ""
-    ratio = result["ratio"][way]
+    ratio = result[name][way]
     return (
         f"   {ratio['median']:.2f} times as fast "
         f"(p10 to p90 of the runs: {ratio['p10']:.2f} to {ratio['p90']:.2f})"

@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Times every stage, network, pass and kernel: median of the runs. A kernel's floor is\n"
         "its products (each with its addition) over the measured arithmetic peak of this machine,\n"
         "or the bytes it reads and writes over the measured bandwidth, whichever is longer. What\n"
-        "is furthest above its floor is what to make faster next."
+        "is furthest above its floor is what to make faster next.\n"
+        "With --threads 1 times are those on the processor: other work matters little."
     )
     add_benchmark_options(parser)
     parser.add_argument(
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         "width": image.shape[2],
         "height": image.shape[1],
         "runs": args.runs,
+        "clock": "processor" if profile.processor_time(codecs[0]) else "wall",
         "engine": codecs[0].engine,
         "baseline": codecs[1].engine if len(codecs) > 1 else None,
         **profile.describe(profiles, peaks),
@@ -109,7 +111,8 @@ def _print(document: dict[str, Any], top: int) -> None:
     )
     print(
         f"\n{document['way']} of {document['width']}x{document['height']}, model "
-        f"{document['model']}, engine {document['engine']}, median of {document['runs']} runs: "
+        f"{document['model']}, engine {document['engine']}, median of {document['runs']} runs, "
+        f"{document['clock']} time: "
         f"{document['total_ms']:.2f} ms ({document['unwatched_ms']:.2f} ms when not watched)"
         + _versus(document, baseline)
     )
