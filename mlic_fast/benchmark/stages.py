@@ -57,7 +57,7 @@ class _TimedCoder:
 def watched(codec: Codec, *, processor: bool = False) -> Iterator[Tracer]:
     """A tracer that knows the stages of the codec's engine while entered.
 
-    ``processor`` is the tracer's. The GPU engine runs without its CUDA graphs then, which takes longer.
+    The GPU engine runs without its CUDA graphs then, which takes longer.
     """
     tracer, engine = Tracer(codec.device, processor=processor), codec._engine
     with ExitStack() as stack:
