@@ -28,7 +28,7 @@ def parts_of(engine: Engine) -> Parts | None:
         return Parts(engine._ops, engine._transforms)
     if is_gpu(engine):
         gpu: GpuEngine = engine  # type: ignore[assignment]
-        return Parts(gpu.ops, gpu.transforms)
+        return Parts(gpu._ops, gpu._transforms)
     return None
 
 

@@ -162,7 +162,7 @@ def _timed_operations(
     counter = Counter(packed)
     for name in dir(type(ops)):
         method = getattr(ops, name)
-        if not name.startswith("_") and callable(method):
+        if name not in ("aside", "join") and not name.startswith("_") and callable(method):
             # A backend may call its arguments something else.
             known = getattr(Operations, name, None)
             signature = inspect.signature(known.__get__(ops) if known else method)
