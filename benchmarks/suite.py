@@ -21,13 +21,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from results import newest_with
 
 from mlic_fast.benchmark.machine import describe_machine
 
 FOLDER = Path(__file__).parent
 #: In the names of benchmarks of others' code, which stand beside ours.
-OTHERS = ("reference", "compressai.ans", "constriction")
+OTHERS = ("reference", "compressai.ans", "constriction", "twin")
 #: A change below this is never a regression: between two builds code lands at other addresses.
 LEAST_NOISE = 0.05
 
@@ -115,7 +116,7 @@ def main() -> int:
     parser.add_argument("--compare", action="store_true", help="fail on a regression")
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="compare with this result")
     args = parser.parse_args()
-    machine = describe_machine()
+    machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     before = None
     if args.compare or args.baseline:
         file = args.baseline or newest_with("suite", machine["name"])
