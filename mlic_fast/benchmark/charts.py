@@ -76,6 +76,8 @@ def _patch(colour: str, label: str) -> Any:
 
 
 def _draw_latency(axes: Axes, results: Sequence[Result]) -> None:
+    from matplotlib.ticker import LogLocator
+
     megapixels = [_pixels(result) / 1e6 for result in results]
     for colour, (name, way, times) in zip(PALETTE, _series(results), strict=False):
         style = "-o" if way == "encode" else "-s"
@@ -93,6 +95,7 @@ def _draw_latency(axes: Axes, results: Sequence[Result]) -> None:
     axes.set_title("Latency over pixels")
     axes.set_xticks(megapixels, [f"{each:.3g}" for each in megapixels])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8)

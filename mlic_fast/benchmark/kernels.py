@@ -21,7 +21,7 @@ from mlic_fast.benchmark.tracing import Tracer
 from mlic_fast.codec import Codec
 from mlic_fast.engine import path
 from mlic_fast.engine.operations import Act, Operations
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packed import PackedModel, Segment
 from mlic_fast.engine.reference import ReferenceEngine
 from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.models.checkerboard import Parity
@@ -175,16 +175,15 @@ def _describer(
 ) -> Any:
     def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         arguments = signature.bind(*args, **kwargs).arguments
-        layer = _layer_of(name, arguments)
-        operation, weights = name, 0
-        known = packed.layers.get(layer)
-        if known is not None:
-            used: Sequence[Any] = known.segments
-            if name == "conv":
-                used = used_segments(known, arguments["inputs"], arguments.get("partial"))
-            if name in ("conv", "subpixel_conv"):
-                operation = f"{name} {_square(known.segments[0].weight.shape[1:3])}"
-            weights = sum(segment.weight.nbytes for segment in used)
+        names = _layers_of(name, arguments)
+        operation = name
+        segments: Sequence[Segment] = [s for each in names for s in _segments(packed, each)]
+        if name in ("conv", "subpixel_conv"):
+            operation = f"{name} {_square(segments[0].weight.shape[1:3])}"
+        if name == "conv":
+            layer = packed.layers[names[0]]
+            segments = used_segments(layer, arguments["inputs"], arguments.get("partial"))
+        weights = sum(segment.weight.nbytes for segment in segments)
         results = list(_arrays(result))
         inputs = list(_arrays(list(arguments.values())))
         moved = 0  # by a view
@@ -192,7 +191,7 @@ def _describer(
             moved = sum(array.nbytes for array in (*inputs, *results)) + weights
         return {
             "operation": operation,
-            "layer": layer,
+            "layer": names[0] if names else "",
             "bytes": moved,
             "products": counter.count(name, arguments, result),
         }
@@ -215,14 +214,21 @@ _MODULES = {
 NETWORK_METHODS = {*_MODULES, "sums", "project"}
 
 
-def _layer_of(name: str, arguments: dict[str, Any]) -> str:
-    """The layer, the module, or the first of several, that a method computes; else empty."""
-    several = arguments.get("layers") or arguments.get("prefixes") or [""]
+def _layers_of(name: str, arguments: dict[str, Any]) -> list[str]:
+    """The layers or modules that a method computes."""
     if name in _MODULES:
         colour = "nonanchor" if arguments.get("parity") is Parity.NON_ANCHOR else "anchor"
-        return _MODULES[name].format(i=arguments.get("i"), colour=colour)
-    layer: str = arguments.get("layer") or several[0]
-    return layer
+        return [_MODULES[name].format(i=arguments.get("i"), colour=colour)]
+    if "layer" in arguments:
+        return [arguments["layer"]]
+    return list(arguments.get("layers") or arguments.get("prefixes") or [])
+
+
+def _segments(packed: PackedModel, name: str) -> list[Segment]:
+    """The weights of a layer, or of all layers of a module."""
+    layers = packed.layers
+    inside = [name] if name in layers else [key for key in layers if key.startswith(f"{name}.")]
+    return [segment for key in inside for segment in layers[key].segments]
 
 
 def _arrays(value: Any) -> Iterator[Any]:
