@@ -110,9 +110,8 @@ def codec(stored: list[Document]) -> Lines:
         yield f"### {name}"
         yield ""
         header = (
-            "model, size | | engine, ms | p10 to p90 | on the processor | baseline, ms "
-            "| times as fast (p10 to p90) | on the processor | floor, ms | times floor "
-            "| images/s | MP/s | memory, MB | bits a pixel"
+            "model, size | | engine, ms | p10 to p90 | baseline, ms | times as fast (p10 to p90) "
+            "| floor, ms | times floor | images/s | MP/s | memory, MB | bits a pixel"
         )
         yield from table(
             header,
@@ -135,24 +134,20 @@ def _codec_row(document: Document, result: Document, way: str) -> list[str]:
     (name, ours), *others = result["engines"].items()
     times, size = ours[way], f"{result['width']}x{result['height']}"
     batch = f", batch {result['batch']}" if result["batch"] > 1 else ""
-    used = f", {threads} thread{'s' * (threads > 1)}"
-    baseline = ratio = processor_ratio = ""
+    used = f", {_threads(threads)}"
+    baseline = ratio = ""
     if others:
         other, theirs = others[0]
         baseline = f"{theirs[way]['median_ms']:.4g} `{other}`"
         ratio = _spread(result["ratio"][way])
-        if "processor_ratio" in result:
-            processor_ratio = _spread(result["processor_ratio"][way])
     memory = times.get("peak_memory_bytes")
     return [
         f"{MODELS[document['model']]}, {size}{batch}{used}",
         way,
         f"{times['median_ms']:.4g} `{name}`",
         f"{times['p10_ms']:.4g} to {times['p90_ms']:.4g}",
-        f"{times['processor_ms']:.4g}" if processor_ratio else "",
         baseline,
         ratio,
-        processor_ratio,
         f"{times['floor_ms']:.3g}" if "floor_ms" in times else "",
         f"{times['times_floor']:.1f}" if "floor_ms" in times else "",
         f"{times['images_per_second']:.3g}",
@@ -160,6 +155,10 @@ def _codec_row(document: Document, result: Document, way: str) -> list[str]:
         f"{memory / 1e6:.0f}" if memory else "",
         f"{ours['bits_per_pixel']:.3f}",
     ]
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number > 1)}"
 
 
 def _spread(ratio: Document) -> str:
@@ -181,7 +180,7 @@ def profiles(stored: list[Document]) -> Lines:
 
 def _profile_rows(document: Document) -> Iterator[list[str]]:
     what = f"{MODELS[document['model']]}, {document['width']}x{document['height']}, "
-    what += f"{document['threads']} threads, {document['clock']} time"
+    what += _threads(document["threads"])
     for i, row in enumerate(document["kernels"][:3]):
         yield [
             *([what, document["way"]] if i == 0 else ["", ""]),
@@ -337,7 +336,7 @@ def history(stored: list[Document]) -> Lines:
 
 def _history_row(point: Moment) -> list[str]:
     cells = [f"{point.date}, {point.commit}", MODELS[point.model]]
-    cells.append(f"`{point.engine}`, {point.threads} threads")
+    cells.append(f"`{point.engine}`, {_threads(point.threads)}")
     for way in WAYS:
         times = point.result["engines"][point.engine][way]
         ratio = point.result.get("ratio", {}).get(way)
@@ -381,7 +380,7 @@ def _draw_history(points: list[Moment], path: Path) -> None:
             mine = [p for p in points if (p.model, p.engine, p.threads) == key]
             times = [p.result["engines"][p.engine][way].get("times_floor") for p in mine]
             labels = [f"{p.date}\n{p.commit}" for p in mine]
-            name = f"{MODELS[key[0]]}, {key[1]}, {key[2]} threads, {way}"
+            name = f"{MODELS[key[0]]}, {key[1]}, {_threads(key[2])}, {way}"
             axes.plot(labels, times, style, color=colour, label=name)
     axes.set(ylabel="times the floor", title="Whole codec, 768x512", ylim=(0, None))
     axes.grid(alpha=0.3)

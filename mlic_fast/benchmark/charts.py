@@ -48,7 +48,10 @@ def draw_stages(axes: Axes, result: Result) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     size = f"{result['width']}x{result['height']}"
     batch = f", batch of {result['batch']}" if result["batch"] > 1 else ""
-    axes.set(xlabel="milliseconds (median)", title=f"Stages at {size}{batch}; dashes: the floor")
+    clock = " on the processor" if result.get("clock") == "processor" else ""
+    axes.set(
+        xlabel=f"milliseconds{clock} (median)", title=f"Stages at {size}{batch}; dashes: the floor"
+    )
     handles = [_patch(colour, stage) for stage, colour in _COLOURS.items()]
     axes.legend(
         handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, fontsize=8

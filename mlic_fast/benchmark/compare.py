@@ -21,7 +21,7 @@ from mlic_fast.benchmark.stages import (
     seconds_by_stage,
     watched,
 )
-from mlic_fast.benchmark.tracing import TOTAL, Tracer
+from mlic_fast.benchmark.tracing import TOTAL, Tracer, processor_time
 from mlic_fast.codec import Codec
 from mlic_fast.engine.arithmetic import SpecOps
 from mlic_fast.engine.exact import ExactEngine
@@ -30,7 +30,7 @@ from mlic_fast.errors import MlicError
 Result = dict[str, Any]
 Work = Callable[[], object]
 WAYS = ("encode", "decode")
-PROCESSOR = "processor"
+WALL, PROCESSOR = "wall", "processor"
 
 
 class WrongResultError(MlicError):
@@ -57,15 +57,15 @@ def compare(codecs: Sequence[Codec], images: torch.Tensor, runs: int) -> Result:
 
     The result has for each engine its bits a pixel, and of encoding and decoding:
 
-    - milliseconds a batch: median, p10 and p90 of the runs; ``processor_ms``, of all threads,
-      falls short of them where the machine was busy with other work;
+    - milliseconds a batch: median, p10 and p90 of the runs, by the ``clock`` of the result: on the
+      processor with one thread of the CPU, else on the wall; ``wall_ms`` and ``processor_ms`` (of
+      all threads) are the medians of both;
     - images and megapixels a second, and peak memory in bytes;
     - the median of each stage; of an exact engine also the floor (operations over the machine's
       measured peak) and how many times the floor it takes.
 
     With two, ``ratio`` is how many times as long the second one takes: median, p10 and p90 over the
-    runs, each compared with its neighbour; on the CPU with one thread ``processor_ratio`` is the
-    same of ``processor_ms``.
+    runs, each compared with its neighbour.
 
     Raises WrongResultError if a stream does not decode to what was encoded.
     """
@@ -102,12 +102,11 @@ def compare(codecs: Sequence[Codec], images: torch.Tensor, runs: int) -> Result:
         "height": height,
         "batch": batch,
         "runs": runs,
+        "clock": "processor" if _on_processor(codecs) else "wall",
         "engines": engines,
     }
     if len(codecs) == 2:
-        for name, key in (("ratio", TOTAL), ("processor_ratio", PROCESSOR)):
-            if key == TOTAL or _one_thread(codecs):
-                result[name] = {way: _ratio(times[0, way], times[1, way], key) for way in WAYS}
+        result["ratio"] = {way: _ratio(times[0, way], times[1, way]) for way in WAYS}
     return result
 
 
@@ -128,13 +127,14 @@ def _time_in_turns(
     whole: dict[tuple[int, str], list[Seconds]] = {}
     stages: dict[tuple[int, str], list[Seconds]] = {}
     with ExitStack() as stack:
-        tracers = [_tracer(stack, codec) for codec in codecs]
+        processor = _on_processor(codecs)
+        tracers = [_tracer(stack, codec, processor) for codec in codecs]
         for _ in range(runs):
             for way in WAYS:
                 for i, tracer in enumerate(tracers):
                     spans = tracer.record(works[i][way])
-                    seconds = {PROCESSOR: spans[0].processor_seconds, **seconds_by_stage(spans)}
-                    whole.setdefault((i, way), []).append(seconds)
+                    other = {WALL: spans[0].wall_seconds, PROCESSOR: spans[0].processor_seconds}
+                    whole.setdefault((i, way), []).append(seconds_by_stage(spans) | other)
     for i, codec in enumerate(codecs):
         if codec.device.type == "cuda":
             with watched(codec) as tracer:
@@ -145,17 +145,21 @@ def _time_in_turns(
                         stages.setdefault((i, way), []).append(found)
     return {
         key: [
-            {**inside, TOTAL: run[TOTAL], PROCESSOR: run[PROCESSOR]}
+            {**inside, **{name: run[name] for name in (TOTAL, WALL, PROCESSOR)}}
             for run, inside in zip(times, stages.get(key, times), strict=True)
         ]
         for key, times in whole.items()
     }
 
 
-def _tracer(stack: ExitStack, codec: Codec) -> Tracer:
+def _tracer(stack: ExitStack, codec: Codec, processor: bool) -> Tracer:
     if codec.device.type == "cuda":
         return Tracer(codec.device)
-    return stack.enter_context(watched(codec))
+    return stack.enter_context(watched(codec, processor=processor))
+
+
+def _on_processor(codecs: Sequence[Codec]) -> bool:
+    return all(processor_time(codec.device) for codec in codecs)
 
 
 def _checked_streams(codec: Codec, images: torch.Tensor) -> list[bytes]:
@@ -198,7 +202,7 @@ def _check_same_latents(codecs: Sequence[Codec], stream: bytes) -> None:
 def _summary(times: list[Seconds], floors: Seconds) -> Result:
     stages = {}
     for name in times[0]:
-        if name not in (TOTAL, PROCESSOR):
+        if name not in (TOTAL, WALL, PROCESSOR):
             median = statistics.median(seconds[name] for seconds in times)
             stages[name] = {"median_ms": 1e3 * median}
             if name in floors:
@@ -207,6 +211,7 @@ def _summary(times: list[Seconds], floors: Seconds) -> Result:
     totals = spread([1e3 * seconds[TOTAL] for seconds in times])
     summary: Result = {
         **{f"{name}_ms": value for name, value in totals.items()},
+        "wall_ms": 1e3 * statistics.median(seconds[WALL] for seconds in times),
         "processor_ms": 1e3 * statistics.median(seconds[PROCESSOR] for seconds in times),
         "stages": stages,
     }
@@ -218,14 +223,9 @@ def _summary(times: list[Seconds], floors: Seconds) -> Result:
     return summary
 
 
-def _one_thread(codecs: Sequence[Codec]) -> bool:
-    """With several, threads that wait for each other take processor time too."""
-    return torch.get_num_threads() == 1 and all(codec.device.type == "cpu" for codec in codecs)
-
-
-def _ratio(first: list[Seconds], second: list[Seconds], key: str) -> dict[str, float]:
+def _ratio(first: list[Seconds], second: list[Seconds]) -> dict[str, float]:
     pairs = zip(first, second, strict=True)
-    return spread([theirs[key] / ours[key] for ours, theirs in pairs])
+    return spread([theirs[TOTAL] / ours[TOTAL] for ours, theirs in pairs])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

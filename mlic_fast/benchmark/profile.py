@@ -36,7 +36,7 @@ from mlic_fast.benchmark.stages import (
     SYNTHESIS,
     seconds_by_stage,
 )
-from mlic_fast.benchmark.tracing import Span, Tracer, own_seconds
+from mlic_fast.benchmark.tracing import Span, Tracer, own_seconds, processor_time
 from mlic_fast.codec import Codec
 from mlic_fast.errors import EngineError
 from mlic_fast.models.checkerboard import Parity
@@ -125,18 +125,11 @@ def profile(
     unwatched: list[list[float]] = [[] for _ in codecs]
     for _ in range(runs):
         for i, (codec, work) in enumerate(zip(codecs, works, strict=True)):
-            tracer = Tracer(codec.device, processor=processor_time(codec))
+            tracer = Tracer(codec.device, processor=processor_time(codec.device))
             unwatched[i].append(tracer.record(work)[0].seconds)
-            with watched_kernels(codec, processor=processor_time(codec)) as tracer:
+            with watched_kernels(codec, processor=processor_time(codec.device)) as tracer:
                 recorded[i].append(tracer.record(work))
     return [_reduce(*each, peaks) for each in zip(unwatched, counted, recorded, strict=True)]
-
-
-def processor_time(codec: Codec) -> bool:
-    """Whether a profile is of the time on the processor: with one thread that is the time it would
-    take alone, however busy the machine is.
-    """
-    return codec.device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def _work(codec: Codec, way: str, image: torch.Tensor) -> Callable[[], object]:

@@ -26,7 +26,8 @@ class Span:
         parent: the span within which this one lies; None for the whole.
         details: whatever the one who wrapped it wants to know of it.
         start, end: seconds from the start of the recording.
-        processor_seconds: of all threads of the process; measured of the whole alone.
+        wall_seconds, processor_seconds: of the whole alone: by the clock on the wall, and of all
+            threads of the process on the processor.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Span:
     details: dict[str, Any]
     start: float = 0.0
     end: float = 0.0
+    wall_seconds: float = 0.0
     processor_seconds: float = 0.0
 
     @property
@@ -148,7 +150,8 @@ class Tracer:
             self.open = None
         self._synchronise()
         whole.processor_seconds = time.process_time() - processor
-        whole.end = whole.processor_seconds if self._processor else time.perf_counter() - begin
+        whole.wall_seconds = time.perf_counter() - begin
+        whole.end = whole.processor_seconds if self._processor else whole.wall_seconds
         origin = self._clock.seconds(first)
         for span, (start, end) in self._spans:
             span.start = self._clock.seconds(start) - origin
@@ -164,6 +167,13 @@ class Tracer:
     def _synchronise(self) -> None:
         if self._on_device():
             torch.cuda.synchronize(self._device)
+
+
+def processor_time(device: torch.device) -> bool:
+    """Whether to time on the processor: with one thread that is what the work would take alone,
+    however busy the machine is; several threads that wait for each other take it too.
+    """
+    return device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def own_seconds(spans: list[Span]) -> dict[Span, float]:

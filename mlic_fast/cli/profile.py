@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from mlic_fast.benchmark.machine import describe_machine
     from mlic_fast.benchmark.pictures import synthetic_photograph
     from mlic_fast.benchmark.trace import chrome_trace
+    from mlic_fast.benchmark.tracing import processor_time
     from mlic_fast.images import load_image, write_atomically
 
     codecs = load_codecs(args)
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         "width": image.shape[2],
         "height": image.shape[1],
         "runs": args.runs,
-        "clock": "processor" if profile.processor_time(codecs[0]) else "wall",
+        "clock": "processor" if processor_time(codecs[0].device) else "wall",
         "engine": codecs[0].engine,
         "baseline": codecs[1].engine if len(codecs) > 1 else None,
         **profile.describe(profiles, peaks),
