@@ -1,7 +1,7 @@
 """Convolutions and linear layers of the entropy path (docs/arithmetic.md, section 2).
 
     r[p, o] = start[p, o]
-    for every input s:   r[p, o] = r[p, o] + float(sum over taps, channels of x_s * W_s) * scale[s, o]
+    for every input s:   r[p, o] = r[p, o] + float(sum over taps, channels of x_s W_s) * scale[s, o]
 
 then GELU, a residual, and the result as float32, as planes of int8, or as latents. An implicit
 matrix product: [positions, taps * channels] times [taps * channels, outputs], whose left side is

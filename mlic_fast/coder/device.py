@@ -42,12 +42,11 @@ class DeviceTables:
             raise EngineError(
                 f"the range coder runs on cpu and cuda devices, not on {device.type}."
             )
-        if device.type == "cuda":
-            if not _core.has_cuda:
-                raise EngineError(
-                    "mlic_fast was built without CUDA: install it where nvcc is found, or set "
-                    "MLIC_FAST_CUDA=ON for the build to say what is missing."
-                )
+        if device.type == "cuda" and not _core.has_cuda:
+            raise EngineError(
+                "mlic_fast was built without CUDA: install it where nvcc is found, or set "
+                "MLIC_FAST_CUDA=ON for the build to say what is missing."
+            )
         self.count = len(tables)
         self._image = _core.TableImage(tables.core)
         self._bytes = torch.from_numpy(self._image.bytes()).to(device)
@@ -58,8 +57,8 @@ class _Coder:
     """What decoder and encoder share: where they run, and checks of what they are given."""
 
     def __init__(self, tables: DeviceTables, batch: int, capacity: int, symbols: int) -> None:
-        if batch < 1 or symbols < 0 or not 8 <= capacity < 1 << 31:
-            raise ValueError("a coder is for at least one payload, of 8 bytes to 2 GiB")
+        if batch < 1 or not 0 <= symbols < 1 << 31 or not 8 <= capacity < 1 << 31:
+            raise ValueError("a coder is for one payload or more, of 8 bytes to 2 GiB")
         self.batch, self.capacity, self.symbols = batch, capacity + capacity % 2, symbols
         self.device = tables.device
         self._tables = tables
@@ -110,8 +109,8 @@ def _shape(x: Tensor) -> Any:
 class DeviceDecoder(_Coder):
     """Decodes a batch of payloads, pass by pass.
 
-    A damaged payload gives symbols of any value in the pass where that is found out, then zeros, for
-    its own image alone; `digests` tells.
+    A damaged payload gives any symbols in the pass where that is found out and zeros from then on,
+    for its own image alone; `digests` tells.
 
     Args:
         tables: those of the encoder.

@@ -49,7 +49,7 @@ MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args)
   DecoderState& state = args.states[image];
   const uint32_t size = args.headers[image].size, lanes = args.headers[image].lanes;
   const bool usable = size <= args.capacity && is_lane_count(lanes);
-  const uint32_t header = usable ? (size < kHeaderBytes ? size : kHeaderBytes) : 0;
+  const uint32_t header = usable ? lesser(size, kHeaderBytes) : 0;
   block.each([&](uint32_t thread) {
     if (thread < header) shared.header[thread] = data[thread];
     if (thread == 0) shared.impossible_state = shared.missing_state = 0;
@@ -172,7 +172,7 @@ class WordReader {
       if (has_bit(needs, lane)) x[lane] = take_word(x[lane], word[lane]);
     });
     const uint32_t count = count_bits(needs);
-    next_ += count < left() ? count : left();
+    next_ += lesser(count, left());
     load();
   }
 
@@ -236,15 +236,16 @@ MLIC_DEVICE Error decode_escapes(Warp& warp, WordReader<Warp>& words, uint32_t o
 // The symbols of one group of lanes.
 //
 // A step is a chain of dependent instructions from state to state, so all else is taken off it:
-// records are loaded ahead by four steps and tables by two; what is seldom needed is in one branch,
-// taken if any lane needs it; and the cell of the next step is looked up before that branch, as if
-// no lane needed anything, and again in it.
+// records are loaded ahead by four steps and tables by one; what is seldom needed is in one branch,
+// taken if any lane needs it; and the next step's cell is looked up before that branch is decided,
+// in vain if it is taken. (One look-up in a loop, as two would have to meet in the same registers,
+// for which the compiler waits.)
 template <bool kStaged, class Warp>
 MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTables& staged,
                               const DecodeArgs& args, uint32_t image, DecoderState& state) {
   constexpr uint32_t kAhead = 4;
   const uint32_t lanes = state.lanes, group = warp.index();
-  const uint32_t width = lanes < kGroupLanes ? lanes : kGroupLanes;
+  const uint32_t width = lesser(lanes, kGroupLanes);
   const uint32_t coded = shared.coded.total;
   const Cell* cells = kStaged ? staged.cells : args.tables.cells;
   const uint64_t* records = args.records + static_cast<size_t>(image) * args.records_stride;
@@ -266,7 +267,7 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
   // frequency, its number.
   typename Warp::template Lanes<uint32_t> x, upper, within, freq, number;
   typename Warp::template Lanes<uint64_t> record, ahead[kAhead];
-  typename Warp::template Lanes<CellTable> table, next_table, later_table;
+  typename Warp::template Lanes<CellTable> table, next_table;
   typename Warp::template Lanes<Cell> cell;
   uint32_t k = group * width;
   warp.each([&](uint32_t lane) {
@@ -274,7 +275,6 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
     MLIC_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) ahead[i][lane] = load(k + i * lanes, lane);
     next_table[lane] = load_table(ahead[0][lane]);
-    later_table[lane] = load_table(ahead[1][lane]);
     cell[lane] = look_up(next_table[lane], x[lane]);
   });
   const auto put = [&](uint32_t lane) {
@@ -285,13 +285,12 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
     MLIC_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) {
       if (k >= coded) break;
-      const uint32_t active = coded - k < width ? coded - k : width;
+      const uint32_t active = lesser(coded - k, width);
       warp.each([&](uint32_t lane) {
         table[lane] = next_table[lane];
         record[lane] = ahead[i][lane];
         ahead[i][lane] = load(k + kAhead * lanes, lane);
-        next_table[lane] = later_table[lane];
-        later_table[lane] = load_table(ahead[(i + 2) % kAhead][lane]);
+        next_table[lane] = load_table(ahead[(i + 1) % kAhead][lane]);
         const Cell c = cell[lane];
         const uint32_t from_first = (x[lane] & table[lane].mask()) - start_of(c.first);
         const bool is_first = from_first < freq_of(c.first);
@@ -303,17 +302,19 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
           x[lane] = freq[lane] * upper[lane] + within[lane];
           put(lane);
         }
-        cell[lane] = look_up(next_table[lane], x[lane]);
       });
-      const auto needing = [&](uint32_t lane) { return lane < active && needs_word(x[lane]); };
-      const auto escaping = [&](uint32_t lane) {
-        return lane < active && number[lane] == table[lane].escape();
-      };
-      uint32_t needs = warp.ballot(needing), escapes = warp.ballot(escaping);
-      const uint32_t further = warp.ballot([&](uint32_t lane) {  // beyond the cell's two entries
-        return lane < active && within[lane] >= freq[lane];
-      });
-      if ((needs | escapes | further) != 0) {
+      // Once if nothing was needed, else twice.
+      for (uint32_t asking = active;; asking = 0) {
+        warp.each([&](uint32_t lane) { cell[lane] = look_up(next_table[lane], x[lane]); });
+        const auto needing = [&](uint32_t lane) { return lane < asking && needs_word(x[lane]); };
+        const auto escaping = [&](uint32_t lane) {
+          return lane < asking && number[lane] == table[lane].escape();
+        };
+        uint32_t needs = warp.ballot(needing), escapes = warp.ballot(escaping);
+        const uint32_t further = warp.ballot([&](uint32_t lane) {  // beyond the cell's two entries
+          return lane < asking && within[lane] >= freq[lane];
+        });
+        if ((needs | escapes | further) == 0) break;
         if (further != 0) {
           warp.each([&](uint32_t lane) {
             if (!has_bit(further, lane)) return;
@@ -338,7 +339,6 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
           });
           return;
         }
-        warp.each([&](uint32_t lane) { cell[lane] = look_up(next_table[lane], x[lane]); });
       }
       k += lanes;
     }

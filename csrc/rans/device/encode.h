@@ -183,9 +183,11 @@ class WordWriter {
       next[lane] = atomic_add(shared_.pages, 1);
       if (next[lane] < page_count_) pages_[next[lane]].previous = page_;
     });
-    page_ = warp_.broadcast(next, 0);
+    const uint32_t page = warp_.broadcast(next, 0);
+    if (page >= page_count_) return false;
+    page_ = page;
     front_ = kPageWords;
-    return page_ < page_count_;
+    return true;
   }
 
   Warp& warp_;
@@ -238,7 +240,7 @@ MLIC_DEVICE bool encode_pass(Warp& warp, WordWriter<Warp>& writer, const EncodeA
                              uint64_t begin, uint32_t coded, uint32_t lanes,
                              typename Warp::template Lanes<uint32_t>& x) {
   constexpr uint32_t kAhead = 2;
-  const uint32_t width = lanes < kGroupLanes ? lanes : kGroupLanes;
+  const uint32_t width = lesser(lanes, kGroupLanes);
   const uint32_t first = warp.index() * width;
   if (coded <= first) return true;
   const uint32_t* records = args.records + begin;
@@ -263,7 +265,7 @@ MLIC_DEVICE bool encode_pass(Warp& warp, WordWriter<Warp>& writer, const EncodeA
     MLIC_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) {
       if (k >= coded) break;
-      const uint32_t active = coded - k < width ? coded - k : width;
+      const uint32_t active = lesser(coded - k, width);
       warp.each([&](uint32_t lane) {
         record[lane] = next[i][lane];
         entry[lane] = next_entry[i][lane];
@@ -295,7 +297,7 @@ template <class Warp>
 MLIC_DEVICE void encode_group(Warp& warp, WriteShared& shared, const EncodeArgs& args,
                               const PassList& list, uint32_t image) {
   const uint32_t lanes = shared.lanes, group = warp.index();
-  const uint32_t width = lanes < kGroupLanes ? lanes : kGroupLanes;
+  const uint32_t width = lesser(lanes, kGroupLanes);
   Page* pages = reinterpret_cast<Page*>(args.pages) + static_cast<size_t>(image) * args.page_count;
   WordWriter<Warp> writer(warp, shared, pages, args.page_count);
   const uint32_t digest = args.digests[image];

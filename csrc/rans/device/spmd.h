@@ -39,6 +39,8 @@ MLIC_HD uint32_t count_bits(uint32_t mask) {
 #endif
 }
 
+MLIC_HD uint32_t lesser(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
 // Number of the lowest set bit of a mask that is not zero.
 MLIC_HD uint32_t lowest_bit(uint32_t mask) { return count_bits((mask & (0u - mask)) - 1); }
 

@@ -25,10 +25,9 @@ MLIC_DEVICE Share share_of(const PassShape& shape, uint32_t thread) {
   const uint32_t chunk = thread / shape.channels;
   const uint32_t channel = thread % shape.channels;
   if (chunk >= chunks) return {0, 0, 0, thread};
-  const uint32_t left =
-      shape.positions - (chunk * rows < shape.positions ? chunk * rows : shape.positions);
-  const uint32_t begin = shape.positions - left;
-  return {channel, begin, begin + (left < rows ? left : rows), channel * chunks + chunk};
+  const uint32_t begin = lesser(chunk * rows, shape.positions);
+  const uint32_t end = lesser(begin + rows, shape.positions);
+  return {channel, begin, end, channel * chunks + chunk};
 }
 
 // Sums over the slots before.
