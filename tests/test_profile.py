@@ -188,6 +188,23 @@ def test_the_command(
     assert all(event["ts"] + event["dur"] <= whole["dur"] + 1 for event in calls)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("command", [["bench"], ["profile"], ["profile", "--decode"]])
+def test_commands_on_a_gpu(tmp_path: Path, command: list[str]) -> None:
+    save_checkpoint(lively_model(SMALL["mlic_plus_plus"]), tmp_path / "model.safetensors")
+    result = tmp_path / "result.json"
+    arguments = ["--model", str(tmp_path / "model.safetensors"), "--device", "cuda"]
+    arguments += ["--size", "128x64", "--runs", "2", "--against", "reference"]
+    assert main([*command, *arguments, "--json", str(result)]) == 0
+    document = json.loads(result.read_text())
+    assert document["machine"]["gpu"]["driver_version"]
+    if command == ["bench"]:
+        ours = document["results"][0]["engines"]["gpu"]["encode"]
+        assert set(ours["stages"]) == {"g_a + h_a", "entropy path", "range coder", "other"}
+    else:
+        assert sum(row["launches"] for row in document["device_kernels"]) > 50
+
+
 def test_what_got_slower(capsys: pytest.CaptureFixture[str]) -> None:
     def document(**ms: float) -> dict[str, Any]:
         rows = [{"network": "h_s", "operation": name, "ms": each} for name, each in ms.items()]
