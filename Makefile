@@ -54,6 +54,8 @@ format: $(INSTALLED)
 
 kernels: $(INSTALLED)
 	$(BIN)/python -m mlic_fast.kernels.compile --targets $(TARGETS)
+	@command -v nvcc >/dev/null || echo "nvcc was not found: the range coder's kernels are left out"
+	! command -v nvcc >/dev/null || $(BIN)/python benchmarks/compile_coder.py --targets $(TARGETS)
 
 gpu: $(INSTALLED)
 	PYTHON=$(BIN)/python benchmarks/gpu.sh

@@ -1,4 +1,4 @@
-"""Compiles the range coder's CUDA kernels ahead of time, with no GPU needed, and prints what they use.
+"""Compiles the range coder's CUDA kernels ahead of time, without a GPU; prints what they use.
 
     python benchmarks/compile_coder.py [--targets 80,86,89,90,100,120]
 
@@ -55,7 +55,9 @@ def compile_for(target: str) -> dict[str, Usage]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--targets", default="80,86,89,90,100,120")
     targets = parser.parse_args().targets.split(",")
     try:

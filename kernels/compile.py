@@ -29,6 +29,7 @@ from triton.compiler import ASTSource
 
 import mlic_fast.kernels
 from mlic_fast.kernels.functions import EXACT
+from mlic_fast.kernels.ptx import INEXACT
 from mlic_fast.kernels.specialisation import Specialisation
 
 #: Compute capabilities: A100, A10 (and GeForce 30), L4 (and GeForce 40), H100 and H200, B200,
@@ -40,10 +41,6 @@ STRICT = (80, 86, 89, 90, 120)
 
 #: In SASS: mma and wgmma on int8.
 _TENSOR_CORES = re.compile(r"\b(IMMA|IGMMA|UTCIMMA)\b[.\w]*")
-#: In PTX: float instructions that are fused, that may be fused later, or that approximate.
-_INEXACT = re.compile(
-    r"\b(?:fma\.\w+|(?:add|sub|mul)\.f32|\w+\.approx[.\w]*|div\.full[.\w]*|\w+[.\w]*\.ftz[.\w]*)"
-)
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -106,7 +103,7 @@ def compile_one(name: str, target: int) -> Report:
             wrong.append("spills")
         if each.tensor_cores and not instruction:
             wrong.append("no tensor cores")
-    if inexact := set(_INEXACT.findall(compiled.asm["ptx"])):
+    if inexact := set(INEXACT.findall(compiled.asm["ptx"])):
         wrong.append("inexact: " + ", ".join(sorted(inexact)))
     kernel, _, specialisation = name.partition(": ")
     return Report(

@@ -62,7 +62,7 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("any", "large"): Config(128, warps=4),
     },
     "softmax": {
-        ("any", "small"): Config(16, warps=4),
+        ("any", "small"): Config(16, stages=2),
         ("any", "large"): Config(64, warps=4),
     },
 }

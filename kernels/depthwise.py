@@ -21,12 +21,12 @@ from torch import Tensor
 from mlic_fast.engine.packed import Layer
 from mlic_fast.kernels.configs import CONFIGS, config
 from mlic_fast.kernels.functions import (
-    EXACT,
     from_planes,
     gelu,
     gelu_twin,
     high_byte,
     join_bytes,
+    launch,
     low_byte,
     quantise,
     quantise_twin,
@@ -143,7 +143,9 @@ def depthwise(
     """Planes ``x`` -> planes ``out``, both [2, B, H, W, C]; ``out_scale``: float32 [C]."""
     channels = len(weights.scale)
     block = config("elements", x.device, grid.count)
-    _depthwise_kernel[triton.cdiv(grid.count, block.block), triton.cdiv(channels, block.outputs)](
+    launch(
+        _depthwise_kernel,
+        (triton.cdiv(grid.count, block.block), triton.cdiv(channels, block.outputs)),
         x,
         weights.taps,
         weights.scale,
@@ -162,7 +164,6 @@ def depthwise(
         BLOCK_M=block.block,
         BLOCK_C=block.outputs,
         num_warps=block.warps,
-        **EXACT,
     )
 
 

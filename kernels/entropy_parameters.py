@@ -35,13 +35,13 @@ from mlic_fast.engine.packed import Layer
 from mlic_fast.kernels.configs import CONFIGS
 from mlic_fast.kernels.configs import config as find_config
 from mlic_fast.kernels.functions import (
-    EXACT,
     clamp,
     from_planes,
     gelu,
     gelu_twin,
     high_byte,
     join_products,
+    launch,
     low_byte,
     quantise,
     quantise_twin,
@@ -415,7 +415,9 @@ def entropy_parameters(
     planes = [x.planes for x in contexts]
     assert tuple(x.shape[-1] for x in planes) == weights.widths
     a, *_, channels = weights.hidden
-    _pass_kernel[(triton.cdiv(positions, config.block),)](
+    launch(
+        _pass_kernel,
+        ((triton.cdiv(positions, config.block),)),
         start,
         tuple(planes),
         weights.context,
@@ -458,7 +460,6 @@ def entropy_parameters(
         BLOCK_K=_BLOCK_K,
         num_warps=config.warps,
         num_stages=config.stages,
-        **EXACT,
     )
 
 

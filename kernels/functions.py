@@ -4,12 +4,18 @@ An activation is stored as two planes of int8, ``[2, ...]``: plane 0 the low byt
 the high one, q = 256 * high + low. Tensor cores take the planes as they are: a product of two such
 numbers is 65536 hh + 256 (hl + lh) + ll, four products of int8 with sums in int32.
 
-Kernels must be launched with ``enable_fp_fusion=False`` (:data:`EXACT`): a fused multiply-add
+Kernels must be launched by :func:`launch`, which forbids fusion: a fused multiply-add
 rounds once where the arithmetic rounds twice. ``/`` and ``tl.sqrt`` are approximate on a GPU; use
 ``tl.div_rn`` and ``tl.sqrt_rn``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 import triton
@@ -29,6 +35,8 @@ from mlic_fast.engine.arithmetic import (
 #: Options of every launch on the exact path.
 EXACT = {"enable_fp_fusion": False}
 
+_COMPILES_ONLY: ContextVar[bool] = ContextVar("compiles_only", default=False)
+
 _LIMIT = tl.constexpr(float(ACTIVATION_LIMIT))
 _GELU_CLAMP = tl.constexpr(float(GELU_CLAMP))
 _TANH_CLAMP = tl.constexpr(float(TANH_CLAMP))
@@ -39,6 +47,32 @@ _E0, _E1, _E2, _E3, _E4 = (tl.constexpr(float(c)) for c in EXP2)
 # 1.5 * 2^23: adding it rounds to an integer, which the low bits of the sum then hold.
 _ROUNDER = tl.constexpr(12582912.0)
 _ROUNDER_BITS = tl.constexpr(0x4B400000)
+
+
+# -- launches ---------------------------------------------------------------------------------
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launch a kernel on the current stream."""
+    if _COMPILES_ONLY.get():
+        kernel.warmup(*args, grid=grid, **options, **EXACT)
+    else:
+        kernel[grid](*args, **options, **EXACT)
+
+
+@contextmanager
+def compiling(workers: int) -> Iterator[None]:
+    """While entered, launches of this thread only compile, ``workers`` kernels at a time.
+
+    When left, everything is compiled. What is compiled already, or in Triton's cache on disk, costs
+    nothing.
+    """
+    with ThreadPoolExecutor(workers) as executor, triton.AsyncCompileMode(executor):
+        token = _COMPILES_ONLY.set(True)
+        try:
+            yield
+        finally:
+            _COMPILES_ONLY.reset(token)
 
 
 # -- Triton -----------------------------------------------------------------------------------

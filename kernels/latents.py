@@ -24,8 +24,8 @@ from torch import Tensor
 
 from mlic_fast.kernels.configs import CONFIGS, config
 from mlic_fast.kernels.functions import (
-    EXACT,
     high_byte,
+    launch,
     low_byte,
     quantise,
     quantise_twin,
@@ -148,9 +148,9 @@ def hyper_latents(symbols: Tensor, medians: Tensor, *, out: Tensor, out_scale: f
     channels = symbols.shape[-1]
     positions = symbols.numel() // channels
     block = config("elements", symbols.device, positions)
-    _hyper_latents_kernel[
-        triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)
-    ](
+    launch(
+        _hyper_latents_kernel,
+        (triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)),
         symbols,
         medians,
         out,
@@ -161,7 +161,6 @@ def hyper_latents(symbols: Tensor, medians: Tensor, *, out: Tensor, out_scale: f
         BLOCK_M=block.block,
         BLOCK_C=block.outputs,
         num_warps=block.warps,
-        **EXACT,
     )
 
 
@@ -183,7 +182,9 @@ def decoded(
     channels = symbols.shape[-1]
     positions = grid.count // 2
     block = config("elements", symbols.device, positions)
-    _decoded_kernel[triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)](
+    launch(
+        _decoded_kernel,
+        (triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)),
         symbols,
         means,
         latents,
@@ -201,7 +202,6 @@ def decoded(
         BLOCK_M=block.block,
         BLOCK_C=block.outputs,
         num_warps=block.warps,
-        **EXACT,
     )
 
 
@@ -211,7 +211,9 @@ def digest(latents: Tensor, *, out: Tensor) -> None:
     block = config("elements", latents.device, height * width)
     out.zero_()
     grid = triton.cdiv(height * width, block.block), triton.cdiv(channels, block.outputs), batch
-    _digest_kernel[grid](
+    launch(
+        _digest_kernel,
+        (grid),
         latents,
         out,
         height * width,

@@ -29,12 +29,12 @@ from torch import Tensor
 from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, EXPONENT_LIMIT
 from mlic_fast.kernels.configs import CONFIGS, Config, config
 from mlic_fast.kernels.functions import (
-    EXACT,
     exp_int,
     exp_int_twin,
     high_byte,
     join_bytes,
     join_products,
+    launch,
     low_byte,
     power_of_two,
     quantise,
@@ -331,7 +331,9 @@ def linear_attention(
     totals = torch.empty((batch, heads, depth), dtype=torch.int64, device=device)
     side = padded(depth, SMALLEST_SIDE)
     c = config("linear_maxima", device, batch * keys)
-    _maxima_kernel[(chunks, heads, batch)](
+    launch(
+        _maxima_kernel,
+        ((chunks, heads, batch)),
         k,
         maxima,
         contexts,
@@ -347,10 +349,11 @@ def linear_attention(
         COLOUR=kv_colour,
         num_warps=c.warps,
         num_stages=c.stages,
-        **EXACT,
     )
     c = config("linear_contexts", device, batch * keys)
-    _contexts_kernel[(chunks, heads, batch)](
+    launch(
+        _contexts_kernel,
+        ((chunks, heads, batch)),
         k,
         v,
         maxima,
@@ -371,10 +374,11 @@ def linear_attention(
         COLOUR=kv_colour,
         num_warps=contexts_warps(side),
         num_stages=c.stages,
-        **EXACT,
     )
     c = config("linear_apply", device, batch * queries)
-    _apply_kernel[(triton.cdiv(queries, c.block), heads, batch)](
+    launch(
+        _apply_kernel,
+        ((triton.cdiv(queries, c.block), heads, batch)),
         q,
         contexts,
         totals,
@@ -396,7 +400,6 @@ def linear_attention(
         WIDE=depth > NARROW_DEPTH,
         num_warps=c.warps,
         num_stages=c.stages,
-        **EXACT,
     )
 
 

@@ -31,7 +31,6 @@ from torch import Tensor
 from mlic_fast.engine.packed import Segment
 from mlic_fast.kernels.configs import CONFIGS, Config, product_config
 from mlic_fast.kernels.functions import (
-    EXACT,
     from_planes,
     gelu,
     gelu_twin,
@@ -40,6 +39,7 @@ from mlic_fast.kernels.functions import (
     high_byte,
     join_bytes,
     join_products,
+    launch,
     low_byte,
     quantise,
     quantise_twin,
@@ -313,7 +313,9 @@ def conv(
         kind = LATENTS
     planes_of_residual = residual is not None and residual.dtype == torch.int8
     start = weights.bias if start is None else start
-    _conv_kernel[triton.cdiv(positions, config.block), triton.cdiv(outputs, config.outputs)](
+    launch(
+        _conv_kernel,
+        (triton.cdiv(positions, config.block), triton.cdiv(outputs, config.outputs)),
         x.planes,
         weights.planes,
         weights.scale,
@@ -351,7 +353,6 @@ def conv(
         BLOCK_K=weights.block_k,
         num_warps=config.warps,
         num_stages=config.stages,
-        **EXACT,
     )
 
 

@@ -30,11 +30,11 @@ from torch import Tensor
 from mlic_fast.engine.arithmetic import EXCLUDED_RADIUS, QUERY_BLOCK, power_of_two
 from mlic_fast.kernels.configs import CONFIGS, config
 from mlic_fast.kernels.functions import (
-    EXACT,
     exp_int,
     exp_int_twin,
     high_byte,
     join_products,
+    launch,
     low_byte,
     quantise,
     quantise_twin,
@@ -44,7 +44,6 @@ from mlic_fast.kernels.planes import (
     ALL,
     ANCHORS,
     NON_ANCHORS,
-    SMALLEST_SIDE,
     check_planes,
     colour_positions,
     image_of,
@@ -163,7 +162,6 @@ def _attention_kernel(
     out_scale,
     DEPTH: tl.constexpr,
     WIDTH: tl.constexpr,
-    VALUES: tl.constexpr,
     BLOCK: tl.constexpr,
     KEYS: tl.constexpr,
     EXCLUDE: tl.constexpr,
@@ -172,12 +170,10 @@ def _attention_kernel(
 ):
     block, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     depth = tl.arange(0, WIDTH)
-    value = tl.arange(0, VALUES)
     is_depth = (depth < DEPTH)[None, :]
-    is_value = (value < DEPTH)[None, :]
     q = image_of(q, image, queries, q_stride, Q_COLOUR) + head * DEPTH + depth[None, :]
     k = image_of(k, image, keys, k_stride, KV_COLOUR) + head * DEPTH + depth[None, :]
-    v = image_of(v, image, keys, v_stride, KV_COLOUR) + head * DEPTH + value[None, :]
+    v = image_of(v, image, keys, v_stride, KV_COLOUR) + head * DEPTH + depth[None, :]
     rows = block * BLOCK + tl.arange(0, BLOCK)
     here = (rows < queries)[:, None]
     q_low, q_high = _load_rows(q, rows, here & is_depth, half_width, q_plane, q_stride, Q_COLOUR)
@@ -192,21 +188,17 @@ def _attention_kernel(
         top = tl.maximum(top, tl.max(tl.where(allowed, logits, _LOWEST), axis=1))
 
     total = tl.zeros((BLOCK,), tl.int64)
-    weighted = tl.zeros((BLOCK, VALUES), tl.int64)
+    weighted = tl.zeros((BLOCK, WIDTH), tl.int64)
     for span in range(0, keys, _SPAN):
         part = tl.zeros((BLOCK,), tl.int32)
-        hh = tl.zeros((BLOCK, VALUES), tl.int32)
-        mid = tl.zeros((BLOCK, VALUES), tl.int32)
-        ll = tl.zeros((BLOCK, VALUES), tl.int32)
+        hh = tl.zeros((BLOCK, WIDTH), tl.int32)
+        mid = tl.zeros((BLOCK, WIDTH), tl.int32)
+        ll = tl.zeros((BLOCK, WIDTH), tl.int32)
         for start in range(span, tl.minimum(keys, span + _SPAN), KEYS):
             index = start + tl.arange(0, KEYS)
-            known = (index < keys)[:, None]
-            k_low, k_high = _load_rows(
-                k, index, known & is_depth, half_width, k_plane, k_stride, KV_COLOUR
-            )
-            v_low, v_high = _load_rows(
-                v, index, known & is_value, half_width, v_plane, v_stride, KV_COLOUR
-            )
+            mask = (index < keys)[:, None] & is_depth
+            k_low, k_high = _load_rows(k, index, mask, half_width, k_plane, k_stride, KV_COLOUR)
+            v_low, v_high = _load_rows(v, index, mask, half_width, v_plane, v_stride, KV_COLOUR)
             logits = product(q_low, q_high, tl.trans(k_low), tl.trans(k_high))
             # Logits of keys that do not count may be above the top.
             x = tl.minimum(logits - top[:, None], 0).to(tl.float32) * logit_scale
@@ -223,9 +215,9 @@ def _attention_kernel(
 
     total = tl.maximum(total, 1).to(tl.float32)
     r = tl.div_rn(weighted.to(tl.float32), total[:, None]) * v_scale
-    to = image_of(out, image, queries, out_stride, -1) + head * DEPTH + value[None, :]
+    to = image_of(out, image, queries, out_stride, -1) + head * DEPTH + depth[None, :]
     to += rows[:, None] * out_stride
-    store_planes(quantise(r, out_scale), to, out_plane, here & is_value)
+    store_planes(quantise(r, out_scale), to, out_plane, here & is_depth)
 
 
 # -- launcher ---------------------------------------------------------------------------------
@@ -260,7 +252,9 @@ def softmax_attention(
     # Rows of one colour are equally long; rows of a full tensor are of no interest.
     half_width = k_row if q_colour == ALL else q_row
     c = config("softmax", q.device, batch * queries)
-    _attention_kernel[(triton.cdiv(queries, c.block), heads, batch)](
+    launch(
+        _attention_kernel,
+        ((triton.cdiv(queries, c.block), heads, batch)),
         q,
         k,
         v,
@@ -281,7 +275,6 @@ def softmax_attention(
         2.0**out_exponent,
         DEPTH=depth,
         WIDTH=padded(depth),
-        VALUES=padded(depth, SMALLEST_SIDE),
         BLOCK=c.block,
         KEYS=KEYS,
         EXCLUDE=exclude,
@@ -289,7 +282,6 @@ def softmax_attention(
         KV_COLOUR=kv_colour,
         num_warps=c.warps,
         num_stages=c.stages,
-        **EXACT,
     )
 
 
@@ -308,7 +300,7 @@ def _specialisations() -> list[Specialisation]:
             ("intra", 16, True, NON_ANCHORS, ANCHORS),
         ):
             constants: dict[str, Any] = {"DEPTH": depth, "WIDTH": padded(depth)}
-            constants |= {"VALUES": padded(depth, SMALLEST_SIDE), "BLOCK": c.block, "KEYS": KEYS}
+            constants |= {"BLOCK": c.block, "KEYS": KEYS}
             constants |= {"EXCLUDE": exclude, "Q_COLOUR": q_colour, "KV_COLOUR": kv_colour}
             # What is not in ``types`` are strides.
             names = [name for name in _attention_kernel.arg_names if name not in constants]

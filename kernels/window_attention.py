@@ -14,9 +14,9 @@ written, since 2 and 3 are blocked in opposite ways: tensor cores take 25 tokens
 rows in 2, at least 16 windows as rows in 3. In one launch either 25 steps follow each other in too
 few programs, or the rows of the products are nearly empty.
 
-Bytes at H x W = 32 x 48, C = 32, B = 1: x 98,304, qkv 294,912 written and read (25 times, from
-caches), tokens 1,228,800 written and read, weights 118 kB, out 98,304 * 2 / 2 = 98,304. Products of
-numbers (each four of bytes): qkv 4.7M, attention 31M, fusion 39M, the rest 16M.
+Bytes at H x W = 32 x 48, C = 32, B = 1: x 98,304, qkv 294,912 written and read (12.5 times, from
+caches), tokens 1,228,800 written and read, weights 149,504, out 98,304. Products of numbers (each
+four of bytes): qkv 4.7M, attention 31M, fusion 39M, the rest 16M.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from mlic_fast.engine.arithmetic import WINDOW, power_of_two
 from mlic_fast.engine.packed import Layer
 from mlic_fast.kernels.configs import CONFIGS, Config, config
 from mlic_fast.kernels.functions import (
-    EXACT,
     exp_int,
     exp_int_twin,
     from_planes,
@@ -45,6 +44,7 @@ from mlic_fast.kernels.functions import (
     high_byte,
     join_bytes,
     join_products,
+    launch,
     low_byte,
     quantise,
     quantise_twin,
@@ -415,6 +415,7 @@ def _fusion_kernel(
     CHUNK: tl.constexpr,
     STEP: tl.constexpr,
 ):
+    """CHUNK outputs of ``fusion``, then of ``mlp.fc1``, are held at a time."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = rows < windows
     outputs = tl.arange(0, WIDTH)
@@ -494,7 +495,9 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
     tokens = torch.empty((2, batch * windows, TOKENS * channels), dtype=torch.int8, device=x.device)
     wide = "_wide" if channels > 32 else ""
     c = config(f"window_qkv{wide}", x.device, positions)
-    _qkv_kernel[(triton.cdiv(positions, c.block),)](
+    launch(
+        _qkv_kernel,
+        ((triton.cdiv(positions, c.block),)),
         x,
         w.norm1.gain,
         w.norm1.bias,
@@ -513,11 +516,12 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         BLOCK=c.block,
         num_warps=c.warps,
         num_stages=c.stages,
-        **EXACT,
     )
     depth = channels // heads
     c = config("window_attention", x.device, positions)
-    _attention_kernel[(windows, heads, batch)](
+    launch(
+        _attention_kernel,
+        ((windows, heads, batch)),
         qkv,
         w.relative,
         tokens,
@@ -532,10 +536,11 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         VALUES=triton.next_power_of_2(depth),
         num_warps=c.warps,
         num_stages=c.stages,
-        **EXACT,
     )
     c = config(f"window_fusion{wide}", x.device, batch * windows)
-    _fusion_kernel[(triton.cdiv(batch * windows, c.block),)](
+    launch(
+        _fusion_kernel,
+        ((triton.cdiv(batch * windows, c.block),)),
         tokens,
         w.fusion.weight,
         w.fusion.scale,
@@ -568,7 +573,6 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         STEP=STEP,
         num_warps=c.warps,
         num_stages=c.stages,
-        **EXACT,
     )
 
 

@@ -211,8 +211,8 @@ def load(
         model: ``"demo"`` (the weights that come with the package), a checkpoint file
             (:func:`mlic_fast.models.load_checkpoint`), a packed file (``mlic-fast pack``), or a
             model.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``"auto"`` is the GPU where the engine
-            ``"gpu"`` can run, else the CPU; :attr:`Codec.device` says which.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``"auto"`` is the CPU, unless the engine is
+            ``"gpu"``, until that engine has been seen on a GPU.
         engine: ``"auto"`` or the name of an engine (:data:`mlic_fast.engine.ENGINES`).
 
     Raises:
@@ -257,8 +257,7 @@ def _device(name: str, engine: str) -> torch.device:
     if engine == "gpu" and (problem := gpu_problem()):
         raise EngineError(f"the engine 'gpu' cannot run: {problem}")
     if name == "auto":
-        gpu = engine == "gpu" or (engine == "auto" and gpu_problem() is None)
-        return torch.device("cuda" if gpu else "cpu")
+        return torch.device("cuda" if engine == "gpu" else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -28,12 +28,15 @@ _core = _C.device
 #: Tables of the hyper-latents begin here; those before are chosen by scale.
 FIRST_CHANNEL_TABLE = 64
 
+#: PayloadHeader of csrc/rans/device/layout.h.
+_HEADER = np.dtype([("size", np.uint32), ("lanes", np.uint32), ("offset", np.uint64)])
+
 
 class DeviceTables:
     """Tables on a device.
 
     Raises:
-        EngineError: neither a CPU nor a CUDA device, or this build is without CUDA.
+        EngineError: neither a CPU nor a CUDA device, or CUDA cannot be used here.
     """
 
     def __init__(self, tables: Tables, device: torch.device | str) -> None:
@@ -42,15 +45,22 @@ class DeviceTables:
             raise EngineError(
                 f"the range coder runs on cpu and cuda devices, not on {device.type}."
             )
-        if device.type == "cuda" and not _core.has_cuda:
-            raise EngineError(
-                "mlic_fast was built without CUDA: install it where nvcc is found, or set "
-                "MLIC_FAST_CUDA=ON for the build to say what is missing."
-            )
+        if device.type == "cuda":
+            _check_cuda()
         self.count = len(tables)
         self._image = _core.TableImage(tables.core)
         self._bytes = torch.from_numpy(self._image.bytes()).to(device)
         self.device = self._bytes.device  # with its number
+
+
+def _check_cuda() -> None:
+    if not _core.has_cuda:
+        raise EngineError(
+            "mlic_fast was built without CUDA: install it where nvcc is found, or set "
+            "MLIC_FAST_CUDA=ON for the build to say what is missing."
+        )
+    if not torch.cuda.is_available():
+        raise EngineError("PyTorch finds no CUDA device here.")
 
 
 class _Coder:
@@ -125,7 +135,7 @@ class DeviceDecoder(_Coder):
 
     def __init__(self, tables: DeviceTables, *, batch: int, capacity: int, symbols: int) -> None:
         super().__init__(tables, batch, capacity, symbols)
-        self._payloads_at = 8 * batch
+        self._payloads_at = batch * _core.HEADER_BYTES
         self._input = self._empty(self._payloads_at + batch * self.capacity)
         self.results = self._empty(batch, 2, dtype=torch.int32)
         self._scratch = (
@@ -160,15 +170,13 @@ class DeviceDecoder(_Coder):
         sizes = [len(payload) for payload in payloads]
         if max(sizes) > self.capacity:
             raise ValueError(f"a payload of {max(sizes)} bytes exceeds {self.capacity}")
-        used = self._payloads_at + (self.batch - 1) * self.capacity + sizes[-1]
-        host = np.zeros(used, np.uint8)
-        host[: self._payloads_at].view(np.uint32).reshape(-1, 2)[:] = [
-            *zip(sizes, lanes, strict=True)
-        ]
-        for i, payload in enumerate(payloads):
-            start = self._payloads_at + i * self.capacity
-            host[start : start + sizes[i]] = np.frombuffer(payload, np.uint8)
-        self._input[:used].copy_(torch.from_numpy(host))
+        headers = np.zeros(self.batch, _HEADER)
+        headers["size"], headers["lanes"] = sizes, lanes
+        headers["offset"][1:] = np.cumsum(sizes[:-1])
+        data = bytearray(headers.tobytes())
+        for payload in payloads:
+            data += payload
+        self._input[: len(data)].copy_(torch.frombuffer(data, dtype=torch.uint8))
 
     def begin(self) -> None:
         """Starts on what was loaded."""

@@ -7,6 +7,8 @@ payloads or results after all is done.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -23,6 +25,7 @@ from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import check_digest, to_pixels, to_unit
 from mlic_fast.engine.transforms import EngineTransforms
+from mlic_fast.kernels.functions import compiling
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import ALIGNMENT, Transforms
@@ -73,6 +76,8 @@ class GpuEngine:
         self._transforms = EngineTransforms(model, dtype)
         self._tables = DeviceTables(packed.tables, device)
         self._medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
+        self._compiled: set[bool] = set()
+        self._compiling = threading.Lock()
         self._encodes: Pool[_Encode] = Pool(CACHE_BYTES // 2)
         self._decodes: Pool[_Decode] = Pool(CACHE_BYTES // 2)
 
@@ -96,6 +101,15 @@ class GpuEngine:
                 return job(images, rate)
             finally:
                 self._encodes.give(key, job)
+
+    def compile_kernels(self, batch: int, height: int, width: int, encoding: bool) -> None:
+        """Compile what a path of this size of z launches, many kernels at a time; once each way."""
+        with self._compiling:
+            if encoding in self._compiled or self._device.type != "cuda":
+                return
+            with compiling(os.cpu_count() or 1):
+                compile_path(self._ops, self._device, batch, height, width, encoding)
+            self._compiled.add(encoding)
 
     def _current(self) -> AbstractContextManager[Any]:
         """PyTorch's and Triton's launches go to the current device."""
@@ -130,6 +144,20 @@ class GpuEngine:
                 self._decodes.give(key, job)
 
 
+def compile_path(
+    ops: Any, device: torch.device, batch: int, height: int, width: int, encoding: bool
+) -> None:
+    """The launches of a path, on arrays whose contents do not matter."""
+    config = ops.config
+    z = torch.zeros((batch, height, width, config.N), dtype=torch.int32, device=device)
+    shape = (batch, 4 * height, 4 * width, config.M)
+    half = (*shape[:2], shape[2] // 2, config.slice_channels)
+    symbols = torch.zeros(half, dtype=torch.int32, device=device)
+    y = torch.zeros(shape, device=device).chunk(config.slices, dim=-1) if encoding else None
+    latents = code_latents(ops, z, lambda *_: symbols, y)
+    digest(latents.whole, out=torch.zeros(batch, dtype=torch.int32, device=device))  # type: ignore[attr-defined]
+
+
 class _Encode:
     """Buffers of one batch of one size, and its graph: uint8 images -> payloads."""
 
@@ -161,6 +189,8 @@ class _Encode:
 
     def _work(self) -> None:
         engine, encoder = self._engine, self._encoder
+        batch, _, height, width = self._images.shape
+        engine.compile_kernels(batch, height // ALIGNMENT, width // ALIGNMENT, True)
         y, z = engine._transforms.analyse(to_unit(self._images), self._rate)
         z_symbols = _to_symbols(_channels_last(z) - engine._medians)
         encoder.begin()
@@ -223,6 +253,8 @@ class _Decode:
 
     def _work(self) -> Tensor:
         engine, decoder = self._engine, self._decoder
+        batch, height, width, _ = self._z.shape
+        engine.compile_kernels(batch, height, width, False)
         decoder.begin()
         decoder.decode_channels(self._z)
 

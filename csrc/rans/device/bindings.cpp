@@ -172,6 +172,7 @@ void bind_rans_device(py::module_& module) {
   m.attr("has_cuda") = false;
 #endif
   m.attr("HOST") = kHost;
+  m.attr("HEADER_BYTES") = sizeof(PayloadHeader);
   m.attr("STATE_BYTES") = sizeof(DecoderState);
   m.attr("INFO_BYTES") = sizeof(PassInfo) * kMaxPasses;
   m.attr("PAGE_BYTES") = kPageBytes;

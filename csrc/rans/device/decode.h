@@ -44,7 +44,7 @@ MLIC_DEVICE uint32_t groups_of(uint32_t lanes) {
 template <class Block>
 MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args) {
   const uint32_t image = block.column();
-  const uint8_t* data = args.payloads + static_cast<size_t>(image) * args.capacity;
+  const uint8_t* data = args.payloads + args.headers[image].offset;
   uint16_t* words = args.words + static_cast<size_t>(image) * (args.capacity / 2);
   DecoderState& state = args.states[image];
   const uint32_t size = args.headers[image].size, lanes = args.headers[image].lanes;
@@ -187,13 +187,50 @@ class WordReader {
   Lanes held_;
 };
 
+// The symbols of a step, one a lane, while they are being found.
+template <class Warp>
+struct Step {
+  template <class T>
+  using Lanes = typename Warp::template Lanes<T>;
+
+  Lanes<uint64_t> record;
+  Lanes<CellTable> table;
+  Lanes<uint32_t> upper;   // the state above the slot
+  Lanes<uint32_t> within;  // how many slots the state's own is above the first of the entry
+  Lanes<uint32_t> freq;    // of the entry, which is the right one if that is more
+  Lanes<uint32_t> number;  // of the entry in the table
+
+  // From the cell of the state's slot.
+  MLIC_DEVICE void look_into(const Cell& cell, uint32_t x, uint32_t lane) {
+    const uint32_t from_first = (x & table[lane].mask()) - start_of(cell.first);
+    const bool is_first = from_first < freq_of(cell.first);
+    within[lane] = is_first ? from_first : from_first - freq_of(cell.first);
+    freq[lane] = is_first ? freq_of(cell.first) : cell.next_freq();
+    number[lane] = is_first ? cell.number() : cell.number() + 1;
+    upper[lane] = x >> table[lane].bits();
+  }
+
+  // The entry lies beyond the two that the cell tells of.
+  MLIC_DEVICE void search_on(const Entry* entries, uint32_t lane) {
+    while (within[lane] >= freq[lane] && number[lane] < table[lane].escape()) {
+      within[lane] -= freq[lane];
+      freq[lane] = freq_of(entries[table[lane].first + ++number[lane]]);
+    }
+  }
+
+  // Puts the symbol in its place, if it is not escaped, and returns the state without it.
+  MLIC_DEVICE uint32_t take(int32_t* symbols, uint32_t lane) {
+    symbols[offset_of(record[lane])] =
+        static_cast<int32_t>(static_cast<uint32_t>(table[lane].minimum) + number[lane]);
+    return freq[lane] * upper[lane] + within[lane];
+  }
+};
+
 // Rounds of one digit a lane until no escape is open. The first lane that fails decides the error,
 // as if one lane went after the other.
 template <class Warp>
 MLIC_DEVICE Error decode_escapes(Warp& warp, WordReader<Warp>& words, uint32_t open,
-                                 typename Warp::template Lanes<uint32_t>& x,
-                                 typename Warp::template Lanes<uint64_t>& record,
-                                 typename Warp::template Lanes<CellTable>& table,
+                                 Step<Warp>& step, typename Warp::template Lanes<uint32_t>& x,
                                  int32_t* symbols) {
   typename Warp::template Lanes<uint32_t> digit, error;
   typename Warp::template Lanes<uint64_t> u;
@@ -218,10 +255,10 @@ MLIC_DEVICE Error decode_escapes(Warp& warp, WordReader<Warp>& words, uint32_t o
           u[lane] = add_digit(u[lane], digit[lane], round);
         }
         if (e == Error::kNone && is_last_digit(digit[lane])) {
-          const CellTable& t = table[lane];
+          const CellTable& t = step.table[lane];
           const int64_t symbol = escaped_symbol(t.minimum, t.beyond(), u[lane]);
           if (symbol != static_cast<int32_t>(symbol)) e = Error::kRange;
-          symbols[offset_of(record[lane])] = static_cast<int32_t>(symbol);
+          symbols[offset_of(step.record[lane])] = static_cast<int32_t>(symbol);
         }
       }
       error[lane] = static_cast<uint32_t>(e);
@@ -263,11 +300,10 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
     return load_whole(cells + table.cells + ((x & table.mask()) >> table.shift()));
   };
 
-  // Of the symbol being found: how many slots its own is above the first of its entry, the entry's
-  // frequency, its number.
-  typename Warp::template Lanes<uint32_t> x, upper, within, freq, number;
-  typename Warp::template Lanes<uint64_t> record, ahead[kAhead];
-  typename Warp::template Lanes<CellTable> table, next_table;
+  Step<Warp> step;
+  typename Warp::template Lanes<uint32_t> x;
+  typename Warp::template Lanes<uint64_t> ahead[kAhead];
+  typename Warp::template Lanes<CellTable> next_table;
   typename Warp::template Lanes<Cell> cell;
   uint32_t k = group * width;
   warp.each([&](uint32_t lane) {
@@ -277,53 +313,36 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
     next_table[lane] = load_table(ahead[0][lane]);
     cell[lane] = look_up(next_table[lane], x[lane]);
   });
-  const auto put = [&](uint32_t lane) {
-    symbols[offset_of(record[lane])] =
-        static_cast<int32_t>(static_cast<uint32_t>(table[lane].minimum) + number[lane]);
-  };
   while (k < coded) {
     MLIC_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) {
       if (k >= coded) break;
       const uint32_t active = lesser(coded - k, width);
       warp.each([&](uint32_t lane) {
-        table[lane] = next_table[lane];
-        record[lane] = ahead[i][lane];
+        step.table[lane] = next_table[lane];
+        step.record[lane] = ahead[i][lane];
         ahead[i][lane] = load(k + kAhead * lanes, lane);
         next_table[lane] = load_table(ahead[(i + 1) % kAhead][lane]);
-        const Cell c = cell[lane];
-        const uint32_t from_first = (x[lane] & table[lane].mask()) - start_of(c.first);
-        const bool is_first = from_first < freq_of(c.first);
-        within[lane] = is_first ? from_first : from_first - freq_of(c.first);
-        freq[lane] = is_first ? freq_of(c.first) : c.next_freq();
-        number[lane] = is_first ? c.number() : c.number() + 1;
-        upper[lane] = x[lane] >> table[lane].bits();
-        if (lane < active) {
-          x[lane] = freq[lane] * upper[lane] + within[lane];
-          put(lane);
-        }
+        step.look_into(cell[lane], x[lane], lane);
+        if (lane < active) x[lane] = step.take(symbols, lane);
       });
       // Once if nothing was needed, else twice.
       for (uint32_t asking = active;; asking = 0) {
         warp.each([&](uint32_t lane) { cell[lane] = look_up(next_table[lane], x[lane]); });
         const auto needing = [&](uint32_t lane) { return lane < asking && needs_word(x[lane]); };
         const auto escaping = [&](uint32_t lane) {
-          return lane < asking && number[lane] == table[lane].escape();
+          return lane < asking && step.number[lane] == step.table[lane].escape();
         };
         uint32_t needs = warp.ballot(needing), escapes = warp.ballot(escaping);
-        const uint32_t further = warp.ballot([&](uint32_t lane) {  // beyond the cell's two entries
-          return lane < asking && within[lane] >= freq[lane];
+        const uint32_t further = warp.ballot([&](uint32_t lane) {  //
+          return lane < asking && step.within[lane] >= step.freq[lane];
         });
         if ((needs | escapes | further) == 0) break;
         if (further != 0) {
           warp.each([&](uint32_t lane) {
             if (!has_bit(further, lane)) return;
-            while (within[lane] >= freq[lane] && number[lane] < table[lane].escape()) {
-              within[lane] -= freq[lane];
-              freq[lane] = freq_of(args.tables.entries[table[lane].first + ++number[lane]]);
-            }
-            x[lane] = freq[lane] * upper[lane] + within[lane];
-            put(lane);
+            step.search_on(args.tables.entries, lane);
+            x[lane] = step.take(symbols, lane);
           });
           needs = warp.ballot(needing);
           escapes = warp.ballot(escaping);
@@ -331,7 +350,7 @@ MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTabl
         Error error = count_bits(needs) > words.left() ? Error::kTooShort : Error::kNone;
         words.take(needs, x);
         if (error == Error::kNone && escapes != 0) {
-          error = decode_escapes(warp, words, escapes, x, record, table, symbols);
+          error = decode_escapes(warp, words, escapes, step, x, symbols);
         }
         if (error != Error::kNone) {
           warp.each([&](uint32_t lane) {

@@ -85,6 +85,7 @@ struct PassShape {
 struct PayloadHeader {
   uint32_t size;  // bytes
   uint32_t lanes;
+  uint64_t offset;  // of its first byte among those of the batch
 };
 
 // Of one image, between the passes.
@@ -103,7 +104,7 @@ struct DecodeResult {
 
 struct BeginArgs {
   const PayloadHeader* headers;  // [batch]
-  const uint8_t* payloads;       // [batch, capacity]
+  const uint8_t* payloads;       // of the batch, one after another
   DecoderState* states;          // [batch]
   uint16_t* words;               // [batch, capacity / 2]
   uint32_t capacity;             // even

@@ -1,0 +1,60 @@
+"""Compiles what encoding and decoding with the demo model launch, on a machine without a GPU.
+
+A stub takes the place of Triton's driver, so that launches can be compiled but not run. Prints, as
+JSON, how many kernels were compiled and the seconds it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+import mlic_fast
+from mlic_fast.engine.device import compile_path
+from mlic_fast.engine.gpu import GpuOps
+from mlic_fast.kernels import configs
+from mlic_fast.kernels.functions import compiling
+
+
+class StubDriver:
+    """As much of a driver as compiling asks for."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def main() -> None:
+    triton.runtime.driver.set_active(StubDriver())
+    configs.architecture = lambda device: "sm90"
+    compiled: list[str] = []
+
+    def hook(*args: object, **kwargs: object) -> None:
+        compiled.append(str(kwargs["repr"]))
+
+    triton.knobs.runtime.jit_post_compile_hook = hook
+    packed = mlic_fast.load(sys.argv[1] if sys.argv[1:] else "demo", device="cpu").packed
+    ops = GpuOps(packed, torch.device("cpu"))
+    start = time.perf_counter()
+    for encoding in (True, False):
+        with compiling(os.cpu_count() or 1):
+            compile_path(ops, torch.device("cpu"), 1, 8, 12, encoding)
+    seconds = time.perf_counter() - start
+    print(json.dumps({"kernels": len(compiled), "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

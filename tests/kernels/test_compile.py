@@ -1,0 +1,55 @@
+"""Kernels compile for real GPUs, in processes of their own: here they are the interpreter's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(*command: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=1800
+    )
+
+
+def test_all_that_a_path_launches_compiles(tmp_path: Path) -> None:
+    """With the types, alignments and constants of real launches, several at a time."""
+    script = Path(__file__).with_name("compile_path.py")
+    done = run(str(script), cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["kernels"] > 20
+
+
+def test_report(tmp_path: Path) -> None:
+    command = ("-m", "mlic_fast.kernels.compile", "--jobs", "1")
+    done = run(*command, "--targets", "80,90", "--only", "depthwise", cache=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[2] for line in done.stdout.splitlines()[1:]] == ["80", "90"]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "found"),
+    [
+        ("fma.rn.f32 %r1, %r2, %r3, %r4;", True),
+        ("add.f32 %r1, %r2, %r3;", True),
+        ("mul.f32 %r1, %r2, %r3;", True),
+        ("div.full.f32 %r1, %r2, %r3;", True),
+        ("sqrt.approx.ftz.f32 %r1, %r2;", True),
+        ("cvt.rmi.ftz.f32.f32 %r1, %r2;", True),
+        ("add.rn.f32 %r1, %r2, %r3;", False),
+        ("mul.rn.f32 %r1, %r2, %r3;", False),
+        ("div.rn.f32 %r1, %r2, %r3;", False),
+        ("sqrt.rn.f32 %r1, %r2;", False),
+        ("add.s32 %r1, %r2, %r3;", False),
+    ],
+)
+def test_inexact_instructions_are_found(instruction: str, found: bool) -> None:
+    from mlic_fast.kernels.ptx import INEXACT
+
+    assert bool(INEXACT.search(instruction)) == found
