@@ -61,7 +61,10 @@ def newest(found: list[Document], section: str) -> list[tuple[Document, Document
         for document in result.get(section, []):
             documents.setdefault(name_of(document), (document, result))
     order = list(MODELS)
-    return sorted(documents.values(), key=lambda pair: order.index(pair[0]["model"]))
+    return sorted(
+        documents.values(),
+        key=lambda pair: (order.index(pair[0]["model"]), pair[0].get("way") == "decode"),
+    )
 
 
 def table(header: str, rows: Iterable[Sequence[str]]) -> Lines:
