@@ -20,7 +20,7 @@ from mlic_fast.benchmark.models import trained_like_model
 from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.codec import Codec, load
 from mlic_fast.engine.gpu import GpuOps
-from mlic_fast.engine.graphs import Recording
+from mlic_fast.engine.graphs import GATE, Recording
 from mlic_fast.engine.path import code_latents
 from mlic_fast.kernels import depthwise, entropy_parameters, linear_attention, products
 from mlic_fast.kernels.functions import from_planes, to_planes
@@ -53,10 +53,15 @@ def timed(benchmark: Any, group: str, work: Callable[[], object]) -> None:
 
 
 def as_graph(work: Callable[[], object]) -> Callable[[], object]:
+    recording = Recording(work, DEVICE)
+
+    def run() -> None:
+        with GATE.working():
+            recording()
+
     with torch.inference_mode():
-        recording = Recording(work, DEVICE)
-        recording()
-    return recording
+        run()
+    return run
 
 
 def zeros_for_each_pass(ops: GpuOps) -> Callable[[], object]:

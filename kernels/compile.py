@@ -35,10 +35,6 @@ from mlic_fast.kernels.specialisation import Specialisation
 #: Compute capabilities: A100, A10 (and GeForce 30), L4 (and GeForce 40), H100 and H200, B200,
 #: GeForce 50.
 TARGETS = (80, 86, 89, 90, 100, 120)
-#: Targets whose kernels must be free of spills and use the tensor cores. On 100 Triton's int8
-#: products fall back to ordinary instructions.
-STRICT = (80, 86, 89, 90, 120)
-
 #: In SASS: mma and wgmma on int8.
 _TENSOR_CORES = re.compile(r"\b(IMMA|IGMMA|UTCIMMA)\b[.\w]*")
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -98,11 +94,10 @@ def compile_one(name: str, target: int) -> Report:
     spilled = max(stack, 4 * len(re.findall(r"\b(?:LDL|STL)\b", sass)))
     instruction = _TENSOR_CORES.search(sass)
     wrong = []
-    if target in STRICT:
-        if spilled:
-            wrong.append("spills")
-        if each.tensor_cores and not instruction:
-            wrong.append("no tensor cores")
+    if spilled:
+        wrong.append("spills")
+    if each.tensor_cores and not instruction:
+        wrong.append("no tensor cores")
     if inexact := set(INEXACT.findall(compiled.asm["ptx"])):
         wrong.append("inexact: " + ", ".join(sorted(inexact)))
     kernel, _, specialisation = name.partition(": ")

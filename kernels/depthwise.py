@@ -24,15 +24,14 @@ from mlic_fast.kernels.functions import (
     from_planes,
     gelu,
     gelu_twin,
-    high_byte,
     join_bytes,
     launch,
-    low_byte,
     quantise,
     quantise_twin,
     to_planes,
 )
 from mlic_fast.kernels.grid import Positions
+from mlic_fast.kernels.planes import store_planes
 from mlic_fast.kernels.specialisation import Specialisation
 
 
@@ -127,8 +126,7 @@ def _depthwise_kernel(
     q = quantise(r, tl.load(out_scale + c, mask=c_inside, other=0.0)[None, :])
     at = m[:, None].to(tl.int64) * out_position + c[None, :]
     mask = m_inside[:, None] & c_inside[None, :]
-    tl.store(out + at, low_byte(q), mask=mask)
-    tl.store(out + out_plane + at, high_byte(q), mask=mask)
+    store_planes(q, out + at, out_plane, mask)
 
 
 def depthwise(

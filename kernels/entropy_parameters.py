@@ -49,6 +49,7 @@ from mlic_fast.kernels.functions import (
     to_planes,
 )
 from mlic_fast.kernels.grid import SQUEEZED, Input, Positions
+from mlic_fast.kernels.planes import add_product, product
 from mlic_fast.kernels.specialisation import Specialisation
 
 #: Largest magnitude of a symbol: float32 holds it exactly, and no latent comes near it.
@@ -249,10 +250,7 @@ def _product(
         tile = w[None, :] + (step * OUTPUTS * BLOCK_K + k[:, None])
         w_low = tl.load(tile)
         w_high = tl.load(tile + w_plane)
-        hh = tl.dot(high, w_high, hh, out_dtype=tl.int32)
-        mid = tl.dot(high, w_low, mid, out_dtype=tl.int32)
-        mid = tl.dot(low, w_high, mid, out_dtype=tl.int32)
-        ll = tl.dot(low, w_low, ll, out_dtype=tl.int32)
+        hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
     return join_products(hh, mid, ll)
 
 
@@ -263,13 +261,7 @@ def _layer(q, w, w_plane, scale, bias, K: tl.constexpr, N: tl.constexpr):
     tile = w + n[None, :] * K + tl.arange(0, K)[:, None]
     w_low = tl.load(tile)
     w_high = tl.load(tile + w_plane)
-    low = low_byte(q)
-    high = high_byte(q)
-    hh = tl.dot(high, w_high, out_dtype=tl.int32)
-    mid = tl.dot(high, w_low, out_dtype=tl.int32)
-    mid = tl.dot(low, w_high, mid, out_dtype=tl.int32)
-    ll = tl.dot(low, w_low, out_dtype=tl.int32)
-    total = join_products(hh, mid, ll).to(tl.float32)
+    total = product(low_byte(q), high_byte(q), w_low, w_high).to(tl.float32)
     return tl.load(bias + n)[None, :] + total * tl.load(scale + n)[None, :]
 
 
@@ -362,10 +354,7 @@ def _pass_kernel(
         tile = layer2 + (j * PADDED2 + n2)[None, :] * BLOCK_N + k[:, None]
         w_low = tl.load(tile)
         w_high = tl.load(tile + PADDED0 * PADDED2)
-        hh = tl.dot(high, w_high, hh, out_dtype=tl.int32)
-        mid = tl.dot(high, w_low, mid, out_dtype=tl.int32)
-        mid = tl.dot(low, w_high, mid, out_dtype=tl.int32)
-        ll = tl.dot(low, w_low, ll, out_dtype=tl.int32)
+        hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
 
     total = join_products(hh, mid, ll).to(tl.float32)
     r = tl.load(bias2 + n2)[None, :] + total * tl.load(scale2 + n2)[None, :]

@@ -24,14 +24,13 @@ from torch import Tensor
 
 from mlic_fast.kernels.configs import CONFIGS, config
 from mlic_fast.kernels.functions import (
-    high_byte,
     launch,
-    low_byte,
     quantise,
     quantise_twin,
     to_planes,
 )
 from mlic_fast.kernels.grid import Positions
+from mlic_fast.kernels.planes import store_planes
 from mlic_fast.kernels.specialisation import Specialisation
 
 
@@ -69,8 +68,7 @@ def _hyper_latents_kernel(
     median = tl.load(medians + c, mask=c_inside, other=0.0)[None, :]
     r = tl.load(symbols + at, mask=mask, other=0).to(tl.float32) + median
     q = quantise(r, out_scale)
-    tl.store(out + at, low_byte(q), mask=mask)
-    tl.store(out + out_plane + at, high_byte(q), mask=mask)
+    store_planes(q, out + at, out_plane, mask)
 
 
 @triton.jit(do_not_specialize=("positions", "height", "width"))
@@ -108,14 +106,12 @@ def _decoded_kernel(
     position = (pair + odd)[:, None].to(tl.int64)
     tl.store(latents + position * latents_position + c[None, :], r, mask=mask)
     at = position * out_position + c[None, :]
-    tl.store(out + at, low_byte(q), mask=mask)
-    tl.store(out + out_plane + at, high_byte(q), mask=mask)
+    store_planes(q, out + at, out_plane, mask)
     if COLOUR == 1:
         position = (pair + 1 - odd)[:, None].to(tl.int64)
         tl.store(latents + position * latents_position + c[None, :], tl.zeros_like(r), mask=mask)
         at = position * out_position + c[None, :]
-        tl.store(out + at, tl.zeros_like(q).to(tl.int8), mask=mask)
-        tl.store(out + out_plane + at, tl.zeros_like(q).to(tl.int8), mask=mask)
+        store_planes(tl.zeros_like(q), out + at, out_plane, mask)
 
 
 @triton.jit(do_not_specialize=("positions",))

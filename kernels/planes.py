@@ -45,6 +45,20 @@ def wide_product(a_low, a_high, b_low, b_high):
 
 
 @triton.jit
+def add_product(hh, mid, ll, a_low, a_high, b_low, b_high):
+    """The three sums of a product of planes [M, K] and [K, N], taken further by one block of K.
+
+    For activations a and weights b: |ll|, the largest, stays below 2^14 K, so none saturates up to
+    K = 2^17. :func:`mlic_fast.kernels.functions.join_products` makes them one.
+    """
+    hh = tl.dot(a_high, b_high, hh, out_dtype=tl.int32)
+    mid = tl.dot(a_high, b_low, mid, out_dtype=tl.int32)
+    mid = tl.dot(a_low, b_high, mid, out_dtype=tl.int32)
+    ll = tl.dot(a_low, b_low, ll, out_dtype=tl.int32)
+    return hh, mid, ll
+
+
+@triton.jit
 def store_planes(q, addresses, plane, mask):
     """int32 q in +-ACTIVATION_LIMIT -> both planes."""
     tl.store(addresses, low_byte(q), mask=mask)

@@ -36,17 +36,15 @@ from mlic_fast.kernels.functions import (
     gelu_twin,
     half_tanh,
     half_tanh_twin,
-    high_byte,
     join_bytes,
     join_products,
     launch,
-    low_byte,
     quantise,
     quantise_twin,
     to_planes,
 )
 from mlic_fast.kernels.grid import FULL, KEPT, SQUEEZED, Input, Positions
-from mlic_fast.kernels.planes import ALL
+from mlic_fast.kernels.planes import ALL, add_product, store_planes
 from mlic_fast.kernels.specialisation import Specialisation
 
 #: What becomes of the sum: see :func:`conv`.
@@ -226,10 +224,7 @@ def _conv_kernel(
             tile = w_tile + (i * steps + step).to(tl.int64) * (outputs * BLOCK_K)
             w_low = tl.load(tile, mask=n_inside[None, :], other=0)
             w_high = tl.load(tile + w_plane, mask=n_inside[None, :], other=0)
-            hh = tl.dot(high, w_high, hh, out_dtype=tl.int32)
-            mid = tl.dot(high, w_low, mid, out_dtype=tl.int32)
-            mid = tl.dot(low, w_high, mid, out_dtype=tl.int32)
-            ll = tl.dot(low, w_low, ll, out_dtype=tl.int32)
+            hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
             first += BLOCK_K
             if first >= channels:
                 first = 0
@@ -267,8 +262,7 @@ def _conv_kernel(
         else:
             at = m[:, None].to(tl.int64) * out_position + n[None, :]
         q = quantise(r, tl.load(out_scale + n, mask=n_inside, other=0.0)[None, :])
-        tl.store(out + at, low_byte(q), mask=inside)
-        tl.store(out + out_plane + at, high_byte(q), mask=inside)
+        store_planes(q, out + at, out_plane, inside)
 
 
 def conv(

@@ -17,7 +17,7 @@ from mlic_fast.cli import main
 from mlic_fast.conformance import golden_files
 from mlic_fast.conformance.engines import backends, create_ops
 from mlic_fast.conformance.golden import read_golden, write_golden
-from mlic_fast.conformance.verify import verify_golden
+from mlic_fast.conformance.verify import record, verify_golden
 from mlic_fast.engine import cpu
 from mlic_fast.engine.pack import load_packed
 from mlic_fast.models import save_checkpoint
@@ -37,6 +37,19 @@ def test_there_are_golden_files_of_every_variant() -> None:
 def test_golden_streams(path: Path, backend: str) -> None:
     problems = [(c.stream, c.problem) for c in verify_golden(path, [backend]) if c.problem]
     assert problems == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the backend gpu is one of all")
+def test_a_golden_stream_on_the_gpu_kernels() -> None:
+    """In the interpreter: one stream, of the weight family that no other test runs there."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from mlic_fast.engine.gpu import GpuOps
+
+    (path,) = [path for path in golden_files() if "2023" in path.stem]
+    golden = read_golden(path)
+    ops = GpuOps(golden.packed, torch.device("cpu"))
+    found = record(golden.model, golden.packed, ops, golden.streams["one_pixel"])
+    assert found == golden.expected["one_pixel"]
 
 
 def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

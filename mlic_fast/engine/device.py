@@ -20,7 +20,7 @@ from mlic_fast.bitstream import EXACT
 from mlic_fast.coder.device import CapacityError, DeviceDecoder, DeviceEncoder, DeviceTables
 from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
 from mlic_fast.engine.gpu import GpuOps
-from mlic_fast.engine.graphs import Pool, Recording
+from mlic_fast.engine.graphs import GATE, Pool, Recording
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import check_digest, to_pixels, to_unit
@@ -95,7 +95,7 @@ class GpuEngine:
     def _encode(
         self, images: Tensor, rate: Tensor | None, key: tuple[int, int, int, int]
     ) -> list[tuple[bytes, int]]:
-        with self._current():
+        with self._current(), GATE.working():
             job = self._encodes.take(key, lambda: _Encode(self, *key))
             try:
                 return job(images, rate)
@@ -136,7 +136,7 @@ class GpuEngine:
         longest = max(len(payload) for payload, _ in payloads)
         room = USUAL_BYTES if longest <= USUAL_BYTES * pixels else -(-longest // pixels)
         key = (len(payloads), *size, room, synthesise)
-        with self._current():
+        with self._current(), GATE.working():
             job = self._decodes.take(key, lambda: _Decode(self, *key))
             try:
                 return job(payloads, rate)

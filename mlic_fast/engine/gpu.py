@@ -390,46 +390,39 @@ class GpuOps(Operations):
         return Act(Input(out, SQUEEZED, colour), self.exponents[f"{prefix}.mlp.fc2"])
 
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
-        r = self._like_queries(q)
-        linear_attention.linear_attention(
-            q.q.planes,
-            k.q.planes,
-            v.q.planes,
-            heads,
-            q.exponent,
-            k.exponent,
-            v.exponent,
-            self.exponents[out],
-            r.planes,
-            q_colour=q.q.read,
-            kv_colour=k.q.read,
-        )
-        return Act(r, self.exponents[out])
+        return self._attend(linear_attention.linear_attention, q, k, v, heads, out)
 
     def softmax_attention(
         self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
     ) -> Act:
-        r = self._like_queries(q)
-        softmax_attention.softmax_attention(
-            q.q.planes,
-            k.q.planes,
-            v.q.planes,
+        launch = softmax_attention.softmax_attention
+        return self._attend(launch, q, k, v, heads, out, exclude=exclude)
+
+    def _attend(
+        self,
+        launch: Callable[..., None],
+        q: Act,
+        k: Act,
+        v: Act,
+        heads: int,
+        out: str,
+        **options: bool,
+    ) -> Act:
+        """The result lies as the queries are read: squeezed, if they are read at one colour."""
+        squeezed = q.q.kind == AT
+        r = self._planes(self._grid(q), q.q.planes.shape[-1], squeezed=squeezed)
+        exponents = q.exponent, k.exponent, v.exponent, self.exponents[out]
+        launch(
+            *(x.q.planes for x in (q, k, v)),
             heads,
-            q.exponent,
-            k.exponent,
-            v.exponent,
-            self.exponents[out],
-            r.planes,
-            exclude=exclude,
+            *exponents,
+            r,
             q_colour=q.q.read,
             kv_colour=k.q.read,
+            **options,
         )
-        return Act(r, self.exponents[out])
-
-    def _like_queries(self, q: Act) -> Input:
-        squeezed = q.q.kind == AT
-        planes = self._planes(self._grid(q), q.q.planes.shape[-1], squeezed=squeezed)
-        return Input(planes, SQUEEZED, q.q.colour) if squeezed else Input(planes)
+        kind, colour = (SQUEEZED, q.q.colour) if squeezed else (FULL, 0)
+        return Act(Input(r, kind, colour), self.exponents[out])
 
 
 def _runs(inputs: Sequence[Act]) -> list[list[Act]]:

@@ -4,15 +4,58 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
 
-#: Captures one at a time: another thread's capture must not see this one's allocations.
-_CAPTURING = threading.Lock()
+
+class Gate:
+    """Any number of threads work at once, or one of them captures.
+
+    PyTorch lends streams from a pool, so two threads may have the same: what one launches while the
+    other captures would become part of the graph, or end the capture.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._working = 0
+        self._capturing = False
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._capturing)
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """For a thread that is working: alone until it leaves."""
+        with self._changed:
+            self._working -= 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._working and not self._capturing)
+            self._capturing = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._capturing = False
+                self._working += 1
+                self._changed.notify_all()
+
+
+#: Of all engines of the process. Whoever calls a :class:`Recording` is working.
+GATE = Gate()
 
 
 class Recording(Generic[Result]):
@@ -38,8 +81,9 @@ class Recording(Generic[Result]):
         What a graph returns, its next replay overwrites.
         """
         if self._device.type != "cuda" or not self._ran or not capture:
+            result = self._work()
             self._ran = True
-            return self._work()
+            return result
         if self._graph is None:
             self._graph = self._capture()
         graph, result = self._graph
@@ -48,7 +92,7 @@ class Recording(Generic[Result]):
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, Result]:
         graph = torch.cuda.CUDAGraph()
-        with _CAPTURING:
+        with GATE.capturing():
             before = torch.cuda.memory_reserved(self._device)
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = self._work()

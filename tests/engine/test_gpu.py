@@ -5,6 +5,7 @@ Without a GPU its kernels run in Triton's interpreter and its range coder compil
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ import mlic_fast
 from mlic_fast.codec import Codec
 from mlic_fast.engine.cpu import CpuOps
 from mlic_fast.engine.exact import ExactEngine
-from mlic_fast.engine.graphs import Pool, Recording
+from mlic_fast.engine.graphs import Gate, Pool, Recording
 from mlic_fast.engine.pack import pack
 from mlic_fast.errors import CorruptStreamError, EngineError
 from mlic_fast.models import MlicConfig
@@ -85,10 +86,12 @@ def test_damage_is_found_and_does_no_harm(device: torch.device) -> None:
     stream = cpu.compress(pixels(64, 64, 1)[0])
     header, payload = bitstream.read(stream)
     for damaged in (payload[:-2], payload[:40] + bytes(len(payload) - 40), payload + b"\0\0"):
-        with pytest.raises(CorruptStreamError):
-            gpu.decompress(bitstream.write(header, damaged))
-        with pytest.raises(CorruptStreamError):
-            cpu.decompress(bitstream.write(header, damaged))
+        errors = []
+        for codec in (gpu, cpu):
+            with pytest.raises(CorruptStreamError) as caught:
+                codec.decompress(bitstream.write(header, damaged))
+            errors.append(str(caught.value))
+        assert errors[0] == errors[1]
     assert same_latents(stream, cpu, gpu)
 
 
@@ -167,3 +170,35 @@ def test_recording_runs_every_time_on_a_cpu() -> None:
     for _ in range(3):
         recording()
     assert len(done) == 3 and recording.nbytes == 0
+
+
+def test_a_capture_is_alone() -> None:
+    """Many threads work and capture by turns: no capture overlaps, and none waits forever."""
+    gate, lock = Gate(), threading.Lock()
+    active, wrong = {"working": 0, "capturing": 0}, []
+
+    def enter(kind: str, change: int) -> None:
+        with lock:
+            active[kind] += change
+            if active["capturing"] > 1 or (active["capturing"] and active["working"]):
+                wrong.append(dict(active))
+
+    def work(number: int) -> None:
+        for step in range(50):
+            with gate.working():
+                enter("working", 1)
+                if (number + step) % 3 == 0:
+                    enter("working", -1)
+                    with gate.capturing():
+                        enter("capturing", 1)
+                        enter("capturing", -1)
+                    enter("working", 1)
+                enter("working", -1)
+
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
