@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 # Compute capabilities for make kernels.
 TARGETS ?= 80,86,89,90,100,120
 
-.PHONY: help demo test lint format kernels bench gpu clean
+.PHONY: help demo test lint format kernels bench bench-compare report gpu clean
 
 help:
 	@echo "make demo    compress a photograph and show it beside the original"
@@ -23,7 +23,9 @@ help:
 	@echo "make format  correct formatting"
 	@echo "make kernels compile the GPU kernels ahead of time, without a GPU, and report"
 	@echo "make gpu     test and measure on a GPU, results in build/gpu"
-	@echo "make bench   time the range coder and the kernels of the CPU engine"
+	@echo "make bench   time coders, kernels, stages and the whole codec on this machine"
+	@echo "make bench-compare   the same, and fail if something got slower than what is stored"
+	@echo "make report  write docs/benchmarks.md from the stored results"
 	@echo "make clean   remove .venv and everything that was built"
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py CMakeLists.txt $(CXX_SOURCES)
@@ -59,10 +61,15 @@ gpu: $(INSTALLED)
 	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/bench_coder.py
-	$(BIN)/python benchmarks/bench_exact.py
+	$(BIN)/python benchmarks/suite.py --json suite.json
+
+bench-compare: $(INSTALLED)
+	$(BIN)/python benchmarks/suite.py --compare
+
+report: $(INSTALLED)
+	$(BIN)/python benchmarks/report.py
 
 clean:
-	rm -rf $(VENV) build dist demo mlic_fast.egg-info mlic_fast/_C*.so
+	rm -rf $(VENV) build dist demo suite.json mlic_fast.egg-info mlic_fast/_C*.so
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
 """What all suites share. ``benchmarks/suite.py`` runs them; see ``docs/benchmarks.md``.
 
 On the CPU one thread is timed, by its processor time: what other programs do on the machine then
-matters little. A yardstick, a loop of multiplications in registers, is timed beside each
-benchmark, so that results can be compared in units of it.
+matters little. A yardstick, a loop of multiplications in registers, is timed beside each of these
+benchmarks, so that results can be compared in units of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def yardstick(benchmark: Any) -> Iterator[None]:
+def yardstick(benchmark: Any, request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker(CPU_SUITE.name) is None:
+        yield
+        return
     before = _yardstick()
     yield
     benchmark.extra_info["yardstick_seconds"] = min(before, _yardstick())

@@ -61,7 +61,10 @@ def newest(found: list[Document], section: str) -> list[tuple[Document, Document
         for document in result.get(section, []):
             documents.setdefault(name_of(document), (document, result))
     order = list(MODELS)
-    return sorted(documents.values(), key=lambda pair: order.index(pair[0]["model"]))
+    return sorted(
+        documents.values(),
+        key=lambda pair: (order.index(pair[0]["model"]), pair[0].get("way") == "decode"),
+    )
 
 
 def table(header: str, rows: Iterable[Sequence[str]]) -> Lines:
@@ -134,14 +137,12 @@ def _codec_row(document: Document, result: Document, way: str) -> list[str]:
     (name, ours), *others = result["engines"].items()
     times, size = ours[way], f"{result['width']}x{result['height']}"
     batch = f", batch {result['batch']}" if result["batch"] > 1 else ""
-    used = f", {threads} thread{'s' * (threads > 1)}"
+    used = f", {_threads(threads)}"
     baseline = ratio = ""
     if others:
         other, theirs = others[0]
         baseline = f"{theirs[way]['median_ms']:.4g} `{other}`"
-        r = result["ratio"][way]
-        ratio = f"{r['median']:.2f}"
-        ratio += f" ({r['p10']:.2f} to {r['p90']:.2f})" if "p10" in r else ""
+        ratio = _spread(result["ratio"][way])
     memory = times.get("peak_memory_bytes")
     return [
         f"{MODELS[document['model']]}, {size}{batch}{used}",
@@ -159,6 +160,15 @@ def _codec_row(document: Document, result: Document, way: str) -> list[str]:
     ]
 
 
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number > 1)}"
+
+
+def _spread(ratio: Document) -> str:
+    text = f"{ratio['median']:.2f}"
+    return text + (f" ({ratio['p10']:.2f} to {ratio['p90']:.2f})" if "p10" in ratio else "")
+
+
 def profiles(stored: list[Document]) -> Lines:
     for name, found in machines(stored).items():
         documents = newest(found, "profile")
@@ -172,7 +182,8 @@ def profiles(stored: list[Document]) -> Lines:
 
 
 def _profile_rows(document: Document) -> Iterator[list[str]]:
-    what = f"{MODELS[document['model']]}, {document['width']}x{document['height']}"
+    what = f"{MODELS[document['model']]}, {document['width']}x{document['height']}, "
+    what += _threads(document["threads"])
     for i, row in enumerate(document["kernels"][:3]):
         yield [
             *([what, document["way"]] if i == 0 else ["", ""]),
@@ -328,7 +339,7 @@ def history(stored: list[Document]) -> Lines:
 
 def _history_row(point: Moment) -> list[str]:
     cells = [f"{point.date}, {point.commit}", MODELS[point.model]]
-    cells.append(f"`{point.engine}`, {point.threads} threads")
+    cells.append(f"`{point.engine}`, {_threads(point.threads)}")
     for way in WAYS:
         times = point.result["engines"][point.engine][way]
         ratio = point.result.get("ratio", {}).get(way)
@@ -372,7 +383,7 @@ def _draw_history(points: list[Moment], path: Path) -> None:
             mine = [p for p in points if (p.model, p.engine, p.threads) == key]
             times = [p.result["engines"][p.engine][way].get("times_floor") for p in mine]
             labels = [f"{p.date}\n{p.commit}" for p in mine]
-            name = f"{MODELS[key[0]]}, {key[1]}, {key[2]} threads, {way}"
+            name = f"{MODELS[key[0]]}, {key[1]}, {_threads(key[2])}, {way}"
             axes.plot(labels, times, style, color=colour, label=name)
     axes.set(ylabel="times the floor", title="Whole codec, 768x512", ylim=(0, None))
     axes.grid(alpha=0.3)

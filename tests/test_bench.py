@@ -67,6 +67,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*arguments[:5], "--against", "cpu"]) == 2
 
 
+def test_one_thread_is_timed_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = mlic_fast.load(lively_model(SMALL["mlic"]))
+    for threads, clock in ((1, "processor"), (2, "wall")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        result = compare([codec], synthetic_photograph(64, 64)[None], 1)
+        encode = result["engines"]["cpu"]["encode"]
+        assert result["clock"] == clock and encode["median_ms"] == encode[f"{clock}_ms"]
+        stages = sum(stage["median_ms"] for stage in encode["stages"].values())
+        assert stages == pytest.approx(encode["median_ms"])
+
+
 def test_every_moment_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])

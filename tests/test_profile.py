@@ -17,9 +17,13 @@ from mlic_fast.benchmark.kernels import KERNEL, watched_kernels
 from mlic_fast.benchmark.operations import count_entropy_path, count_transforms
 from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.benchmark.profile import Peaks, Profile, describe, profile
+from mlic_fast.benchmark.stages import seconds_by_stage
 from mlic_fast.cli import main
+from mlic_fast.cli.profile import _print_changes as print_changes
+from mlic_fast.codec import Codec
 from mlic_fast.engine import path, reference
 from mlic_fast.engine.cpu import CpuOps
+from mlic_fast.engine.pack import pack
 from mlic_fast.errors import EngineError
 from mlic_fast.models import MlicModel, save_checkpoint
 
@@ -42,6 +46,7 @@ class Ticks:
 def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
     clock = Ticks()
     monkeypatch.setattr("time.perf_counter", clock)
+    monkeypatch.setattr("time.process_time", clock)
     return clock
 
 
@@ -75,6 +80,29 @@ def test_a_network_multiplies_what_its_operations_do(model: MlicModel) -> None:
     networks = [span for span in inside if span.kind == KERNEL and span.details["products"]]
     assert {"entropy_parameters", "predict_residual"} < {span.name for span in networks}
     assert all(span.details["products"] == inside[span] for span in networks)
+
+
+def test_the_gpu_engine_is_taken_apart(device: torch.device) -> None:
+    """Its stages, and the products of its fused kernels."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from mlic_fast.engine.device import GpuEngine
+
+    model = lively_model(SMALL["mlic_plus_plus"]).eval().to(device)
+    packed = pack(model)
+    codec = Codec(model, packed, device, GpuEngine(model, packed, device, dtype=torch.float32))
+    stream = mlic_fast.load(model.cpu()).compress(synthetic_photograph(64, 64))
+    with watched_kernels(codec) as tracer:
+        spans = tracer.record(lambda: codec.decompress(stream), detailed=True)
+    stages = seconds_by_stage(spans)
+    assert stages.keys() == {"total", "entropy path", "range coder", "g_s", "other"}
+    callers = {span.parent for span in spans if span.kind == KERNEL}
+    counted: Counter[str] = Counter()
+    for span in spans:
+        if span.kind == KERNEL and span not in callers:
+            stage = span.within("stage")
+            counted[stage.name if stage else "other"] += span.details["products"]
+    assert counted["entropy path"] == count_entropy_path(packed, 64, 64)
+    assert counted["g_s"] == count_transforms(model, 64, 64)["g_s"]
 
 
 def test_bytes_of_a_kernel() -> None:
@@ -158,6 +186,37 @@ def test_the_command(
     whole = next(event for event in calls if event["name"] == "total")
     assert all(event["ts"] >= -1 and event["dur"] >= 0 for event in calls)
     assert all(event["ts"] + event["dur"] <= whole["dur"] + 1 for event in calls)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("command", [["bench"], ["profile"], ["profile", "--decode"]])
+def test_commands_on_a_gpu(tmp_path: Path, command: list[str]) -> None:
+    save_checkpoint(lively_model(SMALL["mlic_plus_plus"]), tmp_path / "model.safetensors")
+    result = tmp_path / "result.json"
+    arguments = ["--model", str(tmp_path / "model.safetensors"), "--device", "cuda"]
+    arguments += ["--size", "128x64", "--runs", "2", "--against", "reference"]
+    assert main([*command, *arguments, "--json", str(result)]) == 0
+    document = json.loads(result.read_text())
+    assert document["machine"]["gpu"]["driver_version"]
+    if command == ["bench"]:
+        ours = document["results"][0]["engines"]["gpu"]["encode"]
+        assert set(ours["stages"]) == {"g_a + h_a", "entropy path", "range coder", "other"}
+    else:
+        assert sum(row["launches"] for row in document["device_kernels"]) > 50
+
+
+def test_what_got_slower(capsys: pytest.CaptureFixture[str]) -> None:
+    def document(**ms: float) -> dict[str, Any]:
+        rows = [{"network": "h_s", "operation": name, "ms": each} for name, each in ms.items()]
+        return {"kernels": rows}
+
+    before = document(conv=10.0, norm=2.0, gone=1.0, same=3.0)
+    print_changes(before, document(conv=10.5, norm=6.0, new=9.0, same=3.0), 5)
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["h_s:", "norm", "6.00", "2.00", "3.00"],
+        ["h_s:", "conv", "10.50", "10.00", "1.05"],
+    ]
 
 
 def test_the_reference_engine_has_no_kernels() -> None:

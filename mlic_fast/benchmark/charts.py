@@ -17,18 +17,24 @@ _COLOURS = dict(zip(STAGES, (*PALETTE[:4], GREY), strict=True))
 
 
 def draw(document: Result) -> Figure:
-    """Stages of the largest image as stacked bars, and milliseconds over pixels with the floor."""
+    """Stages of the largest image as stacked bars; of several, milliseconds over pixels too, with
+    the floor.
+    """
     results = sorted(document["results"], key=_pixels)
-    figure = new_figure(12, 4.8)
-    bars, lines = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    several = len(results) > 1
+    figure = new_figure(12 if several else 7.5, 4.8)
     machine = document["machine"]
     figure.suptitle(f"{document['model']} on {machine['name']}, commit {machine['commit']}")
-    draw_stages(bars, results[-1])
-    _draw_latency(lines, results)
+    if several:
+        bars, lines = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        _draw_latency(lines, results)
+    else:
+        bars = figure.subplots()
+    _draw_stages(bars, results[-1])
     return figure
 
 
-def draw_stages(axes: Axes, result: Result) -> None:
+def _draw_stages(axes: Axes, result: Result) -> None:
     """Horizontal bars, one an engine and way, of what each stage takes."""
     rows = [(way, name) for way in WAYS for name in result["engines"]]
     longest = max(result["engines"][name][way]["median_ms"] for way, name in rows)
@@ -48,7 +54,10 @@ def draw_stages(axes: Axes, result: Result) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     size = f"{result['width']}x{result['height']}"
     batch = f", batch of {result['batch']}" if result["batch"] > 1 else ""
-    axes.set(xlabel="milliseconds (median)", title=f"Stages at {size}{batch}; dashes: the floor")
+    clock = " on the processor" if result.get("clock") == "processor" else ""
+    axes.set(
+        xlabel=f"milliseconds{clock} (median)", title=f"Stages at {size}{batch}; dashes: the floor"
+    )
     handles = [_patch(colour, stage) for stage, colour in _COLOURS.items()]
     axes.legend(
         handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, fontsize=8
@@ -76,6 +85,8 @@ def _patch(colour: str, label: str) -> Any:
 
 
 def _draw_latency(axes: Axes, results: Sequence[Result]) -> None:
+    from matplotlib.ticker import LogLocator
+
     megapixels = [_pixels(result) / 1e6 for result in results]
     for colour, (name, way, times) in zip(PALETTE, _series(results), strict=False):
         style = "-o" if way == "encode" else "-s"
@@ -85,14 +96,12 @@ def _draw_latency(axes: Axes, results: Sequence[Result]) -> None:
         )
         if all("floor_ms" in each for each in times):
             floors = [each["floor_ms"] for each in times]
-            mark = "" if len(results) > 1 else "_"
-            axes.plot(
-                megapixels, floors, "--" + mark, color=colour, markersize=14, label=f"floor, {way}"
-            )
+            axes.plot(megapixels, floors, "--", color=colour, label=f"floor, {way}")
     axes.set(xscale="log", yscale="log", xlabel="megapixels (log)", ylabel="milliseconds (log)")
     axes.set_title("Latency over pixels")
     axes.set_xticks(megapixels, [f"{each:.3g}" for each in megapixels])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8)

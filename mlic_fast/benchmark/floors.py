@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from mlic_fast.benchmark.engines import parts_of
 from mlic_fast.benchmark.machine import integer_peak, matrix_peak
 from mlic_fast.benchmark.operations import count_entropy_path, count_transforms
 from mlic_fast.benchmark.stages import ENTROPY_PATH, Seconds
 from mlic_fast.codec import Codec
-from mlic_fast.engine.exact import ExactEngine
 from mlic_fast.models.mlic import ALIGNMENT
 
 
 def stage_floors(codec: Codec, width: int, height: int) -> Seconds:
     """Seconds of every stage at the machine's peak; none for engines other than the exact ones."""
-    engine = codec._engine
-    if not isinstance(engine, ExactEngine):
+    parts = parts_of(codec._engine)
+    if parts is None:
         return {}
     padded = [-(-side // ALIGNMENT) * ALIGNMENT for side in (width, height)]
-    peak = matrix_peak(engine._transforms._dtype, codec.device)
+    peak = matrix_peak(parts.transforms._dtype, codec.device)
     transforms = count_transforms(codec.model, *padded)
     floors = {name: count / peak for name, count in transforms.items()}
     floors[ENTROPY_PATH] = count_entropy_path(codec.packed, *padded) / integer_peak(codec.device)

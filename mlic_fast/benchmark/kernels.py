@@ -14,15 +14,16 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlic_fast.benchmark.operations import Counter, used_segments
+from mlic_fast.benchmark.engines import parts_of
+from mlic_fast.benchmark.operations import Counter, read_planes, used_segments
 from mlic_fast.benchmark.stages import replaced, watched
 from mlic_fast.benchmark.tracing import Tracer
 from mlic_fast.codec import Codec
 from mlic_fast.engine import path
-from mlic_fast.engine.exact import ExactEngine
 from mlic_fast.engine.operations import Act, Operations
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packed import PackedModel, Segment
 from mlic_fast.engine.reference import ReferenceEngine
+from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.layers import GDN
 
@@ -62,23 +63,24 @@ def place(layer: str) -> tuple[str, int | None, Parity | None]:
 
 
 @contextmanager
-def watched_kernels(codec: Codec) -> Iterator[Tracer]:
+def watched_kernels(codec: Codec, *, processor: bool = False) -> Iterator[Tracer]:
     """Like :func:`watched`, with a span for each kernel of an exact engine too.
 
     Their details: ``operation``, ``layer``, ``bytes`` read and written, ``products``. Of the
     reference engine the networks have spans.
     """
     engine = codec._engine
-    with watched(codec) as tracer, ExitStack() as stack:
-        if isinstance(engine, ExactEngine):
-            for name, timed in _timed_operations(tracer, engine._ops, codec.packed):
-                stack.enter_context(replaced(engine._ops, name, timed))
+    with watched(codec, processor=processor) as tracer, ExitStack() as stack:
+        parts = parts_of(engine)
+        if parts is not None:
+            for name, timed in _timed_operations(tracer, parts.ops, codec.packed):
+                stack.enter_context(replaced(parts.ops, name, timed))
             code_slice = tracer.wrap(SLICE, SLICE, path._Passes.code_slice)
             # A function, so that it becomes a method.
             stack.enter_context(
                 replaced(path._Passes, "code_slice", lambda *args: code_slice(*args))
             )
-            for name, module in _transform_modules(engine):
+            for name, module in _transform_modules(parts.transforms):
                 timed = tracer.wrap(MODULE, name, module.forward)
                 stack.enter_context(replaced(module, "forward", timed))
             stack.enter_context(_WatchedOperators(tracer))
@@ -98,8 +100,7 @@ def _networks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _transform_modules(engine: ExactEngine) -> Iterator[tuple[str, nn.Module]]:
-    transforms = engine._transforms
+def _transform_modules(transforms: EngineTransforms) -> Iterator[tuple[str, nn.Module]]:
     parts = {
         "g_a": transforms._g_a,
         "h_a": transforms._h_a,
@@ -135,8 +136,6 @@ class _WatchedOperators(TorchDispatchMode):
 
     def _describer(self, func: Any, name: str) -> Any:
         def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-            span = self._tracer.open
-            module = None if span is None else span.within(MODULE)
             operation, products = name, 0
             if name in ("convolution", "conv2d"):
                 weight = args[1]
@@ -148,7 +147,7 @@ class _WatchedOperators(TorchDispatchMode):
                 moved = 0  # a view
             return {
                 "operation": operation,
-                "layer": "" if module is None else module.name,
+                "layer": "",
                 "bytes": moved,
                 "products": products,
             }
@@ -163,8 +162,11 @@ def _timed_operations(
     counter = Counter(packed)
     for name in dir(type(ops)):
         method = getattr(ops, name)
-        if not name.startswith("_") and callable(method):
-            describe = _describer(packed, counter, name, inspect.signature(method))
+        if name not in ("aside", "join") and not name.startswith("_") and callable(method):
+            # A backend may call its arguments something else.
+            known = getattr(Operations, name, None)
+            signature = inspect.signature(known.__get__(ops) if known else method)
+            describe = _describer(packed, counter, name, signature)
             yield name, tracer.wrap(KERNEL, name, method, describe)
 
 
@@ -173,16 +175,15 @@ def _describer(
 ) -> Any:
     def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         arguments = signature.bind(*args, **kwargs).arguments
-        layer = _layer_of(name, arguments)
-        operation, weights = name, 0
-        known = packed.layers.get(layer)
-        if known is not None:
-            used: Sequence[Any] = known.segments
-            if name == "conv":
-                used = used_segments(known, arguments["inputs"], arguments.get("partial"))
-            if name in ("conv", "subpixel_conv"):
-                operation = f"{name} {_square(known.segments[0].weight.shape[1:3])}"
-            weights = sum(segment.weight.nbytes for segment in used)
+        names = _layers_of(name, arguments)
+        operation = name
+        segments: Sequence[Segment] = [s for each in names for s in _segments(packed, each)]
+        if name in ("conv", "subpixel_conv"):
+            operation = f"{name} {_square(segments[0].weight.shape[1:3])}"
+        if name == "conv":
+            layer = packed.layers[names[0]]
+            segments = used_segments(layer, arguments["inputs"], arguments.get("partial"))
+        weights = sum(segment.weight.nbytes for segment in segments)
         results = list(_arrays(result))
         inputs = list(_arrays(list(arguments.values())))
         moved = 0  # by a view
@@ -190,9 +191,9 @@ def _describer(
             moved = sum(array.nbytes for array in (*inputs, *results)) + weights
         return {
             "operation": operation,
-            "layer": layer,
+            "layer": names[0] if names else "",
             "bytes": moved,
-            "products": counter.count(name, arguments),
+            "products": counter.count(name, arguments, result),
         }
 
     return describe
@@ -213,14 +214,21 @@ _MODULES = {
 NETWORK_METHODS = {*_MODULES, "sums", "project"}
 
 
-def _layer_of(name: str, arguments: dict[str, Any]) -> str:
-    """The layer, the module, or the first of several, that a method computes; else empty."""
-    several = arguments.get("layers") or arguments.get("prefixes") or [""]
+def _layers_of(name: str, arguments: dict[str, Any]) -> list[str]:
+    """The layers or modules that a method computes."""
     if name in _MODULES:
         colour = "nonanchor" if arguments.get("parity") is Parity.NON_ANCHOR else "anchor"
-        return _MODULES[name].format(i=arguments.get("i"), colour=colour)
-    layer: str = arguments.get("layer") or several[0]
-    return layer
+        return [_MODULES[name].format(i=arguments.get("i"), colour=colour)]
+    if "layer" in arguments:
+        return [arguments["layer"]]
+    return list(arguments.get("layers") or arguments.get("prefixes") or [])
+
+
+def _segments(packed: PackedModel, name: str) -> list[Segment]:
+    """The weights of a layer, or of all layers of a module."""
+    layers = packed.layers
+    inside = [name] if name in layers else [key for key in layers if key.startswith(f"{name}.")]
+    return [segment for key in inside for segment in layers[key].segments]
 
 
 def _arrays(value: Any) -> Iterator[Any]:
@@ -231,6 +239,8 @@ def _arrays(value: Any) -> Iterator[Any]:
             yield from _arrays(item)
     elif isinstance(value, (np.ndarray, torch.Tensor)):
         yield value
+    elif hasattr(value, "planes"):
+        yield read_planes(value)
 
 
 def _share_memory(inputs: list[Any], results: list[Any]) -> bool:

@@ -56,13 +56,19 @@ class Counter:
     def __init__(self, packed: PackedModel) -> None:
         self._ops = _CountingOps(packed)
 
-    def count(self, name: str, arguments: Mapping[str, Any]) -> int:
+    def count(self, name: str, arguments: Mapping[str, Any], result: Any) -> int:
         """Of a method of :class:`Operations`, its arguments by name; 0 where nothing multiplies.
 
         Arrays may be any backend's: only their shapes matter.
         """
         if name not in _MULTIPLYING:
             return 0
+        if name == "conv":
+            # By its result: what a backend squeezes stands for the full grid in a convolution.
+            layer = self._ops.layers[arguments["layer"]]
+            used = used_segments(layer, arguments["inputs"], arguments.get("partial"))
+            out = _shape_only(result.q if isinstance(result, Act) else result)
+            return math.prod(out.shape[:3]) * sum(segment.weight.size for segment in used)
         before = self._ops.products
         getattr(self._ops, name)(**{key: _shape_only(value) for key, value in arguments.items()})
         return self._ops.products - before
@@ -89,9 +95,18 @@ def _shape_only(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return np.broadcast_to(np.int16(0), value.shape)
     if isinstance(value, torch.Tensor):
-        # Two planes of bytes are one activation.
-        return np.broadcast_to(np.int16(0), value.shape[1:] if value.dim() == 5 else value.shape)
+        return np.broadcast_to(np.int16(0), value.shape)
+    if hasattr(value, "planes"):
+        return np.broadcast_to(np.int16(0), read_planes(value).shape[1:])
     return value
+
+
+def read_planes(x: Any) -> torch.Tensor:
+    """What a kernel of the GPU engine reads of an activation: planes int8 [2, B, H, W, C]."""
+    from mlic_fast.kernels.grid import AT
+
+    planes: torch.Tensor = x.planes
+    return planes[:, :, :, ::2] if x.kind == AT else planes  # as many as of one colour
 
 
 class _CountingOps(SpecOps):

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
+from mlic_fast.benchmark.engines import parts_of
 from mlic_fast.benchmark.kernels import (
     KERNEL,
     LAYOUT,
+    MODULE,
     NETWORK,
     NETWORK_METHODS,
     SLICE,
@@ -34,9 +36,8 @@ from mlic_fast.benchmark.stages import (
     SYNTHESIS,
     seconds_by_stage,
 )
-from mlic_fast.benchmark.tracing import Span, Tracer, own_seconds
+from mlic_fast.benchmark.tracing import Span, Tracer, own_seconds, processor_time
 from mlic_fast.codec import Codec
-from mlic_fast.engine.exact import ExactEngine
 from mlic_fast.errors import EngineError
 from mlic_fast.models.checkerboard import Parity
 
@@ -98,11 +99,11 @@ def measure_peaks(codec: Codec) -> Peaks:
 
     Raises EngineError for an engine that is not exact: it has no kernels to look at.
     """
-    engine = codec._engine
-    if not isinstance(engine, ExactEngine):
+    parts = parts_of(codec._engine)
+    if parts is None:
         raise EngineError(f"the engine {codec.engine!r} can only be profiled --against another")
     device = codec.device
-    dtype = engine._transforms._dtype
+    dtype = parts.transforms._dtype
     return Peaks(matrix_peak(dtype, device), integer_peak(device), bandwidth(device))
 
 
@@ -124,8 +125,9 @@ def profile(
     unwatched: list[list[float]] = [[] for _ in codecs]
     for _ in range(runs):
         for i, (codec, work) in enumerate(zip(codecs, works, strict=True)):
-            unwatched[i].append(Tracer(codec.device).record(work)[0].seconds)
-            with watched_kernels(codec) as tracer:
+            tracer = Tracer(codec.device, processor=processor_time(codec.device))
+            unwatched[i].append(tracer.record(work)[0].seconds)
+            with watched_kernels(codec, processor=processor_time(codec.device)) as tracer:
                 recorded[i].append(tracer.record(work))
     return [_reduce(*each, peaks) for each in zip(unwatched, counted, recorded, strict=True)]
 
@@ -139,7 +141,8 @@ def _work(codec: Codec, way: str, image: torch.Tensor) -> Callable[[], object]:
 
 
 def _count(codec: Codec, work: Callable[[], object]) -> list[Span]:
-    work()
+    for _ in range(2):  # the second call of a size captures a CUDA graph
+        work()
     with watched_kernels(codec) as tracer:
         return tracer.record(work, detailed=True)
 
@@ -211,11 +214,16 @@ def _kernel(span: Span, pass_: str, seconds: float, peaks: Peaks, *, calls_other
 
 
 def _layer(span: Span) -> str:
-    """What a kernel computes, or the network that it is called by."""
+    """What a kernel computes, or the module or network that calls it."""
     inside: Span | None = span
-    while inside is not None and not inside.details.get("layer"):
+    while inside is not None:
+        if inside.kind == MODULE:
+            return inside.name
+        if inside.details.get("layer"):
+            layer: str = inside.details["layer"]
+            return layer
         inside = inside.parent
-    return "" if inside is None else inside.details["layer"]
+    return ""
 
 
 def _passes(spans: list[Span]) -> list[str]:

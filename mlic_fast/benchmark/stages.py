@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+from mlic_fast.benchmark.engines import is_gpu, parts_of
 from mlic_fast.benchmark.tracing import TOTAL, Span, Tracer, own_seconds
 from mlic_fast.codec import Codec
 from mlic_fast.engine import exact
@@ -53,9 +54,12 @@ class _TimedCoder:
 
 
 @contextmanager
-def watched(codec: Codec) -> Iterator[Tracer]:
-    """A tracer that knows the stages of the codec's engine while entered."""
-    tracer, engine = Tracer(codec.device), codec._engine
+def watched(codec: Codec, *, processor: bool = False) -> Iterator[Tracer]:
+    """A tracer that knows the stages of the codec's engine while entered.
+
+    The GPU engine runs without its CUDA graphs then, one thing after the other, which takes longer.
+    """
+    tracer, engine = Tracer(codec.device, processor=processor), codec._engine
     with ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:
@@ -73,6 +77,23 @@ def watched(codec: Codec) -> Iterator[Tracer]:
             stage(exact, "code_latents", ENTROPY_PATH)
             for name in ("Encoder", "Decoder"):
                 replace(exact, name, timed_coder(getattr(exact, name)))
+        elif is_gpu(engine):
+            from mlic_fast.coder.device import DeviceDecoder, DeviceEncoder
+            from mlic_fast.engine import device, graphs
+
+            parts = parts_of(engine)
+            assert parts is not None
+            stage(parts.transforms, "analyse", ANALYSIS)
+            stage(parts.transforms, "synthesise", SYNTHESIS)
+            stage(device, "code_latents", ENTROPY_PATH)
+            for coder in (DeviceEncoder, DeviceDecoder):
+                for name, method in list(vars(coder).items()):
+                    if callable(method) and not name.startswith("_"):
+                        stage(coder, name, CODER)
+            # In a graph, and on streams beside each other, stages could not be told apart.
+            replace(graphs.Recording, "__call__", lambda recording, capture=True: recording._work())
+            replace(parts.ops, "aside", lambda name: nullcontext())
+            replace(parts.ops, "join", lambda name: None)
         elif isinstance(engine, ReferenceEngine):
             model = engine._model
             stage(model, "analyse", ANALYSIS)

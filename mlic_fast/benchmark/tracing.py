@@ -26,7 +26,8 @@ class Span:
         parent: the span within which this one lies; None for the whole.
         details: whatever the one who wrapped it wants to know of it.
         start, end: seconds from the start of the recording.
-        processor_seconds: of all threads of the process; measured of the whole alone.
+        wall_seconds, processor_seconds: of the whole alone: by the clock on the wall, and of all
+            threads of the process on the processor.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Span:
     details: dict[str, Any]
     start: float = 0.0
     end: float = 0.0
+    wall_seconds: float = 0.0
     processor_seconds: float = 0.0
 
     @property
@@ -55,8 +57,8 @@ class _Clock(Protocol):
 
 
 class _HostClock:
-    def mark(self) -> float:
-        return time.perf_counter()
+    def __init__(self, processor: bool) -> None:
+        self.mark = time.process_time if processor else time.perf_counter
 
     def seconds(self, mark: float) -> float:
         return mark
@@ -84,17 +86,20 @@ class Tracer:
 
     Args:
         device: whose clock to read.
+        processor: on the CPU read the time that the process has had on the processor, so that
+            waiting for one does not count. Only sensible with one thread.
 
     Attributes:
         open: during a recording, the innermost span that has begun and not ended.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, *, processor: bool = False) -> None:
         self._device = device
+        self._processor = processor
         self._clock = self._new_clock()
         self._detailed = False
         self.open: Span | None = None
-        self._spans: list[tuple[Span, Any, Any]] = []
+        self._spans: list[tuple[Span, list[Any]]] = []
 
     def wrap(
         self,
@@ -113,14 +118,17 @@ class Tracer:
                 return function(*args, **kwargs)
             span = Span(kind, name, self.open, {})
             self.open = span
-            start = self._clock.mark()
+            marks = [self._clock.mark()]
+            self._spans.append((span, marks))
             try:
                 result = function(*args, **kwargs)
             finally:
-                self._spans.append((span, start, self._clock.mark()))
+                marks.append(self._clock.mark())
                 self.open = span.parent
             if self._detailed and details is not None:
+                self.open = None  # what they call is not to be recorded
                 span.details = details(result, *args, **kwargs)
+                self.open = span.parent
             return result
 
         return timed
@@ -135,21 +143,23 @@ class Tracer:
         self._clock = self._new_clock()
         self._spans = []
         whole = self.open = Span(TOTAL, TOTAL, None, {})
-        processor, begin, start = time.process_time(), time.perf_counter(), self._clock.mark()
+        processor, begin, first = time.process_time(), time.perf_counter(), self._clock.mark()
         try:
             work()
         finally:
             self.open = None
         self._synchronise()
-        whole.end = time.perf_counter() - begin
         whole.processor_seconds = time.process_time() - processor
-        for span, first, last in self._spans:
-            span.start = self._clock.seconds(first) - self._clock.seconds(start)
-            span.end = self._clock.seconds(last) - self._clock.seconds(start)
-        return [whole, *sorted((span for span, _, _ in self._spans), key=lambda s: s.start)]
+        whole.wall_seconds = time.perf_counter() - begin
+        whole.end = whole.processor_seconds if self._processor else whole.wall_seconds
+        origin = self._clock.seconds(first)
+        for span, (start, end) in self._spans:
+            span.start = self._clock.seconds(start) - origin
+            span.end = self._clock.seconds(end) - origin
+        return [whole, *(span for span, _ in self._spans)]
 
     def _new_clock(self) -> _Clock:
-        return _CudaClock() if self._on_device() else _HostClock()
+        return _CudaClock() if self._on_device() else _HostClock(self._processor)
 
     def _on_device(self) -> bool:
         return self._device is not None and self._device.type == "cuda"
@@ -157,6 +167,13 @@ class Tracer:
     def _synchronise(self) -> None:
         if self._on_device():
             torch.cuda.synchronize(self._device)
+
+
+def processor_time(device: torch.device) -> bool:
+    """Whether to time on the processor: with one thread that is what the work would take alone,
+    however busy the machine is; several threads that wait for each other take it too.
+    """
+    return device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def own_seconds(spans: list[Span]) -> dict[Span, float]:

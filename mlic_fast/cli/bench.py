@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Checks that every stream decodes to what was encoded, and that the latents are those of\n"
         "the specification, bit for bit; then times the whole of encoding (pixels to bytes) and\n"
-        "decoding in memory, the engines taking turns, and every stage. processor is the time of\n"
-        "all threads on the CPU: far below all times threads, the machine was busy with others.\n"
+        "decoding in memory, the engines taking turns, and every stage.\n"
+        "With --threads 1 times are those on the processor: what one thread would take alone,\n"
+        "however busy the machine is.\n"
         "A preset is a full-size model of seeded weights, with latents like a trained model's at\n"
         "roughly 0.3 bit a pixel. The floor is the number of operations over the measured peak of\n"
         "this machine."
@@ -116,12 +117,14 @@ def _table(result: dict[str, Any]) -> str:
     batch = f", batch of {result['batch']}" if result["batch"] > 1 else ""
     lines = [
         f"\n{result['image']}, {result['width']}x{result['height']}{batch}, "
-        f"{result['runs']} runs; streams are correct; median milliseconds"
+        f"{result['runs']} runs; streams are correct; "
+        f"median milliseconds, {result['clock']} time"
     ]
     sizes = (f"{name} {engine['bits_per_pixel']:.4f}" for name, engine in engines.items())
     lines.append(f"bits a pixel: {', '.join(sizes)}")
     for way in ("encode", "decode"):
-        lines.append(f"{way:<16}" + "".join(f"{name:>12}" for name in engines) + _note(result, way))
+        lines.append(f"{way:<16}" + "".join(f"{name:>12}" for name in engines))
+        lines[-1] += _note(result, way)
         columns = [engine[way] for engine in engines.values()]
         for label, key in (("all", "median_ms"), ("p10", "p10_ms"), ("p90", "p90_ms")):
             lines.append(_row(label, [column[key] for column in columns]) + _floor(columns[0], key))
@@ -130,7 +133,8 @@ def _table(result: dict[str, Any]) -> str:
             values = [each.get("median_ms", 0.0) for each in found]
             lines.append(_row(stage, values) + _floor(found[0], "median_ms"))
         if all(engine["device"] == "cpu" for engine in engines.values()):
-            lines.append(_row("processor", [column["processor_ms"] for column in columns]))
+            other = "wall" if result["clock"] == "processor" else "processor"
+            lines.append(_row(f"{other} time", [column[f"{other}_ms"] for column in columns]))
         for label, key in (("images/s", "images"), ("megapixels/s", "megapixels")):
             lines.append(_row(label, [column[f"{key}_per_second"] for column in columns]))
         peaks = [column["peak_memory_bytes"] for column in columns]

@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Times every stage, network, pass and kernel: median of the runs. A kernel's floor is\n"
         "its products (each with its addition) over the measured arithmetic peak of this machine,\n"
         "or the bytes it reads and writes over the measured bandwidth, whichever is longer. What\n"
-        "is furthest above its floor is what to make faster next."
+        "is furthest above its floor is what to make faster next.\n"
+        "With --threads 1 times are those on the processor: other work matters little."
     )
     add_benchmark_options(parser)
     parser.add_argument(
@@ -46,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top", type=count, default=12, metavar="N", help="kernels to list (default: %(default)s)"
     )
     parser.add_argument(
+        "--before", metavar="FILE", help="an earlier --json: show which kernels got slower since"
+    )
+    parser.add_argument(
         "--trace", metavar="FILE", help="write a trace for chrome://tracing or ui.perfetto.dev"
     )
     parser.add_argument("--json", metavar="FILE", help="write all rows of all tables")
@@ -56,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for output in (args.json, args.trace):
         if output:
             check_folder_of(output)
+    before = json.loads(Path(args.before).read_text()) if args.before else None
     set_threads(args)
 
     from mlic_fast.benchmark import profile
@@ -63,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from mlic_fast.benchmark.machine import describe_machine
     from mlic_fast.benchmark.pictures import synthetic_photograph
     from mlic_fast.benchmark.trace import chrome_trace
+    from mlic_fast.benchmark.tracing import processor_time
     from mlic_fast.images import load_image, write_atomically
 
     codecs = load_codecs(args)
@@ -78,12 +84,15 @@ def run(args: argparse.Namespace) -> int:
         "width": image.shape[2],
         "height": image.shape[1],
         "runs": args.runs,
+        "clock": "processor" if processor_time(codecs[0].device) else "wall",
         "engine": codecs[0].engine,
         "baseline": codecs[1].engine if len(codecs) > 1 else None,
         **profile.describe(profiles, peaks),
         "device_kernels": profile.device_kernels(codecs[0], way, image),
     }
     _print(document, args.top)
+    if before is not None:
+        _print_changes(before, document, args.top)
     if args.json:
         write_atomically(args.json, (json.dumps(document, indent=2) + "\n").encode())
     if args.trace:
@@ -103,7 +112,8 @@ def _print(document: dict[str, Any], top: int) -> None:
     )
     print(
         f"\n{document['way']} of {document['width']}x{document['height']}, model "
-        f"{document['model']}, engine {document['engine']}, median of {document['runs']} runs: "
+        f"{document['model']}, engine {document['engine']}, median of {document['runs']} runs, "
+        f"{document['clock']} time: "
         f"{document['total_ms']:.2f} ms ({document['unwatched_ms']:.2f} ms when not watched)"
         + _versus(document, baseline)
     )
@@ -130,6 +140,19 @@ def _print(document: dict[str, Any], top: int) -> None:
     for row in launched[:top]:
         print(f"{row['kernel'][:64]:<66}{row['launches']:>7}{row['ms']:>9.3f} ms")
     print(f"\n{_advice(document)}")
+
+
+def _print_changes(before: dict[str, Any], after: dict[str, Any], top: int) -> None:
+    """Kernels that got slower, the most milliseconds first."""
+    earlier = {_kernel_name(row): row["ms"] for row in before["kernels"]}
+    rows = [(_kernel_name(row), row["ms"]) for row in after["kernels"]]
+    slower = sorted(
+        ((now - earlier[name], name, now) for name, now in rows if now > earlier.get(name, now)),
+        reverse=True,
+    )
+    print(f"\n{'slower than before':<48}{'ms':>9}{'before':>9}{'ratio':>7}")
+    for _, name, now in slower[:top]:
+        print(f"{name:<48}{now:>9.2f}{earlier[name]:>9.2f}{now / max(earlier[name], 1e-9):>7.2f}")
 
 
 _COLUMNS = (

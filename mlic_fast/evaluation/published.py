@@ -1,7 +1,7 @@
 """Rate and distortion that papers report: Kodak's 24 images, models trained for MSE.
 
 Points are (bits a pixel, PSNR in dB): tables of the MLIC papers (arXiv 2211.07273) and of MLIC++
-(arXiv 2307.15421). Their BD-rates are against VTM-17.0, of which they print no points.
+(arXiv 2307.15421). Their BD-rates are against VTM-17.0, whose own points are not known here.
 """
 
 from __future__ import annotations
