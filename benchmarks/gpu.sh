@@ -20,6 +20,8 @@ export PYTEST_ADDOPTS="-W default --maxfail 20"
 command -v nvcc >/dev/null || PATH=$PATH:/usr/local/cuda/bin
 against=()
 "$PYTHON" -c "import compressai" 2>/dev/null && against=(--against reference)
+several=() # most of the time goes into compiling kernels, one for each kind of launch
+"$PYTHON" -c "import xdist" 2>/dev/null && several=(-n 8)
 
 MLIC_FAST_CUDA=ON "$PYTHON" setup.py build_ext --inplace >"$OUT/build.log" 2>&1 || {
   tail -n 30 "$OUT/build.log"
@@ -28,7 +30,7 @@ MLIC_FAST_CUDA=ON "$PYTHON" setup.py build_ext --inplace >"$OUT/build.log" 2>&1 
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.total --format=csv
 
 # Nothing is timed before it is right.
-step "kernels against the specification" "$PYTHON" -m pytest -q tests/kernels
+step "kernels against the specification" "$PYTHON" -m pytest -q "${several[@]}" tests/kernels
 step "range coder" "$PYTHON" -m pytest -q tests/coder/test_device.py
 step "engine" "$PYTHON" -m pytest -q tests/engine/test_gpu.py
 step "golden streams" "$PYTHON" -m mlic_fast.cli verify --engine gpu
