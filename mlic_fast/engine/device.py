@@ -8,7 +8,6 @@ payloads or results after all is done.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -79,7 +78,6 @@ class GpuEngine:
         self._tables = DeviceTables(packed.tables, device)
         self._medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
         self._compiled: set[bool] = set()
-        self._compiling = threading.Lock()
         cache = _memory(device) // CACHE_SHARE
         self._encodes: Pool[_Encode] = Pool(cache // 2)
         self._decodes: Pool[_Decode] = Pool(cache // 2)
@@ -104,12 +102,11 @@ class GpuEngine:
 
     def compile_kernels(self, batch: int, height: int, width: int, encoding: bool) -> None:
         """Compile what a path of this size of z launches, many kernels at a time; once each way."""
-        with self._compiling:
-            if encoding in self._compiled or self._device.type != "cuda":
-                return
-            with compiling(os.cpu_count() or 1):
-                compile_path(self._ops, self._device, batch, height, width, encoding)
-            self._compiled.add(encoding)
+        if encoding in self._compiled or self._device.type != "cuda":
+            return
+        with compiling(os.cpu_count() or 1):
+            compile_path(self._ops, self._device, batch, height, width, encoding)
+        self._compiled.add(encoding)
 
     def _current(self) -> AbstractContextManager[Any]:
         """PyTorch's and Triton's launches go to the current device."""
