@@ -42,6 +42,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DCMAKE_BUILD_TYPE={os.environ.get('MLIC_FAST_BUILD_TYPE', 'Release')}",
             f"-DMLIC_FAST_CUDA={os.environ.get('MLIC_FAST_CUDA', 'AUTO')}",
+            f"-DMLIC_FAST_WERROR={os.environ.get('MLIC_FAST_WERROR', 'OFF')}",
             f"-DMLIC_FAST_OUTPUT_DIR={target.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

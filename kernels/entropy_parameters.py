@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.coder import SCALES
+from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
 from mlic_fast.engine.packed import Layer
 from mlic_fast.kernels.configs import CONFIGS
 from mlic_fast.kernels.configs import config as find_config
@@ -52,8 +53,6 @@ from mlic_fast.kernels.grid import SQUEEZED, Input, Positions
 from mlic_fast.kernels.planes import add_product, product
 from mlic_fast.kernels.specialisation import Specialisation
 
-#: Largest magnitude of a symbol: float32 holds it exactly, and no latent comes near it.
-SYMBOL_LIMIT = 1 << 22
 _SYMBOL_LIMIT = tl.constexpr(float(SYMBOL_LIMIT))
 #: Layer 0 is computed in blocks of so many outputs, each used up by layer 2 at once.
 _BLOCK_N = 64
@@ -68,9 +67,9 @@ class PassWeights:
         context: int8 [2, blocks of all contexts, a, BLOCK_K].
         context_scale: float32 [contexts, a].
         widths: channels of each context.
-        layer2: int8 [2, a / BLOCK_N, b, BLOCK_N]; layer4: int8 [2, c, b]; layer6: int8 [2, 2, C,
-        c],
-            scales and means.
+        layer2: int8 [2, a / BLOCK_N, b, BLOCK_N].
+        layer4: int8 [2, c, b].
+        layer6: int8 [2, 2, C, c], scales and means.
         scale2, bias2, scale4, bias4 [b], [c]; scale6, bias6 [2, C]: float32.
         out_scales: 2^exponent of the outputs of layers 0, 2, 4.
         thresholds: float32 [63], the scales of the tables.
@@ -406,7 +405,7 @@ def entropy_parameters(
     a, *_, channels = weights.hidden
     launch(
         _pass_kernel,
-        ((triton.cdiv(positions, config.block),)),
+        (triton.cdiv(positions, config.block),),
         start,
         tuple(planes),
         weights.context,

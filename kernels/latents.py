@@ -209,7 +209,7 @@ def digest(latents: Tensor, *, out: Tensor) -> None:
     grid = triton.cdiv(height * width, block.block), triton.cdiv(channels, block.outputs), batch
     launch(
         _digest_kernel,
-        (grid),
+        grid,
         latents,
         out,
         height * width,

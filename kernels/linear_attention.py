@@ -47,6 +47,7 @@ from mlic_fast.kernels.planes import (
     ANCHORS,
     NON_ANCHORS,
     SMALLEST_SIDE,
+    add_product,
     check_planes,
     colour_positions,
     image_of,
@@ -206,10 +207,7 @@ def _contexts_kernel(
         p = tl.where(mask, exp_int(x), 0)
         total += tl.sum(p, axis=0)
         p_low, p_high = tl.trans(low_byte(p)), tl.trans(high_byte(p))
-        hh = tl.dot(p_high, v_high, acc=hh, out_dtype=tl.int32)
-        mid = tl.dot(p_high, v_low, acc=mid, out_dtype=tl.int32)
-        mid = tl.dot(p_low, v_high, acc=mid, out_dtype=tl.int32)
-        ll = tl.dot(p_low, v_low, acc=ll, out_dtype=tl.int32)
+        hh, mid, ll = add_product(hh, mid, ll, p_low, p_high, v_low, v_high)
     context = join_products(hh.to(tl.int64), mid.to(tl.int64), ll.to(tl.int64))
     at = image * heads + head
     to = contexts + at * (DEPTH * DEPTH) + channels[:, None] * DEPTH + channels[None, :]
@@ -333,7 +331,7 @@ def linear_attention(
     c = config("linear_maxima", device, batch * keys)
     launch(
         _maxima_kernel,
-        ((chunks, heads, batch)),
+        (chunks, heads, batch),
         k,
         maxima,
         contexts,
@@ -353,7 +351,7 @@ def linear_attention(
     c = config("linear_contexts", device, batch * keys)
     launch(
         _contexts_kernel,
-        ((chunks, heads, batch)),
+        (chunks, heads, batch),
         k,
         v,
         maxima,
@@ -378,7 +376,7 @@ def linear_attention(
     c = config("linear_apply", device, batch * queries)
     launch(
         _apply_kernel,
-        ((triton.cdiv(queries, c.block), heads, batch)),
+        (triton.cdiv(queries, c.block), heads, batch),
         q,
         contexts,
         totals,

@@ -290,7 +290,8 @@ def conv(
         grid: B, H, W of the full grid.
         start: float32 [.., O] to begin the sum with, channels contiguous; default: the bias.
         at: ALL, or the colour (0 non-anchors, 1 anchors) whose positions are computed, [.., W/2,
-        ..]. residual: added after the activation: float32 [.., O], or planes [2, .., O] times
+            ..].
+        residual: added after the activation: float32 [.., O], or planes [2, .., O] times
             ``residual_scale``.
         out: float32 [.., O]; or planes [2, .., O], quantised with ``out_scale`` float32 [O].
         latents: float32 [B, H, W, C] to which half_tanh of the sum is added at the positions of

@@ -44,6 +44,7 @@ from mlic_fast.kernels.planes import (
     ALL,
     ANCHORS,
     NON_ANCHORS,
+    add_product,
     check_planes,
     colour_positions,
     image_of,
@@ -206,10 +207,7 @@ def _attention_kernel(
             p = tl.where(allowed, exp_int(x), 0)
             part += tl.sum(p, axis=1)
             p_low, p_high = low_byte(p), high_byte(p)
-            hh = tl.dot(p_high, v_high, acc=hh, out_dtype=tl.int32)
-            mid = tl.dot(p_high, v_low, acc=mid, out_dtype=tl.int32)
-            mid = tl.dot(p_low, v_high, acc=mid, out_dtype=tl.int32)
-            ll = tl.dot(p_low, v_low, acc=ll, out_dtype=tl.int32)
+            hh, mid, ll = add_product(hh, mid, ll, p_low, p_high, v_low, v_high)
         total += part
         weighted += join_products(hh.to(tl.int64), mid.to(tl.int64), ll.to(tl.int64))
 
@@ -254,7 +252,7 @@ def softmax_attention(
     c = config("softmax", q.device, batch * queries)
     launch(
         _attention_kernel,
-        ((triton.cdiv(queries, c.block), heads, batch)),
+        (triton.cdiv(queries, c.block), heads, batch),
         q,
         k,
         v,

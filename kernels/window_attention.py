@@ -50,7 +50,7 @@ from mlic_fast.kernels.functions import (
     quantise_twin,
     to_planes,
 )
-from mlic_fast.kernels.planes import check_planes, padded, product, store_planes
+from mlic_fast.kernels.planes import add_product, check_planes, padded, product, store_planes
 from mlic_fast.kernels.specialisation import Specialisation
 from mlic_fast.models.checkerboard import Parity, squeeze
 
@@ -438,19 +438,15 @@ def _fusion_kernel(
             low = tl.load(tokens + inputs[None, :], mask=mask, other=0)
             high = tl.load(tokens + plane + inputs[None, :], mask=mask, other=0)
             w_low, w_high = _weights(fusion_weight, first + chunk, inputs, 2 * C, INPUTS)
-            fused_hh = tl.dot(high, w_high, acc=fused_hh, out_dtype=tl.int32)
-            fused_mid = tl.dot(high, w_low, acc=fused_mid, out_dtype=tl.int32)
-            fused_mid = tl.dot(low, w_high, acc=fused_mid, out_dtype=tl.int32)
-            fused_ll = tl.dot(low, w_low, acc=fused_ll, out_dtype=tl.int32)
+            fused_hh, fused_mid, fused_ll = add_product(
+                fused_hh, fused_mid, fused_ll, low, high, w_low, w_high
+            )
         fused = join_products(fused_hh, fused_mid, fused_ll)
         fused = _affine(fused, fusion_scale, fusion_bias, first + chunk, 2 * C)
         fused = quantise(fused, fused_scale)
         low, high = low_byte(fused), high_byte(fused)
         w_low, w_high = _weights(proj_weight, outputs, first + chunk, 2 * C, 2 * C)
-        hh = tl.dot(high, w_high, acc=hh, out_dtype=tl.int32)
-        mid = tl.dot(high, w_low, acc=mid, out_dtype=tl.int32)
-        mid = tl.dot(low, w_high, acc=mid, out_dtype=tl.int32)
-        ll = tl.dot(low, w_low, acc=ll, out_dtype=tl.int32)
+        hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
     real = _affine(join_products(hh, mid, ll), proj_scale, proj_bias, outputs, 2 * C)
 
     is_output = outputs < 2 * C
@@ -469,10 +465,7 @@ def _fusion_kernel(
         hidden = quantise(hidden, hidden_scale)
         h_low, h_high = low_byte(hidden), high_byte(hidden)
         w_low, w_high = _weights(fc2_weight, outputs, first + chunk, 2 * C, 4 * C)
-        hh = tl.dot(h_high, w_high, acc=hh, out_dtype=tl.int32)
-        mid = tl.dot(h_high, w_low, acc=mid, out_dtype=tl.int32)
-        mid = tl.dot(h_low, w_high, acc=mid, out_dtype=tl.int32)
-        ll = tl.dot(h_low, w_low, acc=ll, out_dtype=tl.int32)
+        hh, mid, ll = add_product(hh, mid, ll, h_low, h_high, w_low, w_high)
     r = _affine(join_products(hh, mid, ll), fc2_scale, fc2_bias, outputs, 2 * C) + real
     to = out + rows.to(tl.int64)[:, None] * out_stride + outputs[None, :]
     store_planes(quantise(r, out_scale), to, out_plane, here[:, None] & is_output[None, :])
@@ -497,7 +490,7 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
     c = config(f"window_qkv{wide}", x.device, positions)
     launch(
         _qkv_kernel,
-        ((triton.cdiv(positions, c.block),)),
+        (triton.cdiv(positions, c.block),),
         x,
         w.norm1.gain,
         w.norm1.bias,
@@ -521,7 +514,7 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
     c = config("window_attention", x.device, positions)
     launch(
         _attention_kernel,
-        ((windows, heads, batch)),
+        (windows, heads, batch),
         qkv,
         w.relative,
         tokens,
@@ -540,7 +533,7 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
     c = config(f"window_fusion{wide}", x.device, batch * windows)
     launch(
         _fusion_kernel,
-        ((triton.cdiv(batch * windows, c.block),)),
+        (triton.cdiv(batch * windows, c.block),),
         tokens,
         w.fusion.weight,
         w.fusion.scale,

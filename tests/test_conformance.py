@@ -15,8 +15,9 @@ from lively import SMALL, lively_model
 import mlic_fast
 from mlic_fast.cli import main
 from mlic_fast.conformance import golden_files
-from mlic_fast.conformance.engines import backends, create_ops
+from mlic_fast.conformance.engines import backends, codec_on, create_ops
 from mlic_fast.conformance.golden import read_golden, write_golden
+from mlic_fast.conformance.recorder import Recorder
 from mlic_fast.conformance.verify import record, verify_golden
 from mlic_fast.engine import cpu
 from mlic_fast.engine.pack import load_packed
@@ -50,6 +51,20 @@ def test_a_golden_stream_on_the_gpu_kernels() -> None:
     ops = GpuOps(golden.packed, torch.device("cpu"))
     found = record(golden.model, golden.packed, ops, golden.streams["one_pixel"])
     assert found == golden.expected["one_pixel"]
+
+
+def test_the_latest_coding_is_recorded() -> None:
+    golden = read_golden(golden_files()[0])
+    ops = create_ops("cpu:scalar", golden.packed)
+    recorder = Recorder(ops)
+    codec = codec_on(ops, golden.model, golden.packed, recorder)
+    for stream in ("odd", "one_pixel"):
+        codec.decode_latents(golden.streams[stream])
+        assert len(recorder.symbols) == 1 + len(recorder.indexes)
+    alone = Recorder(ops)
+    codec_on(ops, golden.model, golden.packed, alone).decode_latents(golden.streams["one_pixel"])
+    assert recorder.hashes == alone.hashes
+    assert all(map(np.array_equal, recorder.symbols, alone.symbols))
 
 
 def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ class Recorder:
     Attributes:
         hashes: SHA-256 of the symbols of z and of every pass, by name, in coding order.
         symbols, indexes: of z (symbols alone) and of the passes, as int32 and uint8 [1, H, W, C].
+            All of the latest coding: the engine gpu goes through one to compile its kernels.
     """
 
     def __init__(self, ops: Any) -> None:
@@ -32,8 +33,8 @@ class Recorder:
         return getattr(self._ops, name)
 
     def hyper_synthesis(self, symbols: Any) -> Any:
-        self.symbols.append(_host(symbols))
-        self.hashes["z symbols"] = _hash(symbols, "<i4")
+        self.symbols, self.indexes = [_host(symbols)], []
+        self.hashes = {"z symbols": _hash(symbols, "<i4")}
         return self._ops.hyper_synthesis(symbols)
 
     def entropy_parameters(self, i: int, parity: Parity, *arguments: Any) -> Any:

@@ -8,7 +8,6 @@ payloads or results after all is done.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -33,8 +32,9 @@ from mlic_fast.models.mlic import ALIGNMENT, Transforms
 
 #: Pixels of a batch at most; bounds the workspace.
 BATCH_PIXELS = 1 << 23
-#: Bytes of CUDA graphs and buffers that are kept for sizes that may come again.
-CACHE_BYTES = 4 << 30
+#: CUDA graphs and buffers are kept for sizes that may come again in one part of so many of the
+#: device's memory: a graph has a workspace of its own, of all activations of g_a or g_s.
+CACHE_SHARE = 4
 #: Room for a payload, in bytes a pixel: eight times what a photograph takes at the best quality. A
 #: larger one gets the room that the escapes of any symbols need.
 USUAL_BYTES, MOST_BYTES = 1, 12
@@ -78,9 +78,9 @@ class GpuEngine:
         self._tables = DeviceTables(packed.tables, device)
         self._medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
         self._compiled: set[bool] = set()
-        self._compiling = threading.Lock()
-        self._encodes: Pool[_Encode] = Pool(CACHE_BYTES // 2)
-        self._decodes: Pool[_Decode] = Pool(CACHE_BYTES // 2)
+        cache = _memory(device) // CACHE_SHARE
+        self._encodes: Pool[_Encode] = Pool(cache // 2)
+        self._decodes: Pool[_Decode] = Pool(cache // 2)
 
     def batch_limit(self, height: int, width: int) -> int:
         return max(1, BATCH_PIXELS // (height * width))
@@ -102,12 +102,11 @@ class GpuEngine:
 
     def compile_kernels(self, batch: int, height: int, width: int, encoding: bool) -> None:
         """Compile what a path of this size of z launches, many kernels at a time; once each way."""
-        with self._compiling:
-            if encoding in self._compiled or self._device.type != "cuda":
-                return
-            with compiling(os.cpu_count() or 1):
-                compile_path(self._ops, self._device, batch, height, width, encoding)
-            self._compiled.add(encoding)
+        if encoding in self._compiled or self._device.type != "cuda":
+            return
+        with compiling(os.cpu_count() or 1):
+            compile_path(self._ops, self._device, batch, height, width, encoding)
+        self._compiled.add(encoding)
 
     def _current(self) -> AbstractContextManager[Any]:
         """PyTorch's and Triton's launches go to the current device."""
@@ -268,6 +267,13 @@ class _Decode:
         if not self._synthesise:
             return y_hat
         return to_pixels(engine._transforms.synthesise(y_hat, self._rate))
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of a CUDA device; some for the interpreter."""
+    if device.type != "cuda":
+        return 4 << 30
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _to_symbols(x: Tensor) -> Tensor:

@@ -66,12 +66,10 @@ class GpuOps(Operations):
         self._made: dict[Any, Any] = {}
 
     def _once(self, key: Any, make: Callable[[], T]) -> T:
-        """Weights in the form of a kernel, made when they are first used.
-
-        Of what two threads make at once the first stays, as a graph may read it already.
-        """
-        made: T
-        made = self._made[key] if key in self._made else self._made.setdefault(key, make())
+        """Weights in the form of a kernel, made when they are first used."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
         return made
 
     def _scale(self, name: str) -> float:

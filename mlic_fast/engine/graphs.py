@@ -76,6 +76,11 @@ def capture_stream(device: torch.device, name: str = "") -> torch.cuda.Stream:
     return torch.cuda.Stream(device, priority=-1)
 
 
+#: For launches one by one. The first of a kernel loads it, in Triton not safely beside another
+#: thread's; and more threads would not launch faster, as Python lets one of them run.
+_LAUNCHING = threading.Lock()
+
+
 class Recording(Generic[Result]):
     """Work on buffers that stay where they are: run at first, from its second time on replayed.
 
@@ -101,7 +106,8 @@ class Recording(Generic[Result]):
         """
         replays = self._graph is not None or hasattr(self._here, "ran")
         if self._device.type != "cuda" or not capture or not replays:
-            result = self._work()
+            with _LAUNCHING:
+                result = self._work()
             self._here.ran = True
             return result
         if self._graph is None:
