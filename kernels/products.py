@@ -136,7 +136,7 @@ def conv_twin(
         total = torch.nn.functional.conv2d(
             x.permute(0, 3, 1, 2).double(), kernel.contiguous(), padding=side // 2
         )
-        r = r + total.permute(0, 2, 3, 1).to(torch.int32).to(torch.float32) * scale
+        r = r + total.permute(0, 2, 3, 1).round().to(torch.int32).to(torch.float32) * scale
     if activation:
         r = gelu_twin(r)
     return r if residual is None else r + residual

@@ -131,7 +131,8 @@ class GpuEngine:
     ) -> Tensor:
         pixels = size[0] * size[1] * ALIGNMENT**2
         longest = max(len(payload) for payload, _ in payloads)
-        room = USUAL_BYTES if longest <= USUAL_BYTES * pixels else -(-longest // pixels)
+        # A power of two, so that there are few different jobs.
+        room = USUAL_BYTES << max(0, -(-longest // pixels) - 1).bit_length()
         key = (len(payloads), *size, room, synthesise)
         new = partial(_Decode, self, *key)
         with self._current(), GATE.working(), self._decodes.lent(key, new) as job:

@@ -49,13 +49,16 @@ class Gate:
             self._working -= 1
             self._wanted += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._working and not self._capturing)
-            self._capturing = True
+        mine = False
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._working and not self._capturing)
+                self._capturing = mine = True
             yield
         finally:
             with self._changed:
-                self._capturing = False
+                if mine:  # not if the wait was interrupted
+                    self._capturing = False
                 self._wanted -= 1
                 self._working += 1
                 self._changed.notify_all()
