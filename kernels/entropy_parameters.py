@@ -33,8 +33,7 @@ from torch import Tensor
 from mlic_fast.coder import SCALES
 from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
 from mlic_fast.engine.packed import Layer
-from mlic_fast.kernels.configs import CONFIGS
-from mlic_fast.kernels.configs import config as find_config
+from mlic_fast.kernels import configs
 from mlic_fast.kernels.functions import (
     clamp,
     from_planes,
@@ -399,7 +398,7 @@ def entropy_parameters(
         C].
     """
     positions = grid.count // 2
-    config = find_config("pass", start.device, positions)
+    config = configs.config("pass", start.device, positions)
     planes = [x.planes for x in contexts]
     assert tuple(x.shape[-1] for x in planes) == weights.widths
     a, *_, channels = weights.hidden
@@ -453,7 +452,7 @@ def entropy_parameters(
 
 def _specialisation(name: str, colour: int, contexts: int, encode: bool) -> Specialisation:
     """``contexts``: 0, 1 (local), 2 (inter, channel) or 4 (and local, intra); C = 32."""
-    config = CONFIGS["pass"]["any", "any"]
+    config = configs.CONFIGS["pass"]["any", "any"]
     widths = {0: (), 1: (64,), 2: (64, 128), 4: (64, 128, 64, 64)}[contexts]
     weights = (
         "layer2",

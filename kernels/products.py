@@ -49,6 +49,9 @@ from mlic_fast.kernels.specialisation import Specialisation
 
 #: What becomes of the sum: see :func:`conv`.
 REAL, PLANES, SHUFFLED, LATENTS = range(4)
+# The same for kernels.
+_KEPT, _SQUEEZED = tl.constexpr(KEPT), tl.constexpr(SQUEEZED)
+_REAL, _SHUFFLED, _LATENTS = (tl.constexpr(kind) for kind in (REAL, SHUFFLED, LATENTS))
 #: Arguments whose value (1, or a multiple of 16) must not make another variant to compile.
 _SIZES = ("positions", "height", "width", "inputs", "side", "gelu_after")
 
@@ -210,9 +213,9 @@ def _conv_kernel(
             y = row + dy
             z = column + dx
             there = m_inside & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-            if INPUT == 1:  # KEPT
+            if INPUT == _KEPT:
                 there = there & (((y + z) & 1) == COLOUR)
-            if INPUT == 3:  # SQUEEZED
+            if INPUT == _SQUEEZED:
                 there = there & (((y + z) & 1) == COLOUR)
                 at = (image_row + dy) * (width // 2) + (z >> 1)
             else:
@@ -246,14 +249,14 @@ def _conv_kernel(
             high = tl.load(residual + residual_plane + at, mask=inside, other=0)
             r = r + join_bytes(low, high).to(tl.float32) * residual_scale
 
-    if OUT == 0:  # REAL
+    if OUT == _REAL:
         tl.store(out + m[:, None].to(tl.int64) * out_position + n[None, :], r, mask=inside)
     else:
-        if OUT == 2:  # SHUFFLED: channel 4c + 2u + v goes to row 2y + u, column 2z + v, channel c
+        if OUT == _SHUFFLED:  # channel 4c + 2u + v goes to row 2y + u, column 2z + v, channel c
             line = (2 * image_row[:, None] + ((n >> 1) & 1)[None, :]) * (2 * width)
             at = line + 2 * column[:, None] + (n & 1)[None, :]
             at = at.to(tl.int64) * out_position + (n >> 2)[None, :]
-        elif OUT == 3:  # LATENTS: in place on the full grid
+        elif OUT == _LATENTS:  # in place on the full grid
             position = image_row * width + column
             at = position[:, None].to(tl.int64) * latents_position + n[None, :]
             r = tl.load(latents + at, mask=inside, other=0.0) + half_tanh(r)
