@@ -256,6 +256,8 @@ def test_odd_shapes_in_a_file(plus_plus: MlicModel, tmp_path: Path) -> None:
         '{"colour": 1}',
         '{"stage_channels": [1, 2]}',
         '{"stage_channels": [1, 0, 2]}',
+        '{"stage_channels": null}',
+        '{"hyper_channels": [8]}',
         '{"lrp_channels": []}',
         '{"lrp_channels": 7}',
         '{"lambdas": ["a"]}',
@@ -272,7 +274,8 @@ def test_damaged_configurations(plus_plus: MlicModel, tmp_path: Path, text: str)
 
 
 def test_configuration_round_trip() -> None:
-    for config in (*SMALL.values(), replace(SMALL["mlic"], lambdas=(0.1, 0.25))):
+    others = {"lambdas": (0.1, 0.25)}, {"hyper_channels": (8, 12)}
+    for config in (*SMALL.values(), *(replace(SMALL["mlic"], **other) for other in others)):
         assert MlicConfig.from_json(config.to_json()) == config
 
 
