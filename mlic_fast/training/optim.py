@@ -121,9 +121,10 @@ def orthogonalise(x: Tensor) -> Tensor:
     gram = rows @ rows.transpose(1, 2)
     squares = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30
     gram, product = gram / squares, squares.rsqrt() * torch.eye(gram.shape[1], device=x.device)
-    for _ in range(5):
+    for last in (False, False, False, False, True):
         polynomial = 2.0315 * gram @ gram - 4.7750 * gram
         polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
         product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
+        if not last:
+            gram = polynomial @ gram @ polynomial
     return (product @ rows).reshape(x.shape)
