@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mlic_fast
 from mlic_fast.cli import main
 from mlic_fast.errors import CheckpointError
 from mlic_fast.images import save_image
@@ -25,6 +26,7 @@ from mlic_fast.models import PRESETS, MlicConfig, create_model, load_checkpoint,
 from mlic_fast.training import TrainConfig, Trainer, TrainingError, load_state, train
 from mlic_fast.training import trainer as trainer_module
 from mlic_fast.training.data import ImageCache, PatchSampler
+from mlic_fast.training.export import export
 from mlic_fast.training.log import Logs
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import Muon, learning_rate_factor, make_optimizers, orthogonalise
@@ -383,6 +385,22 @@ def test_model_and_warm_start_from_checkpoints(photographs: Path, tmp_path: Path
     )
     with pytest.raises(TrainingError, match="--warm-start"):
         trainer_module.build_model(options(photographs, tmp_path, model=path, lmbda=lmbda))
+
+
+def test_training_goes_on_from_exported_weights(photographs: Path, tmp_path: Path) -> None:
+    source, target = (str(tmp_path / f"{name}.safetensors") for name in ("source", "target"))
+    trained = create_model(TINY)
+    save_checkpoint(trained, source)
+    identity = export(source, target)
+    assert mlic_fast.load(target, device="cpu").model_id == identity[:4]
+    assert Path(target).stat().st_size < 0.6 * Path(source).stat().st_size
+    constants = dict(trained.named_buffers())
+    assert constants["gaussian_conditional.likelihood_lower_bound.bound"] == torch.tensor([1e-9])
+    assert_equal(dict(load_checkpoint(target).named_buffers()), constants)
+
+    save_checkpoint(create_model(TINY).half(), target)  # constants in half precision: zeros
+    model = trainer_module.build_model(options(photographs, tmp_path, model=target))
+    assert_equal(dict(model.named_buffers()), constants)
 
 
 def test_resuming_from_what_is_no_training_checkpoint(tmp_path: Path) -> None:

@@ -78,10 +78,13 @@ def build_model(config: TrainConfig, stored: MlicConfig | None = None) -> MlicMo
 
 
 def warm_start(model: MlicModel, path: str) -> None:
-    """Copies every tensor of a checkpoint that has the name and shape of one of the model's."""
-    target, source = model.state_dict(), load_checkpoint(path).state_dict()
+    """Copies every parameter of a checkpoint that has the name and shape of one of the model's.
+
+    Constants stay the model's own: a file in half precision holds the bound of likelihoods as zero.
+    """
+    target, source = dict(model.named_parameters()), load_checkpoint(path).state_dict()
     fitting = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
-    if not any(k in fitting for k, _ in model.named_parameters()):
+    if not fitting:
         raise CheckpointError(
             f"no tensor of {path} fits the model: choose the --model it was made for"
         )
