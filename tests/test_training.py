@@ -398,7 +398,7 @@ def test_training_goes_on_from_exported_weights(photographs: Path, tmp_path: Pat
     assert constants["gaussian_conditional.likelihood_lower_bound.bound"] == torch.tensor([1e-9])
     assert_equal(dict(load_checkpoint(target).named_buffers()), constants)
 
-    save_checkpoint(create_model(TINY).half(), target)  # constants in half precision: zeros
+    save_checkpoint(create_model(TINY).half(), target)
     model = trainer_module.build_model(options(photographs, tmp_path, model=target))
     assert_equal(dict(model.named_buffers()), constants)
 

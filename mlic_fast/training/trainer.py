@@ -78,10 +78,7 @@ def build_model(config: TrainConfig, stored: MlicConfig | None = None) -> MlicMo
 
 
 def warm_start(model: MlicModel, path: str) -> None:
-    """Copies every parameter of a checkpoint that has the name and shape of one of the model's.
-
-    Constants stay the model's own: a file in half precision holds the bound of likelihoods as zero.
-    """
+    """Copies every parameter of a checkpoint that has the name and shape of one of the model's."""
     target, source = dict(model.named_parameters()), load_checkpoint(path).state_dict()
     fitting = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
     if not fitting:

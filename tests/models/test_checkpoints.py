@@ -62,6 +62,12 @@ def test_half_precision_files_give_float32_models(plus_plus: MlicModel, tmp_path
     for (name, own), value in zip(loaded.named_parameters(), plus_plus.parameters(), strict=True):
         assert own.dtype == torch.float32
         assert torch.equal(own, value.half().float()), name
+    bounds = [
+        value
+        for name, value in loaded.named_buffers()
+        if name.endswith("likelihood_lower_bound.bound")
+    ]
+    assert bounds == [torch.tensor([1e-9])] * 2  # in half precision they are zero
 
 
 def as_bare(state: State) -> Any:
