@@ -264,12 +264,15 @@ def _has_kernels(result: Document) -> bool:
 
 
 def rate(stored: list[Document]) -> Lines:
-    """The newest comparison of each model that has one, on whatever machine: pixels do not care."""
-    shown: set[str] = set()
+    """The newest comparison of each model on each set of images (their number tells them apart), on
+    whatever machine: pixels do not care.
+    """
+    shown: set[tuple[str, int]] = set()
     for result in reversed(stored):
         for document in result.get("eval", []):
-            if document["model"] not in shown:
-                shown.add(document["model"])
+            key = document["model"], document["images"]
+            if key not in shown:
+                shown.add(key)
                 yield from _rate_tables(document, result)
 
 
@@ -290,7 +293,7 @@ def _rate_tables(document: Document, result: Document) -> Lines:
             for name, value in rates.items()
         ),
     )
-    name = f"rate-{document['model']}.png"
+    name = f"rate-{document['model']}-{document['images']}-images.png"
     save(_draw_rate(document), FIGURES / name)
     yield f"![rate, distortion and time of {document['model']}](figures/{name})"
     yield ""

@@ -55,7 +55,8 @@ def name_of(document: Document) -> tuple[Any, ...]:
     """What two documents of a section have in common if one can take the other's place."""
     first = document.get("results", [{}])[0]
     engines = list(first.get("engines", [document.get("engine")]))
-    return document.get("model"), document.get("way"), document.get("threads"), *engines
+    what = (document.get(key) for key in ("model", "images", "way", "threads"))
+    return *what, *engines
 
 
 def newest_with(section: str, machine: str) -> Path | None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mlic_fast
 from mlic_fast.cli import main
 from mlic_fast.errors import CheckpointError
 from mlic_fast.images import save_image
@@ -24,9 +26,10 @@ from mlic_fast.models import PRESETS, MlicConfig, create_model, load_checkpoint,
 from mlic_fast.training import TrainConfig, Trainer, TrainingError, load_state, train
 from mlic_fast.training import trainer as trainer_module
 from mlic_fast.training.data import ImageCache, PatchSampler
+from mlic_fast.training.export import export
 from mlic_fast.training.log import Logs
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
-from mlic_fast.training.optim import learning_rate_factor
+from mlic_fast.training.optim import Muon, learning_rate_factor, make_optimizers, orthogonalise
 
 TINY = MlicConfig(
     N=8,
@@ -205,6 +208,52 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert factors == pytest.approx([0.01, 0.5, 1, 1, 0.3, 0.1, 0.1])
 
 
+# ---------------------------------------------------------------------- Muon
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 40), (1, 40, 8), (1, 131, 140), (1, 256, 300)])
+def test_orthogonalised_matrices_keep_their_singular_vectors(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    out = orthogonalise(x)
+    assert torch.equal(orthogonalise(torch.zeros(shape)), torch.zeros(shape))
+    rows = 128 if shape[1] == 256 else shape[1]  # cut where blocks of equal size are possible
+    for block, result in zip(x.split(rows, 1), out.split(rows, 1), strict=True):
+        left, values, right = torch.linalg.svd(block, full_matrices=False)
+        changed = left.transpose(1, 2) @ result @ right.transpose(1, 2)
+        ratios = torch.diagonal(changed, dim1=1, dim2=2)
+        assert (ratios[values > 0.1 * values.max()] > 0.6).all() and ratios.max() < 1.3
+        assert (changed - torch.diag_embed(ratios)).abs().max() < 1e-4
+
+
+def test_muon_steps_of_one_size_downhill_whatever_the_memory_format() -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight, gradient = torch.randn(2, 12, 20, 3, 3, generator=generator)
+    moves = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        parameter = torch.nn.Parameter(weight.clone(memory_format=memory_format))
+        parameter.grad = gradient.clone(memory_format=memory_format)
+        Muon([parameter], lr=0.01).step()
+        moves.append(parameter.detach() - weight)
+    assert 0.7 * 0.002 < moves[0].square().mean().sqrt() < 1.2 * 0.002
+    assert (moves[0] * gradient).sum() < 0
+    assert torch.allclose(*moves, atol=1e-6)
+
+
+def test_muon_takes_what_mixes_channels_and_adam_the_rest() -> None:
+    model = create_model(replace(TINY, lambdas=(0.01, 0.02)))
+    network = dict(model.named_parameters())
+    config = TrainConfig(data="", output="", optimizer="muon")
+    muon, adam = (
+        {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for optimizer in make_optimizers(config, network)
+    )
+    assert not muon & adam and muon | adam == {id(p) for p in network.values()}
+    names = {name for name, parameter in network.items() if id(parameter) in muon}
+    assert {"g_a.analysis_transform.1.conv1.weight", "local_context.0.qkv_proj.weight"} <= names
+    for ending in ("bias", "gamma", "beta", "table", "log_gain", ".keys.1.weight"):
+        assert not any(name.endswith(ending) for name in names)
+
+
 # ---------------------------------------------------------------------- steps
 
 
@@ -227,14 +276,21 @@ def test_loss_falls_on_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert model.config == TINY
 
 
-@pytest.mark.parametrize("lmbda", [(0.0130,), (0.0018, 0.0130, 0.0483)])
+@pytest.mark.parametrize(
+    ("lmbda", "optimizer"), [((0.0130,), "adam"), ((0.0018, 0.0130, 0.0483), "muon")]
+)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
-    photographs: Path, tmp_path: Path, lmbda: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+    photographs: Path,
+    tmp_path: Path,
+    lmbda: tuple[float, ...],
+    optimizer: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = options(photographs, tmp_path, output=str(tmp_path / "whole"), lmbda=lmbda, ema=0.9)
+    changes = {"lmbda": lmbda, "optimizer": optimizer, "ema": 0.9}
+    whole = options(photographs, tmp_path, output=str(tmp_path / "whole"), **changes)
     assert train(whole)
 
-    parts = options(photographs, tmp_path, output=str(tmp_path / "parts"), lmbda=lmbda, ema=0.9)
+    parts = options(photographs, tmp_path, output=str(tmp_path / "parts"), **changes)
     with monkeypatch.context() as patch:
         patch.setattr(Logs, "advance", lambda self: os.kill(os.getpid(), signal.SIGTERM))
         assert not train(parts)
@@ -329,6 +385,22 @@ def test_model_and_warm_start_from_checkpoints(photographs: Path, tmp_path: Path
     )
     with pytest.raises(TrainingError, match="--warm-start"):
         trainer_module.build_model(options(photographs, tmp_path, model=path, lmbda=lmbda))
+
+
+def test_training_goes_on_from_exported_weights(photographs: Path, tmp_path: Path) -> None:
+    source, target = (str(tmp_path / f"{name}.safetensors") for name in ("source", "target"))
+    trained = create_model(TINY)
+    save_checkpoint(trained, source)
+    identity = export(source, target)
+    assert mlic_fast.load(target, device="cpu").model_id == identity[:4]
+    assert Path(target).stat().st_size < 0.6 * Path(source).stat().st_size
+    constants = dict(trained.named_buffers())
+    assert constants["gaussian_conditional.likelihood_lower_bound.bound"] == torch.tensor([1e-9])
+    assert_equal(dict(load_checkpoint(target).named_buffers()), constants)
+
+    save_checkpoint(create_model(TINY).half(), target)
+    model = trainer_module.build_model(options(photographs, tmp_path, model=target))
+    assert_equal(dict(model.named_buffers()), constants)
 
 
 def test_resuming_from_what_is_no_training_checkpoint(tmp_path: Path) -> None:

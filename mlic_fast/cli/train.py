@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("data", metavar="DIR", nargs="?", help="folder of photographs, searched recursively")
     add("--output", metavar="RUNDIR", help="run folder, for checkpoints and logs")
     add("--resume", metavar="RUN", help="run folder or its last.pt: go on with its options")
-    add("--model", help="preset (mlic, mlic_plus, mlic_plus_plus, demo) or checkpoint")
+    add("--model", help="preset (mlic, mlic_plus, mlic_plus_plus, demo, compact) or checkpoint")
     add("--warm-start", metavar="FILE", help="checkpoint whose fitting tensors initialise --model")
     add(
         "--lmbda",
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, help="optimiser steps in all (default: 2000000)")
     add("--batch-size", type=int, help="patches a step and process (default: 8)")
     add("--patch-size", type=int, help="side of a patch, a multiple of 64 (default: 256)")
+    add("--optimizer", choices=("adam", "muon"), help="of the network (default: adam)")
     add("--lr", type=float, help="learning rate (default: 1e-4)")
     add("--aux-lr", type=float, help="learning rate of the quantiles (default: 1e-3)")
     add("--clip", type=float, help="largest norm of the gradient (default: 1)")

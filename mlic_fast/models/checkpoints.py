@@ -26,6 +26,8 @@ State = dict[str, Tensor]
 
 #: Made by ``update()`` from the weights: may be missing, and are resized to what a file has.
 _TABLES = re.compile(r"\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
+#: The same in every model, but zero in files of half precision.
+_CONSTANTS = re.compile(r"\.(bound|pedestal|scale_bound)$")
 CONFIG_KEY = "mlic_fast.config"
 
 
@@ -207,10 +209,11 @@ def _check(own: State, state: State, what_is_wrong: str) -> None:
 
 
 def _fill(model: MlicModel, state: State) -> None:
-    """Load a state dict that fits, with the tables it has."""
+    """Load a state dict that fits, with the tables it has; constants stay the model's own."""
     for key, value in state.items():
         if _TABLES.search(key):
             module, name = key.rsplit(".", 1)
             setattr(model.get_submodule(module), name, torch.empty_like(value))
     own = model.state_dict()
-    model.load_state_dict({k: state.get(k, own[k]).to(own[k].dtype) for k in own})
+    stored = own | {k: v for k, v in state.items() if not _CONSTANTS.search(k)}
+    model.load_state_dict({k: stored[k].to(own[k].dtype) for k in own})

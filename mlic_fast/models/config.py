@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from mlic_fast.errors import CheckpointError
@@ -18,6 +18,7 @@ MS_SSIM_LAMBDAS = (2.4, 4.58, 8.73, 16.64, 31.73, 60.5)
 #: Fields that hold several widths, and how many.
 _HIDDEN = {
     "stage_channels": 3,
+    "hyper_channels": 2,
     "channel_context_channels": 2,
     "entropy_parameters_channels": 3,
     "lrp_channels": 2,
@@ -40,6 +41,7 @@ class MlicConfig:
         M: channels of the latents y.
         slices: number of channel slices; M / slices channels each.
         stage_channels: channels of the transforms at 1/2, 1/4 and 1/8 of the image.
+        hyper_channels: hidden channels of h_s at 1/64 and 1/32, and at 1/16; without, M and 3/2 M.
         channel_context_channels: hidden channels of the channel context.
         entropy_parameters_channels: hidden channels of the entropy parameters.
         lrp_channels: hidden channels of the latent residual prediction.
@@ -54,6 +56,7 @@ class MlicConfig:
     M: int = 320
     slices: int = 10
     stage_channels: tuple[int, int, int] = field(default=(0, 0, 0))
+    hyper_channels: tuple[int, int] | None = None
     channel_context_channels: tuple[int, int] = (192, 128)
     entropy_parameters_channels: tuple[int, int, int] = (320, 256, 128)
     lrp_channels: tuple[int, int] = (224, 128)
@@ -68,6 +71,8 @@ class MlicConfig:
                 raise ValueError(f"{name} must be a positive integer")
         for name, length in _HIDDEN.items():
             widths = getattr(self, name)
+            if name == "hyper_channels" and widths is None:
+                continue
             if len(widths) != length or not all(map(_is_width, widths)):
                 raise ValueError(f"{name} must be {length} positive integers")
         if self.variant not in ("mlic", "mlic_plus", "mlic_plus_plus"):
@@ -96,7 +101,10 @@ class MlicConfig:
         return len(self.lambdas)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        values = asdict(self)
+        if self.hyper_channels is None:
+            del values["hyper_channels"]  # so that the models before it keep their identities
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> MlicConfig:
@@ -128,3 +136,5 @@ PRESETS: dict[str, MlicConfig] = {
         lambdas=MSE_LAMBDAS,
     ),
 }
+# The demo model with twice the latents and a narrower hyper-synthesis (docs/training.md says why).
+PRESETS["compact"] = replace(PRESETS["demo"], M=192, hyper_channels=(64, 96))

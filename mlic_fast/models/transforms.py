@@ -84,16 +84,17 @@ class HyperSynthesis(nn.Module):
     def __init__(self, config: MlicConfig) -> None:
         super().__init__()
         m = config.M
+        a, b = config.hyper_channels or (m, m * 3 // 2)
         self.increase = nn.Sequential(
-            conv3x3(config.N, m),
+            conv3x3(config.N, a),
             nn.GELU(),
-            subpel_conv3x3(m, m),
+            subpel_conv3x3(a, a),
             nn.GELU(),
-            conv3x3(m, m * 3 // 2),
+            conv3x3(a, b),
             nn.GELU(),
-            subpel_conv3x3(m * 3 // 2, m * 3 // 2),
+            subpel_conv3x3(b, b),
             nn.GELU(),
-            conv3x3(m * 3 // 2, m * 2),
+            conv3x3(b, m * 2),
         )
 
     def forward(self, z_hat: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ DEFAULT_LAMBDA = {"mse": 0.0130, "ms-ssim": 16.64}
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("steps", "cosine")
+OPTIMIZERS = ("adam", "muon")
 
 
 class TrainingError(MlicError):
@@ -35,7 +36,8 @@ class TrainConfig:
         steps: number of optimiser steps in all.
         batch_size: patches a step and process.
         patch_size: side of the square patches in pixels, a multiple of 64.
-        lr: learning rate of the network (Adam).
+        optimizer: of the network, ``"adam"`` or ``"muon"``.
+        lr: learning rate of the network.
         aux_lr: learning rate of the quantiles of the factorised prior (Adam).
         clip: largest 2-norm of the gradient.
         schedule: ``"steps"`` (as in the papers: constant, then 0.3 and 0.1 of it) or ``"cosine"``.
@@ -59,6 +61,7 @@ class TrainConfig:
     steps: int = 2_000_000
     batch_size: int = 8
     patch_size: int = 256
+    optimizer: str = "adam"
     lr: float = 1e-4
     aux_lr: float = 1e-3
     clip: float = 1.0
@@ -82,6 +85,7 @@ class TrainConfig:
             and all(a < b for a, b in zip(self.lmbda, self.lmbda[1:], strict=False)),
             f"--metric is one of {', '.join(DEFAULT_LAMBDA)}": self.metric in DEFAULT_LAMBDA,
             f"--schedule is one of {', '.join(SCHEDULES)}": self.schedule in SCHEDULES,
+            f"--optimizer is one of {', '.join(OPTIMIZERS)}": self.optimizer in OPTIMIZERS,
             f"--precision is one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
             "--patch-size is a positive multiple of 64": self.patch_size > 0
             and self.patch_size % 64 == 0,

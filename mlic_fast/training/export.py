@@ -6,6 +6,7 @@ without loading it.
 
 from __future__ import annotations
 
+import copy
 import sys
 
 from mlic_fast.engine.identity import model_identity
@@ -14,11 +15,16 @@ from mlic_fast.models import load_checkpoint, save_checkpoint
 
 
 def export(source: str, target: str) -> bytes:
-    """Write ``source`` in half precision; returns the identity of the model that is written."""
-    model = load_checkpoint(source).half()
+    """Write the parameters of ``source`` in half precision, the constants as they are; returns the
+    identity of the model that is written.
+    """
+    model = load_checkpoint(source)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half()
     # What a reader gets: the rounded weights as float32.
-    identity = model_identity(model, pack(model.float()))
-    save_checkpoint(model.half(), target, {"identity": identity.hex()})
+    rounded = copy.deepcopy(model).float()
+    identity = model_identity(rounded, pack(rounded))
+    save_checkpoint(model, target, {"identity": identity.hex()})
     return identity
 
 

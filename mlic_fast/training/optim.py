@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlic_fast.training.config import TrainConfig
 
@@ -13,13 +15,28 @@ from mlic_fast.training.config import TrainConfig
 MILESTONES = ((0.85, 0.1), (0.7, 0.3))
 
 
-def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
     """Returns (network, quantiles): the quantiles of the factorised prior have a loss and an
     optimiser of their own.
     """
-    named = list(model.named_parameters())
-    network = [p for name, p in named if not name.endswith(".quantiles")]
-    return network, [p for name, p in named if name.endswith(".quantiles")]
+    named = dict(model.named_parameters())
+    quantiles = [name for name in named if name.endswith(".quantiles")]
+    return named, [named.pop(name) for name in quantiles]
+
+
+def make_optimizers(
+    config: TrainConfig, network: dict[str, nn.Parameter]
+) -> list[torch.optim.Optimizer]:
+    """The optimisers of the parameters ``network``, given by name: Adam, or Muon and Adam."""
+    if config.optimizer == "adam":
+        return [_adam(network.values(), config)]
+    matrices = {name for name, parameter in network.items() if is_matrix(name, parameter)}
+    rest = [parameter for name, parameter in network.items() if name not in matrices]
+    return [Muon([network[name] for name in sorted(matrices)], config.lr), _adam(rest, config)]
+
+
+def _adam(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adam(list(parameters), lr=config.lr, fused=True)
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
@@ -46,3 +63,68 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
     for target, source in zip(average.buffers(), model.buffers(), strict=True):
         target.copy_(source)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose updates have all their singular values near 1, for matrices
+    (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon).
+
+    Updates are scaled to a root mean square of 0.2, about that of Adam's (Liu et al., arXiv
+    2502.16982), so that one learning rate does for both. A convolution counts as a matrix
+    [out, kernel * kernel * in].
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
+            for p in parameters:
+                self.state[p].setdefault("momentum", torch.zeros_like(p))
+            momenta = [self.state[p]["momentum"] for p in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+            # Parameters of one shape go together: there are many small ones.
+            alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+            for p, update in zip(parameters, updates, strict=True):
+                alike[p.shape].append((p, update.movedim(1, -1)))
+            for members in alike.values():
+                stack = torch.stack([update for _, update in members])
+                result = orthogonalise(stack.flatten(2)).reshape(stack.shape)
+                scale = 0.2 * max(stack[0].flatten(1).shape) ** 0.5
+                for (p, _), update in zip(members, result, strict=True):
+                    p.add_(update.movedim(-1, 1), alpha=-group["lr"] * scale)
+
+
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter mixes many channels: not a bias, a depthwise kernel or a table of gains,
+    nor GDN's weights, which are squared where they are used.
+    """
+    matrix = parameter.dim() in (2, 4) and min(parameter.shape[:2]) >= 8
+    return matrix and not name.endswith(".gamma")
+
+
+def orthogonalise(x: Tensor) -> Tensor:
+    """Matrices [B, m, n] with their singular values brought near 1.
+
+    More than 128 rows are cut into blocks, each treated by itself: the cost grows with their cube.
+    """
+    if x.shape[1] > x.shape[2]:
+        return orthogonalise(x.transpose(1, 2)).transpose(1, 2)
+    blocks = -(-x.shape[1] // 128)
+    rows = x.unflatten(1, (blocks, -1)).flatten(0, 1) if x.shape[1] % blocks == 0 else x
+    # Newton-Schulz, x' = (a + b G + c G^2) x = P x with the Gram matrix G = x x^T, so G' = P G P:
+    # it goes on in the small matrices alone, and the product of all P multiplies x at the end.
+    gram = rows @ rows.transpose(1, 2)
+    squares = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30
+    gram, product = gram / squares, squares.rsqrt() * torch.eye(gram.shape[1], device=x.device)
+    for last in (False, False, False, False, True):
+        polynomial = 2.0315 * gram @ gram - 4.7750 * gram
+        polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
+        product = polynomial @ product
+        if not last:
+            gram = polynomial @ gram @ polynomial
+    return (product @ rows).reshape(x.shape)

@@ -15,7 +15,7 @@ from mlic_fast.errors import CheckpointError
 
 STATE_FILE = "last.pt"
 _KEYS = frozenset(
-    {"options", "config", "step", "model", "optimizer", "aux_optimizer", "scaler", "average"}
+    {"options", "config", "step", "model", "optimizers", "aux_optimizer", "scaler", "average"}
 )
 
 

@@ -32,7 +32,12 @@ from mlic_fast.training.config import TrainConfig, TrainingError
 from mlic_fast.training.data import ImageCache, PatchSampler
 from mlic_fast.training.log import Logs, Meter
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
-from mlic_fast.training.optim import learning_rate_factor, split_parameters, update_average
+from mlic_fast.training.optim import (
+    learning_rate_factor,
+    make_optimizers,
+    split_parameters,
+    update_average,
+)
 from mlic_fast.training.state import save_state
 from mlic_fast.training.validation import load_validation, validate
 
@@ -73,10 +78,10 @@ def build_model(config: TrainConfig, stored: MlicConfig | None = None) -> MlicMo
 
 
 def warm_start(model: MlicModel, path: str) -> None:
-    """Copies every tensor of a checkpoint that has the name and shape of one of the model's."""
-    target, source = model.state_dict(), load_checkpoint(path).state_dict()
+    """Copies every parameter of a checkpoint that has the name and shape of one of the model's."""
+    target, source = dict(model.named_parameters()), load_checkpoint(path).state_dict()
     fitting = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
-    if not any(k in fitting for k, _ in model.named_parameters()):
+    if not fitting:
         raise CheckpointError(
             f"no tensor of {path} fits the model: choose the --model it was made for"
         )
@@ -111,8 +116,9 @@ class Trainer:
         # What GPUs, and CPUs in bfloat16, convolve fastest.
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else None
-        self.network, self.quantiles = split_parameters(self.model)
-        self.optimizer = torch.optim.Adam(self.network, lr=config.lr, fused=True)
+        named, self.quantiles = split_parameters(self.model)
+        self.network = list(named.values())
+        self.optimizers = make_optimizers(config, named)
         self.aux_optimizer = torch.optim.Adam(self.quantiles, lr=config.aux_lr)
         half = config.precision == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**10, enabled=half)
@@ -144,7 +150,8 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(stored)
             self.aux_optimizer.load_state_dict(state["aux_optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             if self.average is not None:
@@ -215,16 +222,19 @@ class Trainer:
             out = self.forward(x) if rate is None else self.forward(x, rate=rate)
         terms: dict[str, Tensor] = self.criterion(out["x_hat"], out["likelihoods"], x, rate)
 
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         self.scaler.scale(terms["loss"]).backward()
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.network, config.clip)
         # Gradients are averaged already, so every process has the same norm: all skip or none.
         finite = bool(norm.isfinite())
         if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate()
-            self.scaler.step(self.optimizer)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.learning_rate()
+                self.scaler.step(optimizer)
         self.scaler.update()
         self._count_skipped(finite)
         if not finite:
@@ -299,7 +309,7 @@ class Trainer:
                 "skipped": self.skipped,
                 "best": self.best,
                 "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "aux_optimizer": self.aux_optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "average": average,

@@ -62,6 +62,12 @@ def test_half_precision_files_give_float32_models(plus_plus: MlicModel, tmp_path
     for (name, own), value in zip(loaded.named_parameters(), plus_plus.parameters(), strict=True):
         assert own.dtype == torch.float32
         assert torch.equal(own, value.half().float()), name
+    bounds = [
+        value
+        for name, value in loaded.named_buffers()
+        if name.endswith("likelihood_lower_bound.bound")
+    ]
+    assert bounds == [torch.tensor([1e-9])] * 2  # in half precision they are zero
 
 
 def as_bare(state: State) -> Any:
@@ -256,6 +262,8 @@ def test_odd_shapes_in_a_file(plus_plus: MlicModel, tmp_path: Path) -> None:
         '{"colour": 1}',
         '{"stage_channels": [1, 2]}',
         '{"stage_channels": [1, 0, 2]}',
+        '{"stage_channels": null}',
+        '{"hyper_channels": [8]}',
         '{"lrp_channels": []}',
         '{"lrp_channels": 7}',
         '{"lambdas": ["a"]}',
@@ -272,7 +280,8 @@ def test_damaged_configurations(plus_plus: MlicModel, tmp_path: Path, text: str)
 
 
 def test_configuration_round_trip() -> None:
-    for config in (*SMALL.values(), replace(SMALL["mlic"], lambdas=(0.1, 0.25))):
+    others = {"lambdas": (0.1, 0.25)}, {"hyper_channels": (8, 12)}
+    for config in (*SMALL.values(), *(replace(SMALL["mlic"], **other) for other in others)):
         assert MlicConfig.from_json(config.to_json()) == config
 
 
