@@ -92,12 +92,11 @@ def _time_axes(axes: Any, curves: Sequence[Curve]) -> None:
             axes.barh(
                 row + offset, milliseconds, 0.36, color=colour, label=way if row == 0 else None
             )
-            axes.annotate(
-                f" {milliseconds:.3g}", (milliseconds, row + offset), va="center", fontsize=8
-            )
+            text = f" {milliseconds:,.0f}" if milliseconds >= 100 else f" {milliseconds:.3g}"
+            axes.annotate(text, (milliseconds, row + offset), va="center", fontsize=8)
     axes.set_yticks(range(len(curves)), [curve.name for curve in curves])
     axes.set(xscale="log", xlabel="milliseconds an image (log)", title="Time, mean of all settings")
-    axes.margins(x=0.25)
+    axes.margins(x=0.3)
     axes.set_ylim(len(curves) + 0.1, -0.6)
     axes.legend(loc="lower center", ncols=2, fontsize=8)
     axes.grid(axis="x", alpha=0.3)
