@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARKERS = "osD^vPX"
-_DASHES = ("--", "-.", ":")
+_DASHES = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
 def draw(
@@ -37,8 +37,12 @@ def draw(
     figure.suptitle(f"{images} image{'s' * (images > 1)}, means of real files")
     _rate_axes(psnr, "PSNR over RGB [dB]", curves, "psnr", bd_rates, "PSNR")
     for (name, points), dashes in zip(published.items(), _DASHES, strict=False):
-        label = f"{name} as published ({AGAINST_VTM[name]:+.1f} % against VTM-17.0)"
-        psnr.plot(*zip(*points, strict=True), dashes, color=GREY, linewidth=1.6, label=label)
+        label = f"{name} as published"
+        if name in AGAINST_VTM:
+            label += f" ({AGAINST_VTM[name]:+.1f} % against VTM-17.0)"
+        psnr.plot(
+            *zip(*points, strict=True), linestyle=dashes, color=GREY, linewidth=1.6, label=label
+        )
     _rate_axes(similarity, "MS-SSIM [dB]", curves, "ms_ssim_db", bd_rates, "MS-SSIM")
     for axes in (psnr, similarity):
         if axes.get_legend_handles_labels()[0]:
