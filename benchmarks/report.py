@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from results import FOLDER, Document, name_of
+from results import FOLDER, Document, name_of, oldest_first
 from suite import noise
 
 from mlic_fast.benchmark import charts
@@ -42,7 +42,7 @@ Lines = Iterator[str]
 
 def results() -> list[Document]:
     """All results, the oldest first."""
-    files = sorted(FOLDER.glob("*/*.json"), key=lambda file: (file.name, file.parent.name))
+    files = oldest_first(FOLDER.glob("*/*.json"))
     return [json.loads(file.read_text()) for file in files]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,19 @@ def name_of(document: Document) -> tuple[Any, ...]:
     return *what, *engines
 
 
+def oldest_first(files: Iterable[Path]) -> list[Path]:
+    """By day and hour; files from before the hour was kept come first on their day."""
+
+    def key(file: Path) -> tuple[str, str, str]:
+        stored = json.loads(file.read_text())
+        return stored["date"], stored.get("time", ""), file.name
+
+    return sorted(files, key=key)
+
+
 def newest_with(section: str, machine: str) -> Path | None:
     """The newest file of a machine that has a section."""
-    files = sorted((FOLDER / machine).glob("*.json"), reverse=True)
+    files = reversed(oldest_first((FOLDER / machine).glob("*.json")))
     return next((file for file in files if section in json.loads(file.read_text())), None)
 
 
@@ -73,9 +84,10 @@ def main() -> None:
     for path in parser.parse_args().files:
         document = json.loads(path.read_text())
         machine = document["machine"]
-        date = datetime.date.today().isoformat()
+        now = datetime.datetime.now(datetime.timezone.utc)
+        date = now.date().isoformat()
         file = FOLDER / machine["name"] / f"{date}-{machine['commit'].removesuffix('-dirty')}.json"
-        stored = {"date": date, "machine": machine}
+        stored = {"date": date, "time": now.time().isoformat("seconds"), "machine": machine}
         if file.exists():
             stored = json.loads(file.read_text())
         add(stored, document)
