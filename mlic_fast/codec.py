@@ -115,6 +115,9 @@ class Codec:
 
         On a GPU the first image of a size compiles kernels and the second captures a CUDA graph;
         after a warm-up neither is left to do. Elsewhere it changes nothing.
+
+        No other thread may synchronise the whole device (``torch.cuda.synchronize()``) while a
+        graph is captured: where threads do that, warm up before they start.
         """
         for width, height in sizes:
             bitstream.check_size(width, height)
