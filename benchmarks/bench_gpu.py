@@ -22,7 +22,15 @@ from mlic_fast.codec import Codec, load
 from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.engine.graphs import GATE, Recording
 from mlic_fast.engine.path import code_latents
-from mlic_fast.kernels import depthwise, entropy_parameters, linear_attention, products
+from mlic_fast.kernels import (
+    depthwise,
+    entropy_parameters,
+    latents,
+    linear_attention,
+    products,
+    softmax_attention,
+    window_attention,
+)
 from mlic_fast.kernels.functions import from_planes, to_planes
 from mlic_fast.kernels.grid import AT, Input, Positions
 from mlic_fast.kernels.planes import read_colour
@@ -176,18 +184,45 @@ def depthwise_pair(ops: GpuOps, layer: str) -> Pair:
     return kernel, lambda: depthwise.depthwise_twin(x, weights, out_scale, True)
 
 
-def attention_pair(heads: int) -> Pair:
+def attention_pair(kind: Any, name: str, heads: int) -> Pair:
     q, k, v = (activation(32 * heads) for _ in range(3))
     out = torch.empty_like(q)
-    exponents = (9, 10, 8, 10)
+    launch, twin = getattr(kind, name), getattr(kind, f"{name}_twin")
+    arguments = q, k, v, heads, 9, 10, 8, 10
 
     def kernel() -> torch.Tensor:
-        linear_attention.linear_attention(q, k, v, heads, *exponents, out)
+        launch(*arguments, out)
         return out
 
-    return kernel, lambda: linear_attention.linear_attention_twin(
-        q, k, v, heads, *exponents
-    ).view_as(out)
+    return kernel, lambda: twin(*arguments).view_as(out)
+
+
+def local_context_pair(ops: GpuOps, i: int) -> Pair:
+    weights = window_attention.WindowWeights.from_packed(
+        ops.layers, ops.exponents, f"local_context.{i}", f"y_hat.{i}", DEVICE
+    )
+    x = activation(ops.config.slice_channels)
+    half = (2, 1, GRID.height, GRID.width // 2, 2 * ops.config.slice_channels)
+    out = torch.empty(half, dtype=torch.int8, device=DEVICE)
+
+    def kernel() -> torch.Tensor:
+        window_attention.local_context(x, weights, out)
+        return out
+
+    return kernel, lambda: window_attention.local_context_twin(x, weights)
+
+
+def latents_pair(channels: int) -> Pair:
+    shape = (1, GRID.height, GRID.width // 2, channels)
+    symbols = torch.ones(shape, dtype=torch.int32, device=DEVICE)
+    means, out = torch.randn(shape, device=DEVICE), activation(channels)
+    y = torch.empty((1, GRID.height, GRID.width, channels), device=DEVICE)
+
+    def kernel() -> torch.Tensor:
+        latents.decoded(symbols, means, 1, GRID, latents=y, out=out, out_scale=8.0)
+        return y
+
+    return kernel, lambda: latents.decoded_twin(symbols, means, 1, y)
 
 
 PAIRS: dict[str, Callable[[GpuOps, int], Pair]] = {
@@ -202,7 +237,10 @@ PAIRS: dict[str, Callable[[GpuOps, int], Pair]] = {
     ),
     "pass": pass_pair,
     "depthwise": lambda ops, i: depthwise_pair(ops, f"global_inter_context.{i}.mlp.2"),
-    "linear attention": lambda ops, i: attention_pair(i),
+    "local context": local_context_pair,
+    "linear attention": lambda ops, i: attention_pair(linear_attention, "linear_attention", i),
+    "softmax attention": lambda ops, i: attention_pair(softmax_attention, "softmax_attention", i),
+    "symbols to latents": lambda ops, i: latents_pair(ops.config.slice_channels),
 }
 
 

@@ -40,7 +40,6 @@ from mlic_fast.kernels.functions import (
     join_products,
     launch,
     quantise,
-    quantise_twin,
     to_planes,
 )
 from mlic_fast.kernels.grid import FULL, KEPT, SQUEEZED, Input, Positions
@@ -352,11 +351,6 @@ def conv(
         num_warps=config.warps,
         num_stages=config.stages,
     )
-
-
-def finish_twin(r: Tensor, out_scale: Tensor) -> Tensor:
-    """float32 [.., O] -> planes [2, .., O]."""
-    return to_planes(quantise_twin(r, out_scale))
 
 
 def latents_twin(r: Tensor, latents: Tensor) -> Tensor:
