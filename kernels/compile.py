@@ -1,7 +1,8 @@
 """``python -m mlic_fast.kernels.compile``: compiles every kernel ahead of time, without a GPU.
 
 Prints registers, bytes spilled, shared memory and the tensor-core instruction of every
-specialisation and target, and fails on spills, and on a matrix product without tensor cores.
+specialisation and target, and fails on spills, on more shared memory than there is, on inexact
+instructions, and on a matrix product without tensor cores.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ from mlic_fast.kernels.functions import EXACT
 from mlic_fast.kernels.ptx import INEXACT
 from mlic_fast.kernels.specialisation import Specialisation
 
-#: Compute capabilities: A100, A10 (and GeForce 30), L4 (and GeForce 40), H100 and H200, B200,
-#: GeForce 50.
-TARGETS = (80, 86, 89, 90, 100, 120)
+#: Compute capabilities (A100; A10 and GeForce 30; L4 and GeForce 40; H100 and H200; B200; GeForce
+#: 50), and the bytes of shared memory that a block may have there.
+SHARED = {
+    **{80: 163 << 10, 86: 99 << 10, 89: 99 << 10},
+    **{90: 227 << 10, 100: 227 << 10, 120: 99 << 10},
+}
+
 #: In SASS: mma and wgmma on int8.
 _TENSOR_CORES = re.compile(r"\b(IMMA|IGMMA|UTCIMMA)\b[.\w]*")
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -96,6 +101,8 @@ def compile_one(name: str, target: int) -> Report:
     wrong = []
     if spilled:
         wrong.append("spills")
+    if compiled.metadata.shared > SHARED[target]:
+        wrong.append("too much shared memory")
     if each.tensor_cores and not instruction:
         wrong.append("no tensor cores")
     if inexact := set(INEXACT.findall(compiled.asm["ptx"])):
@@ -121,8 +128,13 @@ def _cuobjdump(option: str, path: str) -> str:
 
 def compile_all(targets: list[int], jobs: int, only: str) -> Iterator[Report]:
     """Reports in order, as they come."""
-    names = [name for name in specialisations() if only in name]
-    work = [(name, target) for name in names for target in targets]
+    found = {name: each for name, each in specialisations().items() if only in name}
+    work = [
+        (name, target)
+        for name, each in found.items()
+        for target in targets
+        if not each.targets or target in each.targets
+    ]
     with ProcessPoolExecutor(jobs) as pool:
         yield from pool.map(compile_one, *zip(*work, strict=True))
 
@@ -134,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--targets",
         type=lambda text: [int(each) for each in text.split(",")],
-        default=list(TARGETS),
+        default=list(SHARED),
         help="compute capabilities (default: %(default)s)",
     )
     parser.add_argument("--only", default="", help="specialisations whose name contains this")

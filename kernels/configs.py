@@ -33,10 +33,13 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("any", "small"): Config(64, stages=4),
         ("any", "large"): Config(128, warps=8, outputs=64),
     },
-    # 32 positions of the pass kernel would spill.
+    # 32 positions of the pass kernel would spill. Where there is shared memory for it (170 kB), the
+    # weights of the next block of outputs are on their way while one is multiplied.
     "pass": {
         ("interpreter", "any"): Config(64),
-        ("any", "any"): Config(16, warps=8, stages=2),
+        ("sm90", "any"): Config(16, warps=8, stages=3),
+        ("sm100", "any"): Config(16, warps=8, stages=3),
+        ("any", "any"): Config(16, warps=8, stages=1),
     },
     "elements": {
         ("interpreter", "any"): Config(512, outputs=128),

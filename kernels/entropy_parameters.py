@@ -450,9 +450,11 @@ def entropy_parameters(
     )
 
 
-def _specialisation(name: str, colour: int, contexts: int, encode: bool) -> Specialisation:
+def _specialisation(
+    name: str, config: configs.Config, targets: tuple[int, ...], colour: int, contexts: int
+) -> Specialisation:
     """``contexts``: 0, 1 (local), 2 (inter, channel) or 4 (and local, intra); C = 32."""
-    config = configs.CONFIGS["pass"]["any", "any"]
+    encode = name.startswith("encode")
     widths = {0: (), 1: (64,), 2: (64, 128), 4: (64, 128, 64, 64)}[contexts]
     weights = (
         "layer2",
@@ -496,11 +498,16 @@ def _specialisation(name: str, colour: int, contexts: int, encode: bool) -> Spec
         config.warps,
         config.stages,
         tensor_cores=True,
+        targets=targets,
     )
 
 
 SPECIALISATIONS = [
-    _specialisation(f"{way} {name}", colour, contexts, way == "encode")
+    _specialisation(f"{way} {name}, {config.stages} stages", config, targets, colour, contexts)
+    for config, targets in (
+        (configs.CONFIGS["pass"]["any", "any"], (80, 86, 89, 120)),
+        (configs.CONFIGS["pass"]["sm90", "any"], (90, 100)),
+    )
     for way in ("decode", "encode")
     for name, colour, contexts in (
         ("anchors of slice 0", 1, 0),

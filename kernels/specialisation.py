@@ -20,6 +20,7 @@ class Specialisation:
         constants: the ``tl.constexpr`` arguments.
         warps, stages: of the launch.
         tensor_cores: whether it multiplies matrices: it must then use the tensor cores.
+        targets: compute capabilities that it is for; none: all.
     """
 
     name: str
@@ -29,3 +30,4 @@ class Specialisation:
     warps: int = 4
     stages: int = 3
     tensor_cores: bool = False
+    targets: tuple[int, ...] = ()
