@@ -466,6 +466,7 @@ assert torch.equal(*gathered)
 both = [torch.empty_like(patches) for _ in range(2)]
 dist.all_gather(both, patches)
 assert not torch.equal(*both)
+dist.barrier()  # gloo aborts if one process leaves while the other still reads from it
 dist.destroy_process_group()
 """
 
