@@ -54,7 +54,7 @@ from mlic_fast.kernels.planes import (
     padded,
     position_of,
     product,
-    read_colour,
+    read_heads,
     store_planes,
     wide_product,
 )
@@ -92,7 +92,7 @@ def linear_attention_twin(
     """Planes as in :func:`linear_attention` -> planes [2, B, N, C] of out."""
     # Integers below 2^53 all along: exact in float64.
     queries, keys, values = (
-        read_colour(x, colour).unflatten(-1, (heads, -1)).transpose(1, 2).double()
+        read_heads(x, heads, colour).double()
         for x, colour in ((q, q_colour), (k, kv_colour), (v, kv_colour))
     )
     top = keys.amax(2, keepdim=True)

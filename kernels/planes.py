@@ -111,3 +111,8 @@ def read_colour(x: Tensor, colour: int) -> Tensor:
     if colour != ALL:
         index = 2 * index + ((index // half + colour) & 1)
     return from_planes(x).flatten(1, 2)[:, index]
+
+
+def read_heads(x: Tensor, heads: int, colour: int) -> Tensor:
+    """:func:`read_colour`, by heads: int32 [B, heads, positions, C / heads]."""
+    return read_colour(x, colour).unflatten(-1, (heads, -1)).transpose(1, 2)

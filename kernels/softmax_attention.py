@@ -51,7 +51,7 @@ from mlic_fast.kernels.planes import (
     padded,
     position_of,
     product,
-    read_colour,
+    read_heads,
     store_planes,
 )
 from mlic_fast.kernels.specialisation import Specialisation
@@ -85,7 +85,7 @@ def softmax_attention_twin(
     """Planes as in :func:`softmax_attention` -> planes [2, B, N, C] of out."""
     # Integers below 2^53 all along: exact in float64.
     queries, keys, values = (
-        read_colour(x, colour).unflatten(-1, (heads, -1)).transpose(1, 2).double()
+        read_heads(x, heads, colour).double()
         for x, colour in ((q, q_colour), (k, kv_colour), (v, kv_colour))
     )
     scale = logit_scale(queries.shape[-1], q_exponent, k_exponent)
