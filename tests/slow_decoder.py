@@ -95,18 +95,41 @@ class Payload:
     def __init__(self, tables: Sequence[Table], payload: bytes, lanes: int) -> None:
         self.tables = tables
         self.group_size = min(lanes, 32)
+        self.tail_lanes = min(max(lanes // 4, 2), 32)
         groups = lanes // self.group_size
         source = Bytes(payload)
         lengths = [source.take_leb128(2**32 - 1) for _ in range(groups - 1)]
-        self.states = list(struct.unpack(f"<{lanes}I", source.take(4 * lanes)))
-        if min(self.states) < 2**16:
-            raise Corrupt("state")
+        self.before_tail = source.take_leb128(2**32 - 1) if lanes > 2 else 0
+        nibbles = source.take(lanes // 2)
+        sizes = [16 + (nibbles[lane // 2] >> 4 * (lane % 2) & 15) for lane in range(lanes)]
+        bits = int.from_bytes(source.take((sum(sizes) + 7) // 8), "little")
+        self.states = []
+        for size in sizes:
+            self.states.append(2**size + bits % 2**size)
+            bits >>= size
+        if bits != 0:
+            raise Corrupt("rest of the last byte")
         parts = [source.take(2 * length) for length in lengths] + [source.rest]
         if len(parts[-1]) % 2:
             raise Corrupt("odd byte")
         self.words = [list(struct.unpack(f"<{len(part) // 2}H", part)) for part in parts]
         for words in self.words:
             words.reverse()  # so that pop() takes the next
+        self.spare = 0
+        self.has_retired = False
+        self.retire_if_due()
+
+    def retire_if_due(self) -> None:
+        """Section 4, "The tail"."""
+        if self.before_tail > 0 or self.has_retired:
+            return
+        retired = self.states[self.tail_lanes :]
+        if any(self.words[1:]) or any(state >= 2**17 for state in retired):
+            raise Corrupt("retired lanes")
+        self.spare = len(retired) if not self.words[0] else 0
+        self.words = [self.words[0] + [state % 2**16 for state in reversed(retired)]]
+        self.states = self.states[: self.tail_lanes]
+        self.has_retired = True
 
     def renormalise(self, lane: int) -> None:
         if self.states[lane] < 2**16:
@@ -135,6 +158,8 @@ class Payload:
 
     def decode_pass(self, indexes: Sequence[int]) -> list[int]:
         symbols = [0] * len(indexes)
+        if not symbols:
+            return symbols
         coded = list(range(len(indexes)))
         if 0 in indexes and self.bits(0, 1) == 1:
             coded = [place for place in coded if indexes[place] != 0]
@@ -144,6 +169,8 @@ class Payload:
             for first in range(0, len(places), self.group_size):
                 group = range(first, min(first + self.group_size, len(places)))
                 self.decode_group(group, places, indexes, symbols)
+        self.before_tail -= 1
+        self.retire_if_due()
         return symbols
 
     def decode_group(
@@ -169,7 +196,10 @@ class Payload:
 
     def digest(self) -> int:
         """Section 4, "The end"."""
-        if any(self.words):
+        if not self.has_retired:
+            raise Corrupt("no tail")
+        (words,) = self.words
+        if len(words) > self.spare or any(words):
             raise Corrupt("words are left")
         low, high, *others = [state - 2**16 for state in self.states]
         if any(others) or low >= 2**16 or high >= 2**16:

@@ -43,14 +43,38 @@ MLIC_HD bool is_lane_count(uint32_t lanes) {
   return lanes >= kMinLanes && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0;
 }
 
-// Twice the lanes for twice the bytes: 3 bytes a lane are 0.1 to 0.2 % of the payload from 12 KiB.
+// Lanes that code the last passes. The others have retired by then: an encoder, which goes backwards,
+// starts them late, each from a word that was written before, so that their starts cost nothing.
+MLIC_HD uint32_t tail_of(uint32_t lanes) {
+  const uint32_t quarter = lanes / 4;
+  return quarter < kMinLanes ? kMinLanes : quarter < kGroupLanes ? quarter : kGroupLanes;
+}
+
+// Twice the lanes for twice the bytes: a lane costs half a byte at its end, and two bytes at its
+// start if it is one of the tail's: 0.1 to 0.25 % of the payload.
 MLIC_HD uint32_t choose_lanes(uint64_t payload_bytes) {
   if (payload_bytes < 1024) return kMinLanes;
   uint32_t lanes = 8;
-  for (uint64_t limit = 24 * 1024; payload_bytes >= limit && lanes < kMaxLanes; limit *= 2) {
+  for (uint64_t limit = 6 * 1024; payload_bytes >= limit && lanes < kMaxLanes; limit *= 2) {
     lanes *= 2;
   }
   return lanes;
+}
+
+// ---- States as they are stored ----
+
+constexpr uint32_t kWordBits = 16;
+constexpr uint32_t kSizeBits = 4;  // of a state: how many bits it has beyond 17
+
+MLIC_HD uint32_t size_of_state(uint32_t x) {
+  uint32_t size = 0;
+  while (x >> kWordBits >> size > 1) ++size;
+  return size;
+}
+
+// The bits below the leading one, of which there are kWordBits + size.
+MLIC_HD uint32_t low_bits(uint32_t x, uint32_t size) {
+  return x & ((1u << (kWordBits + size)) - 1);
 }
 
 // ---- Tables ----

@@ -13,8 +13,10 @@ namespace {
 
 [[noreturn]] void throw_too_short() { throw CorruptStream(Error::kTooShort); }
 
+}  // namespace
+
 // Reads the payload's bytes from the front.
-class Reader {
+class Decoder::Reader {
  public:
   Reader(const uint8_t* data, size_t size) : next_(data), end_(data + size) {}
 
@@ -49,7 +51,30 @@ class Reader {
   const uint8_t* end_;
 };
 
-}  // namespace
+// Takes bits from bytes, the lowest of each byte first.
+template <class Reader>
+class BitReader {
+ public:
+  explicit BitReader(Reader& reader) : reader_(reader) {}
+
+  uint32_t take(uint32_t count) {
+    for (; available_ < count; available_ += 8) {
+      bits_ |= uint64_t{reader_.template little_endian<uint8_t>()} << available_;
+    }
+    const uint64_t value = bits_ & ((uint64_t{1} << count) - 1);
+    bits_ >>= count;
+    available_ -= count;
+    return static_cast<uint32_t>(value);
+  }
+
+  // What is left of the last byte.
+  uint64_t rest() const { return bits_; }
+
+ private:
+  Reader& reader_;
+  uint64_t bits_ = 0;
+  uint32_t available_ = 0;
+};
 
 Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size_t size,
                  uint32_t lanes)
@@ -61,11 +86,8 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
   groups_.resize(std::max(lanes / kGroupLanes, 1u));
   std::vector<size_t> lengths(groups_.size());  // in words
   for (size_t i = 0; i + 1 < lengths.size(); ++i) lengths[i] = reader.leb128();
-  states_.resize(lanes);
-  for (uint32_t& state : states_) {
-    state = reader.little_endian<uint32_t>();
-    if (state < kLowest) throw CorruptStream(Error::kState);
-  }
+  if (tail_of(lanes) < lanes) until_tail_ = reader.leb128();
+  read_states(reader, lanes);
   if (reader.left() % 2 != 0) {
     throw CorruptStream(Error::kHalfWord);
   }
@@ -74,13 +96,45 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
   if (listed > words) throw_too_short();
   lengths.back() = words - listed;
 
-  words_.resize(words + kGroupLanes);
-  for (size_t i = 0; i < words; ++i) words_[i] = reader.little_endian<uint16_t>();
-  const uint16_t* next = words_.data();
+  const uint32_t room = lanes - tail_of(lanes);
+  words_.resize(room + words + kGroupLanes);
+  uint16_t* next = words_.data() + room;
+  for (size_t i = 0; i < words; ++i) next[i] = reader.little_endian<uint16_t>();
   for (size_t i = 0; i < groups_.size(); ++i) {
     groups_[i] = {next, next + lengths[i]};
     next += lengths[i];
   }
+  if (until_tail_ == 0) retire();
+}
+
+void Decoder::read_states(Reader& reader, uint32_t lanes) {
+  std::vector<uint32_t> sizes(lanes);
+  BitReader<Reader> nibbles(reader);
+  for (uint32_t& size : sizes) size = nibbles.take(kSizeBits);
+  BitReader<Reader> bits(reader);
+  for (const uint32_t size : sizes) {
+    states_.push_back(kLowest << size | bits.take(kWordBits + size));
+  }
+  if (bits.rest() != 0) throw CorruptStream(Error::kState);
+}
+
+// The lanes beyond the tail's give back the words that they were started from.
+void Decoder::retire() {
+  const auto lanes = static_cast<uint32_t>(states_.size()), tail = tail_of(lanes);
+  const auto is_consumed = [](const Group& group) { return group.next == group.end; };
+  Group& first = groups_[0];
+  spare_ = is_consumed(first) ? lanes - tail : 0;
+  bool ends = std::all_of(groups_.begin() + 1, groups_.end(), is_consumed);
+  uint16_t* words = words_.data() + (first.next - words_.data());
+  for (uint32_t lane = lanes; lane-- > tail;) {
+    ends &= states_[lane] >> kWordBits == 1;
+    *--words = static_cast<uint16_t>(states_[lane]);
+  }
+  if (!ends) throw CorruptStream(Error::kEnd);
+  first.next = words;
+  states_.resize(tail);
+  groups_.resize(1);
+  retired_ = true;
 }
 
 void Decoder::check_open() const {
@@ -97,6 +151,7 @@ void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
   if (count > std::numeric_limits<uint32_t>::max()) {
     throw std::invalid_argument("a pass has at most 2^32 - 1 symbols");
   }
+  if (count == 0) return;
   narrow_indexes(indexes, count, tables_->size(), indexes_);
   corrupt_ = true;  // unless the end is reached
   bool skips_floor = false;
@@ -111,6 +166,7 @@ void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
   } else {
     decode_symbols(count, AllPositions(), symbols);
   }
+  if (!retired_ && --until_tail_ == 0) retire();
   corrupt_ = false;
 }
 
@@ -222,13 +278,13 @@ uint32_t Decoder::finish() {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_open();
   finished_ = true;
-  const auto is_consumed = [](const Group& group) { return group.next == group.end; };
   const uint32_t low = states_[0] - kLowest, high = states_[1] - kLowest;
-  if (!std::all_of(groups_.begin(), groups_.end(), is_consumed) || (low | high) > 0xffff ||
-      std::count(states_.begin() + 2, states_.end(), kLowest) !=
-          static_cast<ptrdiff_t>(states_.size() - 2)) {
-    throw CorruptStream(Error::kEnd);
-  }
+  const Group& words = groups_[0];
+  const bool ends = retired_ && words.end - words.next <= spare_ &&
+                    std::count(words.next, words.end, 0) == words.end - words.next &&
+                    std::count(states_.begin() + 2, states_.end(), kLowest) ==
+                        static_cast<ptrdiff_t>(states_.size() - 2);
+  if (!ends || (low | high) > 0xffff) throw CorruptStream(Error::kEnd);
   return low | high << 16;
 }
 

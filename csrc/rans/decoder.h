@@ -27,6 +27,7 @@ class Decoder {
   uint32_t finish();
 
  private:
+  class Reader;
   struct Group {
     const uint16_t* next;
     const uint16_t* end;
@@ -41,15 +42,20 @@ class Decoder {
   void decode_escapes(Group& group, uint32_t* states, size_t lanes, const uint32_t* positions,
                       int32_t* symbols);
   void advance(Group& group, uint32_t& state);
+  void read_states(Reader& reader, uint32_t lanes);
+  void retire();
   void check_open() const;
 
   std::shared_ptr<const Tables> tables_;
-  std::vector<uint16_t> words_;   // of all groups, and a pad of kGroupLanes words
+  std::vector<uint16_t> words_;   // room for those of retired lanes, all groups, a pad
   std::vector<uint32_t> states_;  // of all lanes
   std::vector<Group> groups_;
   std::vector<uint16_t> indexes_;    // of the current pass
   std::vector<uint32_t> positions_;  // of its coded symbols if some are skipped
   std::mutex mutex_;
+  uint32_t until_tail_ = 0;  // passes
+  bool retired_ = false;
+  ptrdiff_t spare_ = 0;  // words that may be left at the end, all zero
   bool finished_ = false;
   bool corrupt_ = false;
 };

@@ -15,11 +15,26 @@ void append_leb128(std::vector<uint8_t>& bytes, size_t value) {
   bytes.push_back(static_cast<uint8_t>(value));
 }
 
-template <class Unsigned>
-void append_little_endian(std::vector<uint8_t>& bytes, Unsigned value) {
-  for (size_t i = 0; i < sizeof(Unsigned); ++i)
-    bytes.push_back(static_cast<uint8_t>(value >> (8 * i)));
-}
+// Appends bits to bytes, the lowest of each byte first.
+class BitWriter {
+ public:
+  explicit BitWriter(std::vector<uint8_t>& bytes) : bytes_(bytes) {}
+  ~BitWriter() {
+    if (count_ > 0) bytes_.push_back(static_cast<uint8_t>(bits_));
+  }
+
+  void put(uint32_t value, uint32_t count) {
+    bits_ |= uint64_t{value} << count_;
+    for (count_ += count; count_ >= 8; count_ -= 8, bits_ >>= 8) {
+      bytes_.push_back(static_cast<uint8_t>(bits_));
+    }
+  }
+
+ private:
+  std::vector<uint8_t>& bytes_;
+  uint64_t bits_ = 0;
+  uint32_t count_ = 0;
+};
 
 }  // namespace
 
@@ -42,6 +57,7 @@ void Encoder::encode(const int32_t* symbols, const Index* indexes, size_t count)
   if (count > std::numeric_limits<uint32_t>::max()) {
     throw std::invalid_argument("a pass has at most 2^32 - 1 symbols");
   }
+  if (count == 0) return;
   narrow_indexes(indexes, count, tables_->size(), indexes_);
   int32_t nonzero = 0;  // in the floor table
   for (size_t i = 0; i < count; ++i) nonzero |= symbols[i] & -int32_t{indexes_[i] == kFloorTable};
@@ -135,20 +151,47 @@ class Encoder::Writer {
     x = encode_bits(x, value, bits);
   }
 
-  std::vector<uint8_t> payload() const {
+  // Of the first group.
+  size_t words() const { return static_cast<size_t>(ends_[0] - fronts_[0]); }
+
+  // Starts the lanes from number tail on, from words as far as there are any.
+  void start_lanes(size_t tail) {
+    for (size_t lane = tail; lane < states_.size(); ++lane) {
+      states_[lane] = kLowest + (words() > 0 ? *fronts_[0]++ : 0);
+    }
+  }
+
+  // until_tail: passes before those that the tail codes.
+  std::vector<uint8_t> payload(size_t until_tail) const {
     std::vector<uint8_t> bytes;
     for (size_t g = 0; g + 1 < fronts_.size(); ++g) {
       append_leb128(bytes, static_cast<size_t>(ends_[g] - fronts_[g]));
     }
-    for (const uint32_t x : states_) append_little_endian(bytes, x);
+    if (tail_of(static_cast<uint32_t>(states_.size())) < states_.size()) {
+      append_leb128(bytes, until_tail);
+    }
+    append_states(bytes);
     for (size_t g = 0; g < fronts_.size(); ++g) {
-      std::for_each(fronts_[g], ends_[g],
-                    [&](uint16_t word) { append_little_endian(bytes, word); });
+      std::for_each(fronts_[g], ends_[g], [&](uint16_t word) {
+        bytes.push_back(static_cast<uint8_t>(word));
+        bytes.push_back(static_cast<uint8_t>(word >> 8));
+      });
     }
     return bytes;
   }
 
  private:
+  void append_states(std::vector<uint8_t>& bytes) const {
+    {
+      BitWriter nibbles(bytes);
+      for (const uint32_t x : states_) nibbles.put(size_of_state(x), kSizeBits);
+    }
+    BitWriter bits(bytes);
+    for (const uint32_t x : states_) {
+      bits.put(low_bits(x, size_of_state(x)), kWordBits + size_of_state(x));
+    }
+  }
+
   std::vector<uint32_t> states_;
   std::vector<std::unique_ptr<uint16_t[]>> buffers_;
   std::vector<uint16_t*> fronts_;
@@ -168,43 +211,68 @@ void Encoder::put_escapes(Writer& writer, size_t group, size_t first_lane, size_
   }
 }
 
+// One pass on the first lanes; escapes_end is that of the escapes up to it, and moves before it.
 template <uint32_t kWidth>
-std::vector<uint8_t> Encoder::write(uint32_t digest) const {
-  const size_t groups = lanes_ / kWidth;
-  Writer writer(lanes_, digest, measure_room(kWidth));
-  const Escape* escapes_end = escapes_.data() + escapes_.size();
-  for (size_t p = passes_.size(); p-- > 0;) {
-    const size_t pass_begin = p == 0 ? 0 : passes_[p - 1].end;
-    const size_t count = passes_[p].end - pass_begin;
-    for (size_t block = (count + kWidth - 1) / kWidth; block-- > 0;) {
-      const size_t group = block % groups;
-      const size_t begin = pass_begin + block * kWidth;
-      const Escape* escapes = escapes_end;
-      while (escapes != escapes_.data() && escapes[-1].position >= begin) --escapes;
-      if (escapes != escapes_end) {
-        put_escapes(writer, group, group * kWidth, begin, escapes, escapes_end);
-      }
-      escapes_end = escapes;
-      writer.put_block<kWidth>(group, tables_->encoder_entries(), entries_.data() + begin,
-                               std::min<size_t>(kWidth, passes_[p].end - begin));
+void Encoder::put_pass(Writer& writer, size_t p, size_t lanes, const Escape*& escapes_end) const {
+  const size_t groups = lanes / kWidth;
+  const size_t pass_begin = p == 0 ? 0 : passes_[p - 1].end;
+  const size_t count = passes_[p].end - pass_begin;
+  for (size_t block = (count + kWidth - 1) / kWidth; block-- > 0;) {
+    const size_t group = block % groups;
+    const size_t begin = pass_begin + block * kWidth;
+    const Escape* escapes = escapes_end;
+    while (escapes != escapes_.data() && escapes[-1].position >= begin) --escapes;
+    if (escapes != escapes_end) {
+      put_escapes(writer, group, group * kWidth, begin, escapes, escapes_end);
     }
-    const Flag flag = passes_[p].flag;
-    if (flag != Flag::kAbsent) writer.put_bits(0, 0, flag == Flag::kSkipped, kFlagBits);
+    escapes_end = escapes;
+    writer.put_block<kWidth>(group, tables_->encoder_entries(), entries_.data() + begin,
+                             std::min<size_t>(kWidth, passes_[p].end - begin));
   }
-  return writer.payload();
+  const Flag flag = passes_[p].flag;
+  if (flag != Flag::kAbsent) writer.put_bits(0, 0, flag == Flag::kSkipped, kFlagBits);
 }
 
-// Number of events of each group.
-std::vector<size_t> Encoder::measure_room(size_t width) const {
+void Encoder::put_pass(Writer& writer, size_t p, size_t lanes, const Escape*& escapes_end) const {
+  switch (std::min<size_t>(lanes, kGroupLanes)) {
+    case 2:
+      return put_pass<2>(writer, p, lanes, escapes_end);
+    case 4:
+      return put_pass<4>(writer, p, lanes, escapes_end);
+    case 8:
+      return put_pass<8>(writer, p, lanes, escapes_end);
+    case 16:
+      return put_pass<16>(writer, p, lanes, escapes_end);
+    default:
+      return put_pass<32>(writer, p, lanes, escapes_end);
+  }
+}
+
+std::vector<uint8_t> Encoder::write(uint32_t digest) const {
+  const uint32_t tail = tail_of(lanes_);
+  Writer writer(lanes_, digest, measure_room());
+  const Escape* escapes_end = escapes_.data() + escapes_.size();
+  size_t p = passes_.size();
+  while (p > 0 && writer.words() < lanes_ - tail) put_pass(writer, --p, tail, escapes_end);
+  const size_t until_tail = p;
+  writer.start_lanes(tail);
+  while (p > 0) put_pass(writer, --p, lanes_, escapes_end);
+  return writer.payload(until_tail);
+}
+
+// The largest number of events of each group, the first of which may have the tail.
+std::vector<size_t> Encoder::measure_room() const {
+  const size_t width = std::min(lanes_, kGroupLanes);
   std::vector<size_t> room(lanes_ / width);
   const Escape* escape = escapes_.data();
   const Escape* escapes_end = escape + escapes_.size();
   size_t begin = 0;
   for (const Pass& pass : passes_) {
     for (size_t& words : room) words += (pass.end - begin + lanes_ - 1) / lanes_ * width;
-    if (pass.flag != Flag::kAbsent) room[0] += 1;
+    room[0] += pass.end - begin + (pass.flag != Flag::kAbsent ? 1 : 0);
     for (; escape != escapes_end && escape->position < pass.end; ++escape) {
       room[(escape->position - begin) / width % room.size()] += count_digits(escape->u);
+      room[0] += count_digits(escape->u);
     }
     begin = pass.end;
   }
@@ -216,18 +284,7 @@ std::vector<uint8_t> Encoder::finish(uint32_t digest) {
   check_open();
   finished_ = true;
   if (lanes_ == 0) lanes_ = choose_lanes(estimate_bytes());
-  switch (std::min(lanes_, kGroupLanes)) {
-    case 2:
-      return write<2>(digest);
-    case 4:
-      return write<4>(digest);
-    case 8:
-      return write<8>(digest);
-    case 16:
-      return write<16>(digest);
-    default:
-      return write<32>(digest);
-  }
+  return write(digest);
 }
 
 }  // namespace mlic::rans

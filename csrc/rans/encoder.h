@@ -43,9 +43,11 @@ class Encoder {
   template <class Positions>
   void add_symbols(size_t count, Positions positions, const int32_t* symbols);
   uint64_t estimate_bytes() const;  // of the payload, the same on every machine
-  std::vector<size_t> measure_room(size_t width) const;
-  template <uint32_t kWidth>
+  std::vector<size_t> measure_room() const;
   std::vector<uint8_t> write(uint32_t digest) const;
+  void put_pass(Writer& writer, size_t p, size_t lanes, const Escape*& escapes_end) const;
+  template <uint32_t kWidth>
+  void put_pass(Writer& writer, size_t p, size_t lanes, const Escape*& escapes_end) const;
   static void put_escapes(Writer& writer, size_t group, size_t first_lane, size_t begin,
                           const Escape* first, const Escape* last);
 

@@ -29,7 +29,7 @@ inline const char* message_of(Error error) {
     case Error::kLength:
       return "a length in the payload is malformed: it was altered";
     case Error::kState:
-      return "the payload starts with an impossible state: it was altered";
+      return "the states in the payload are malformed: it was altered";
     case Error::kHalfWord:
       return "the payload has half a word: it was cut short or altered";
     case Error::kEscape:

@@ -140,7 +140,7 @@ class DeviceDecoder(_Coder):
         self.results = self._empty(batch, 2, dtype=torch.int32)
         self._scratch = (
             self._empty(batch * _core.STATE_BYTES),
-            self._empty(batch * self.capacity // 2, dtype=torch.int16),
+            self._empty(batch * (self.capacity // 2 + _core.RETURNED_WORDS), dtype=torch.int16),
             self._empty(batch * symbols, dtype=torch.int64),
         )
         states, words, records = (x.data_ptr() for x in self._scratch)
@@ -259,8 +259,9 @@ class DeviceEncoder(_Coder):
         super().__init__(tables, batch, capacity, symbols)
         if lanes is not None and lanes not in [2**k for k in range(1, 11)]:
             raise ValueError("lanes must be a power of two from 2 to 1024")
-        # A page that is followed by another holds at least words for 954 of its bytes.
-        page_count = self.capacity // 954 + 1 + 32
+        # A page that is followed by another holds at least words for 954 of its bytes, but for those
+        # that lanes were started from.
+        page_count = (self.capacity + 2 * _core.RETURNED_WORDS) // 954 + 1 + 32
         self.digests = torch.zeros(batch, dtype=torch.int32, device=self.device)
         self._results = self._empty(batch, 3, dtype=torch.int32)
         self._payloads = self._empty(batch, self.capacity)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_states import pack_states
 
 from mlic_fast import _C
 from mlic_fast.coder import SCALES, Decoder, Encoder, Tables, gaussian_tables
@@ -223,7 +224,7 @@ def test_nothing(device):
     empty = np.empty((1, 0, 32), np.int32)
     for passes in ([], [(empty, empty.astype(np.uint8))], [(empty[..., :0], 64)]):
         expected = assert_same_coder(tables, passes, 1, None, [0x12345678], device)
-        assert expected == [(bytes.fromhex("7856010034120100"), 2)]
+        assert expected == [(bytes.fromhex("0078563412"), 2)]
 
 
 @pytest.mark.parametrize("lanes", [2, 32, 1024])
@@ -375,16 +376,18 @@ def test_malformed_escapes(device, words, message):
         compare = Comparison(
             tables, [(np.zeros(shape, np.int32), np.full(shape, 10, np.uint8))], device
         )
-        states = state.to_bytes(4, "little") + other.to_bytes(4, "little")
+        states = pack_states([state, other])
         compare([states + data], [2])
         assert count == 2 or all(message in text for text in compare.seen)
 
 
 def test_headers(device):
-    """Lengths of groups, states, numbers of lanes."""
+    """Lengths of groups, passes before the tail, states, numbers of lanes."""
     passes: list[Pass] = [(np.zeros((1, 1, 3), np.int32), np.full((1, 1, 3), 10, np.uint8))]
     compare = Comparison(gaussian_tables(), passes, device)
-    states = (1 << 16).to_bytes(4, "little") * 64
+    states = pack_states([1 << 16] * 64)
+    wide = pack_states([(1 << 32) - 1] * 64)
+    word = pack_states([1 << 16] * 63 + [1 << 16 | 7])
     for lanes, payload in [
         (64, b"\xff\xff\xff\xff\x0f" + bytes(2000)),
         (64, b"\xff\xff\xff\xff\x0f" + states),
@@ -392,9 +395,15 @@ def test_headers(device):
         (64, b"\x80\x00" + states),
         (64, b"\xff" * 300),
         (64, b"\x80"),
-        (64, b"\x00" + states + bytes(4)),
-        (64, b"\x00" + states + bytes(5)),
-        (1024, b"\xff\xff\xff\xff\x0f" * 31 + states * 16),
+        *(
+            (64, b"\x00" + tail + body)
+            for tail in (b"\x00", b"\x01", b"\x02", b"\xff\xff\xff\xff\x0f", b"\x80\x00")
+            for body in (states, states + bytes(4), states + bytes(5), wide, wide[:-1], word)
+        ),
+        (64, b"\x02\x01" + states + bytes(4)),
+        (64, b"\x00\x01\x01" + states[1:-1] + b"\x80"),
+        (64, b"\x00\x01"),
+        (1024, b"\xff\xff\xff\xff\x0f" * 31 + bytes(3000)),
         (1024, b"\x80" * 200),
         *((lanes, states) for lanes in (0, 1, 3, 48, 2048, 2**32 - 1)),
     ]:
@@ -452,7 +461,7 @@ def test_an_index_without_a_table(device):
     encoder.finish()
     with pytest.raises(ValueError, match="index"):
         encoder.payloads()
-    decoder.load([bytes.fromhex("0000010000000100")], [2])
+    decoder.load([bytes(5)], [2])
     decoder.begin()
     decoder.decode(indexes)
     decoder.finish()

@@ -100,13 +100,13 @@ def test_nothing():
     empty = np.empty(0, np.int32)
     for passes in ([], [(empty, empty)], [(empty.reshape(0, 3), empty.reshape(0, 3))]):
         data = assert_round_trip(gaussian_tables(), passes, None, 0x12345678)
-        assert data.hex() == "7856010034120100"
+        assert data.hex() == "0078563412"
 
 
 def test_zeros_of_the_floor_table_cost_one_bit_a_pass():
     zeros = np.zeros(100_000, np.int32)
     passes = [(zeros, zeros.astype(np.uint8))] * 64
-    assert len(assert_round_trip(gaussian_tables(), passes, None)) == 8 + 64 // 8
+    assert len(assert_round_trip(gaussian_tables(), passes, None)) == 5 + 64 // 8
     passes[5] = (zeros + (np.arange(zeros.size) == 77), zeros.astype(np.uint8))
     assert len(assert_round_trip(gaussian_tables(), passes, None)) < 40
 
@@ -114,21 +114,22 @@ def test_zeros_of_the_floor_table_cost_one_bit_a_pass():
 @pytest.mark.parametrize("scale_shift", [0, 1])
 @pytest.mark.parametrize("lanes", [2, 8, 64])
 def test_size(lanes, scale_shift):
-    """Within 0.15 % of the ideal and 3 bytes a lane."""
+    """Within 0.15 % of the ideal, half a byte a lane and two bytes a lane of the tail."""
     rng = np.random.default_rng(lanes)
     passes = [draw(rng, 24576, floor) for floor in np.linspace(0.57, 0.78, 20)]
     passes = [(s << scale_shift, i) for s, i in passes]  # also when the model is wrong
     tables = gaussian_tables()
     data = assert_round_trip(tables, passes, lanes)
     ideal = sum(tables.bits(s, i).sum() for s, i in passes) / 8
-    assert len(data) <= 1.0015 * ideal + 3 * lanes + len(passes) / 8 + 2
+    tail = min(max(lanes // 4, 2), 32)
+    assert len(data) <= 1.0015 * ideal + lanes / 2 + 2 * tail + len(passes) / 8 + 2
 
 
 def test_lanes_follow_the_size():
     tables = gaussian_tables()
     symbols, indexes = draw(np.random.default_rng(0), 3_000_000, 0.0)
     size = tables.bits(symbols, indexes).cumsum() / 8192  # of the first symbols, in KiB
-    limits = {2: 1, 8: 24, 16: 48, 32: 96, 64: 192}
+    limits = {2: 1, 8: 6, 16: 12, 32: 24, 64: 48, 128: 96}
     for lanes, limit in limits.items():
         below, above = np.searchsorted(size, [0.99 * limit, 1.01 * limit])
         assert encode(tables, [(symbols[:below], indexes[:below])])[1] == lanes
@@ -149,14 +150,14 @@ def test_golden_streams():
         data = assert_round_trip(gaussian_tables(), passes, lanes, 0xC0FFEE)
         hashes[lanes] = f"{len(data)} {hashlib.sha256(data).hexdigest()[:16]}"
     assert hashes == {
-        2: "11546 f62969a6199778a2",
-        8: "11562 c21b3a132e088542",
-        32: "11630 1e18eef1c126b540",
-        64: "11728 58b252c3c8486a57",
+        2: "11544 0b2fa22fa04b60d0",
+        8: "11548 048312cb586b8d00",
+        32: "11573 8dc92d035d4ba8ca",
+        64: "11606 0bb08549b10db497",
     }
     small = [(np.array([1, -2, 0, 300, -70000], np.int32), np.array([10, 12, 0, 20, 0], np.uint8))]
     assert (
-        assert_round_trip(gaussian_tables(), small, 2).hex() == "72f9d01507001101ff3f9901bd0ba904"
+        assert_round_trip(gaussian_tables(), small, 2).hex() == "8c72f9d075001001ff3f9901bd0ba904"
     )
 
 

@@ -51,14 +51,14 @@ class Decoder {
         device_(device),
         batch_(batch) {
     begin_ = {at<PayloadHeader>(headers), at<uint8_t>(payloads), at<DecoderState>(states),
-              at<uint16_t>(words), capacity};
+              at<uint16_t>(words), capacity, capacity / 2 + kReturnedWords};
     decode_.tables = image_->view(at<uint8_t>(tables));
     decode_.states = begin_.states;
     decode_.words = begin_.words;
     decode_.records = at<uint64_t>(records);
-    decode_.words_stride = capacity / 2;
+    decode_.words_stride = begin_.words_stride;
     decode_.records_stride = symbols;
-    results_ = at<DecodeResult>(results);
+    finish_ = {begin_.states, begin_.words, at<DecodeResult>(results), begin_.words_stride};
   }
 
   void begin(uintptr_t stream) const {
@@ -76,7 +76,7 @@ class Decoder {
   }
 
   void finish(uintptr_t stream) const {
-    launchers_.finish(begin_.states, results_, batch_, target_of(device_, stream));
+    launchers_.finish(finish_, batch_, target_of(device_, stream));
   }
 
  private:
@@ -86,7 +86,7 @@ class Decoder {
   uint32_t batch_;
   BeginArgs begin_{};
   DecodeArgs decode_{};
-  DecodeResult* results_;
+  FinishArgs finish_{};
 };
 
 class Encoder {
@@ -173,6 +173,7 @@ void bind_rans_device(py::module_& module) {
 #endif
   m.attr("HOST") = kHost;
   m.attr("HEADER_BYTES") = sizeof(PayloadHeader);
+  m.attr("RETURNED_WORDS") = kReturnedWords;
   m.attr("STATE_BYTES") = sizeof(DecoderState);
   m.attr("INFO_BYTES") = sizeof(PassInfo) * kMaxPasses;
   m.attr("PAGE_BYTES") = kPageBytes;

@@ -17,8 +17,9 @@ struct BeginShared {
   uint32_t error;
   uint32_t header_size;
   uint64_t listed;  // words of all groups but the last
-  uint32_t impossible_state;
-  uint32_t missing_state;
+  uint32_t padding;  // bits after those of the states, which are zero
+  uint32_t bad_end;
+  Scan bits;  // of the states
 };
 
 // Reads LEB128 as Reader::leb128 of the C++ decoder does.
@@ -41,81 +42,133 @@ MLIC_DEVICE uint32_t groups_of(uint32_t lanes) {
   return lanes < kGroupLanes ? 1 : lanes / kGroupLanes;
 }
 
+// Some bits of a string of bytes, the lowest of each byte first; at most 32.
+MLIC_DEVICE uint32_t read_bits(const uint8_t* bytes, uint32_t at, uint32_t count) {
+  uint64_t value = 0;
+  for (uint32_t i = at / 8; i < (at + count + 7) / 8; ++i) {
+    value |= uint64_t{bytes[i]} << (8 * (i - at / 8));
+  }
+  return static_cast<uint32_t>(value >> at % 8 & ((uint64_t{1} << count) - 1));
+}
+
+// Lanes beyond the tail's give back the words that they were started from. bad_end is zero before,
+// and must be read after the next phase.
+template <class Block>
+MLIC_DEVICE void retire(Block& block, uint32_t& bad_end, DecoderState& state, uint16_t* words) {
+  const uint32_t lanes = state.lanes, tail = tail_of(lanes);
+  const uint32_t next = state.next[0] - (lanes - tail);
+  block.each([&](uint32_t thread) {
+    if (thread >= tail && thread < lanes) {
+      const uint32_t x = state.states[thread];
+      words[next + thread - tail] = static_cast<uint16_t>(x);
+      if (x >> kWordBits != 1) atomic_or(bad_end, 1);
+    }
+    if (thread > 0 && thread < groups_of(lanes) && state.next[thread] != state.end[thread]) {
+      atomic_or(bad_end, 1);
+    }
+  });
+  block.each([&](uint32_t thread) {
+    if (thread != 0) return;
+    state.spare = state.next[0] == state.end[0] ? lanes - tail : 0;
+    state.next[0] = next;
+    state.lanes = tail;
+    state.until_tail = kRetired;
+    if (bad_end != 0) state.error = static_cast<uint32_t>(Error::kEnd);
+  });
+}
+
 template <class Block>
 MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args) {
   const uint32_t image = block.column();
   const uint8_t* data = args.payloads + args.headers[image].offset;
-  uint16_t* words = args.words + static_cast<size_t>(image) * (args.capacity / 2);
+  uint16_t* words = args.words + static_cast<size_t>(image) * args.words_stride;
   DecoderState& state = args.states[image];
   const uint32_t size = args.headers[image].size, lanes = args.headers[image].lanes;
   const bool usable = size <= args.capacity && is_lane_count(lanes);
   const uint32_t header = usable ? lesser(size, kHeaderBytes) : 0;
   block.each([&](uint32_t thread) {
     if (thread < header) shared.header[thread] = data[thread];
-    if (thread == 0) shared.impossible_state = shared.missing_state = 0;
+    if (thread == 0) shared.padding = shared.bad_end = 0;
   });
 
   block.each([&](uint32_t thread) {
     if (thread != 0) return;
     Error error = Error::kNone;
     if (!usable) error = size > args.capacity ? Error::kCapacity : Error::kLaneCount;
-    uint32_t at = 0;
+    uint32_t at = 0, until_tail = 0;
     uint64_t listed = 0;
     const uint32_t groups = usable ? groups_of(lanes) : 0;
     for (uint32_t g = 0; g + 1 < groups && error == Error::kNone; ++g) {
       uint32_t length = 0;
       error = read_leb128(shared.header, header, at, length);
       // Kept in 32 bits: a sum that would not fit is found too long below.
-      state.next[g] = static_cast<uint32_t>(listed);
+      state.next[g] = kReturnedWords + static_cast<uint32_t>(listed);
       listed += length;
-      state.end[g] = static_cast<uint32_t>(listed);
+      state.end[g] = kReturnedWords + static_cast<uint32_t>(listed);
     }
-    if (groups > 0) state.next[groups - 1] = static_cast<uint32_t>(listed);
+    if (groups > 0) state.next[groups - 1] = kReturnedWords + static_cast<uint32_t>(listed);
+    if (error == Error::kNone && tail_of(lanes) < lanes) {
+      error = read_leb128(shared.header, header, at, until_tail);
+    }
+    state.lanes = lanes;
+    state.until_tail = lesser(until_tail, kRetired - 1);
     shared.header_size = at;
     shared.listed = listed;
     shared.error = static_cast<uint32_t>(error);
   });
-  if (shared.error != 0) {
+  // Sizes of the states.
+  const uint8_t* sizes = data + shared.header_size;
+  const uint32_t size_bytes = lanes * kSizeBits / 8;
+  const bool has_sizes = shared.error == 0 && size - shared.header_size >= size_bytes;
+  if (!has_sizes) {
     block.each([&](uint32_t thread) {
-      if (thread == 0) state.error = shared.error;
+      const auto too_short = static_cast<uint32_t>(Error::kTooShort);
+      if (thread == 0) state.error = shared.error != 0 ? shared.error : too_short;
     });
     return;
   }
-
-  const uint8_t* states = data + shared.header_size;
-  const uint32_t left = size - shared.header_size;
+  const auto size_of = [&](uint32_t lane) { return read_bits(sizes, kSizeBits * lane, kSizeBits); };
   block.each([&](uint32_t thread) {
-    if (thread >= lanes) return;
-    if (left < 4 * (thread + 1)) return atomic_or(shared.missing_state, 1);
-    uint32_t x = 0;
-    for (uint32_t i = 0; i < 4; ++i) x |= uint32_t{states[4 * thread + i]} << (8 * i);
-    state.states[thread] = x;
-    if (x < kLowest) atomic_or(shared.impossible_state, 1);
+    shared.bits.values[thread] = thread < lanes ? kWordBits + size_of(thread) : 0;
+  });
+  sum_up(block, shared.bits);
+
+  // The states.
+  const uint8_t* bits = sizes + size_bytes;
+  const uint32_t bit_bytes = (shared.bits.total + 7) / 8;
+  const uint32_t left = size - shared.header_size - size_bytes;
+  const bool has_states = left >= bit_bytes;
+  block.each([&](uint32_t thread) {
+    if (thread >= lanes || !has_states) return;
+    const uint32_t beyond = size_of(thread), at = shared.bits.before(thread);
+    state.states[thread] = kLowest << beyond | read_bits(bits, at, kWordBits + beyond);
+    if (thread == 0) {
+      shared.padding = read_bits(bits, shared.bits.total, 8 * bit_bytes - shared.bits.total);
+    }
   });
 
-  // A state that is there comes before one that is not.
-  const uint32_t word_bytes = shared.missing_state != 0 ? 0 : left - 4 * lanes;
+  const uint32_t word_bytes = has_states ? left - bit_bytes : 0;
   const uint32_t word_count = word_bytes / 2;
   Error error = Error::kNone;
-  if (shared.impossible_state != 0) {
-    error = Error::kState;
-  } else if (shared.missing_state != 0) {
+  if (!has_states) {
     error = Error::kTooShort;
+  } else if (shared.padding != 0) {
+    error = Error::kState;
   } else if (word_bytes % 2 != 0) {
     error = Error::kHalfWord;
   } else if (shared.listed > word_count) {
     error = Error::kTooShort;
   }
-  const uint8_t* source = states + (shared.missing_state != 0 ? 0 : 4 * lanes);
+  const uint8_t* source = bits + bit_bytes;
   block.each([&](uint32_t thread) {
     for (uint32_t i = thread; i < word_count; i += kBlockThreads) {
-      words[i] = static_cast<uint16_t>(source[2 * i] | source[2 * i + 1] << 8);
+      words[kReturnedWords + i] = static_cast<uint16_t>(source[2 * i] | source[2 * i + 1] << 8);
     }
     if (thread != 0) return;
-    state.end[groups_of(lanes) - 1] = word_count;
-    state.lanes = lanes;
+    state.end[groups_of(lanes) - 1] = kReturnedWords + word_count;
     state.error = static_cast<uint32_t>(error);
   });
+  if (state.error == 0 && state.until_tail == 0) retire(block, shared.bad_end, state, words);
 }
 
 // ---- A pass ----
@@ -126,6 +179,7 @@ struct DecodeShared {
   uint32_t bad_index;
   uint32_t has_floor;
   uint32_t skips_floor;
+  uint32_t bad_end;
 };
 
 // The tables of the pass, the first of which is number 0. Tables and cells are in shared memory
@@ -374,6 +428,7 @@ MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, const StagedTab
   const uint32_t image = block.column();
   const uint32_t size = args.shape.size();
   DecoderState& state = args.states[image];
+  uint16_t* words = args.words + static_cast<size_t>(image) * args.words_stride;
   int32_t* symbols = args.symbols + static_cast<size_t>(image) * size;
   const uint8_t* indexes =
       args.indexes == nullptr ? nullptr : args.indexes + static_cast<size_t>(image) * size;
@@ -390,7 +445,7 @@ MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, const StagedTab
     }
     if (thread != 0) return;
     shared.failure = kNoFailure;
-    shared.bad_index = shared.has_floor = shared.skips_floor = 0;
+    shared.bad_index = shared.has_floor = shared.skips_floor = shared.bad_end = 0;
   });
   if (state.error != 0) return;
 
@@ -419,7 +474,6 @@ MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, const StagedTab
       if (needs_word(x) && state.next[0] == state.end[0]) {
         shared.failure = failure_at(0, Error::kTooShort);
       } else if (needs_word(x)) {
-        const uint16_t* words = args.words + static_cast<size_t>(image) * args.words_stride;
         x = take_word(x, words[state.next[0]++]);
       }
       state.states[0] = x;
@@ -450,8 +504,11 @@ MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, const StagedTab
     });
   }
   block.each([&](uint32_t thread) {
-    if (thread == 0 && shared.failure != kNoFailure) state.error = shared.failure & 0xff;
+    if (thread != 0) return;
+    if (shared.failure != kNoFailure) state.error = shared.failure & 0xff;
+    if (state.until_tail != kRetired) --state.until_tail;
   });
+  if (state.error == 0 && state.until_tail == 0) retire(block, shared.bad_end, state, words);
 }
 
 // ---- End ----
@@ -461,16 +518,18 @@ struct FinishShared {
 };
 
 template <class Block>
-MLIC_DEVICE void finish(Block& block, FinishShared& shared, const DecoderState* all_states,
-                        DecodeResult* results) {
+MLIC_DEVICE void finish(Block& block, FinishShared& shared, const FinishArgs& args) {
   const uint32_t image = block.column();
-  const DecoderState& state = all_states[image];
+  const DecoderState& state = args.states[image];
+  const uint16_t* words = args.words + static_cast<size_t>(image) * args.words_stride;
   block.each([&](uint32_t thread) {
     if (thread == 0) shared.bad_end = 0;
   });
   if (state.error == 0) {
     block.each([&](uint32_t thread) {
-      bool bad = thread < groups_of(state.lanes) && state.next[thread] != state.end[thread];
+      const uint32_t left = state.end[0] - state.next[0];
+      bool bad = state.until_tail != kRetired || left > state.spare;
+      bad |= !bad && thread < left && words[state.next[0] + thread] != 0;
       if (thread < state.lanes) bad |= state.states[thread] - kLowest > (thread < 2 ? 0xffff : 0);
       if (bad) atomic_or(shared.bad_end, 1);
     });
@@ -480,7 +539,7 @@ MLIC_DEVICE void finish(Block& block, FinishShared& shared, const DecoderState* 
     const uint32_t bad = shared.bad_end != 0 ? static_cast<uint32_t>(Error::kEnd) : 0;
     const uint32_t error = state.error != 0 ? state.error : bad;
     const uint32_t digest = (state.states[0] - kLowest) | (state.states[1] - kLowest) << 16;
-    results[image] = {error, error != 0 ? 0 : digest};  // an early error leaves no states
+    args.results[image] = {error, error != 0 ? 0 : digest};  // an early error leaves no states
   });
 }
 

@@ -50,9 +50,9 @@ void run_decode(const DecodeArgs& args, uint32_t batch, Target) {
   });
 }
 
-void run_finish(const DecoderState* states, DecodeResult* results, uint32_t batch, Target) {
+void run_finish(const FinishArgs& args, uint32_t batch, Target) {
   run<FinishShared>(batch, 1, [&](HostBlock& block, FinishShared& shared) {
-    finish(block, shared, states, results);
+    finish(block, shared, args);
   });
 }
 

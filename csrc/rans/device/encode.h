@@ -136,18 +136,30 @@ struct WriteShared {
   uint32_t states[kMaxLanes];
   uint32_t words[kMaxGroups];       // how many
   uint32_t last_page[kMaxGroups];   // its words come first
+  uint32_t until_tail;              // passes
+  Scan bits;                        // of the states
+  uint32_t packed_states[kMaxLanes];
   uint32_t first_byte[kMaxGroups];  // in the payload
   uint8_t header[kHeaderBytes];
 };
 
-// The words of a group on the way back from its last.
+// The words of a group on the way back from its last. What has been written is kept in shared memory
+// while there is no writer.
 template <class Warp>
 class WordWriter {
  public:
   using Lanes = typename Warp::template Lanes<uint32_t>;
 
-  MLIC_DEVICE WordWriter(Warp& warp, WriteShared& shared, Page* pages, uint32_t page_count)
-      : warp_(warp), shared_(shared), pages_(pages), page_count_(page_count) {}
+  MLIC_DEVICE WordWriter(Warp& warp, WriteShared& shared, Page* pages, uint32_t page_count,
+                         uint32_t group)
+      : warp_(warp),
+        shared_(shared),
+        pages_(pages),
+        page_count_(page_count),
+        group_(group),
+        page_(shared.last_page[group]),
+        front_(page_ == kNoPage ? 0 : pages[page_].front),
+        total_(shared.words[group]) {}
 
   // Takes the low words of some lanes, so that they come out in increasing order. False: no room.
   MLIC_DEVICE bool put(uint32_t sheds, Lanes& x) {
@@ -165,12 +177,35 @@ class WordWriter {
     return true;
   }
 
-  MLIC_DEVICE void close(uint32_t group) {
+  MLIC_DEVICE uint32_t total() const { return total_; }
+
+  // Starts the lanes from number first on, from words of an earlier phase as far as there are any.
+  MLIC_DEVICE void start_lanes(uint32_t first, uint32_t lanes) {
+    while (first < lanes) {
+      const uint32_t here = page_ == kNoPage ? kWarpLanes : kPageWords - front_;
+      const uint32_t count = lesser(lesser(here, kWarpLanes), lanes - first);
+      warp_.each([&](uint32_t lane) {
+        if (lane >= count) return;
+        const uint32_t word = page_ == kNoPage ? 0 : pages_[page_].words[front_ + lane];
+        shared_.states[first + lane] = kLowest + word;
+      });
+      first += count;
+      if (page_ == kNoPage) continue;
+      total_ -= count;
+      front_ += count;
+      if (front_ == kPageWords) {
+        page_ = pages_[page_].previous;
+        front_ = page_ == kNoPage ? 0 : pages_[page_].front;
+      }
+    }
+  }
+
+  MLIC_DEVICE void close() {
     warp_.each([&](uint32_t lane) {
       if (lane != 0) return;
       if (page_ != kNoPage) pages_[page_].front = front_;
-      shared_.words[group] = total_;
-      shared_.last_page[group] = page_;
+      shared_.words[group_] = total_;
+      shared_.last_page[group_] = page_;
     });
   }
 
@@ -194,9 +229,10 @@ class WordWriter {
   WriteShared& shared_;
   Page* pages_;
   uint32_t page_count_;
-  uint32_t page_ = kNoPage;
-  uint32_t front_ = 0;
-  uint32_t total_ = 0;
+  uint32_t group_;
+  uint32_t page_;
+  uint32_t front_;
+  uint32_t total_;
 };
 
 // Puts bits on the lanes of the mask.
@@ -293,52 +329,134 @@ MLIC_DEVICE bool encode_pass(Warp& warp, WordWriter<Warp>& writer, const EncodeA
   return true;
 }
 
+// Codes passes backwards on one group of the first lanes, from the one before `passes` on, until
+// the group has so many words. Returns how many passes are left.
 template <class Warp>
-MLIC_DEVICE void encode_group(Warp& warp, WriteShared& shared, const EncodeArgs& args,
-                              const PassList& list, uint32_t image) {
-  const uint32_t lanes = shared.lanes, group = warp.index();
-  const uint32_t width = lesser(lanes, kGroupLanes);
-  Page* pages = reinterpret_cast<Page*>(args.pages) + static_cast<size_t>(image) * args.page_count;
-  WordWriter<Warp> writer(warp, shared, pages, args.page_count);
-  const uint32_t digest = args.digests[image];
+MLIC_DEVICE uint32_t encode_passes(Warp& warp, WordWriter<Warp>& writer, WriteShared& shared,
+                                   const EncodeArgs& args, const PassList& list, uint32_t image,
+                                   uint32_t passes, uint32_t lanes, uint32_t enough) {
+  const uint32_t width = lesser(lanes, kGroupLanes), first = warp.index() * width;
   typename Warp::template Lanes<uint32_t> x;
-  warp.each([&](uint32_t lane) {
-    const uint32_t number = group * width + lane;  // carriers of the digest: 0 and 1
-    x[lane] = kLowest + (number == 0 ? digest & 0xffff : number == 1 ? digest >> 16 : 0);
-  });
+  warp.each([&](uint32_t lane) { x[lane] = lane < width ? shared.states[first + lane] : kLowest; });
   bool fits = true;
-  for (uint32_t p = list.count; p-- > 0 && fits;) {
-    const PassInfo info = args.infos[image * kMaxPasses + p];
-    const uint64_t begin = image * args.records_stride + list.passes[p].records;
+  while (passes > 0 && fits && writer.total() < enough) {
+    const PassInfo info = args.infos[image * kMaxPasses + --passes];
+    const uint64_t begin = image * args.records_stride + list.passes[passes].records;
     fits = encode_pass(warp, writer, args, begin, info.coded, lanes, x);
-    if (fits && group == 0 && info.flag != Flag::kAbsent) {
+    if (fits && first == 0 && info.flag != Flag::kAbsent) {
       const auto value = [&](uint32_t) -> uint32_t { return info.flag == Flag::kSkipped; };
       fits = put_bits(warp, writer, 1, kFlagBits, x, value);
     }
   }
-  writer.close(group);
+  writer.close();
   warp.each([&](uint32_t lane) {
-    if (lane < width) shared.states[group * width + lane] = x[lane];
+    if (lane < width) shared.states[first + lane] = x[lane];
     if (lane == 0 && !fits) atomic_or(shared.overflow, 1);
   });
+  return passes;
+}
+
+// The tail, the start of the lanes that it does without, then all else.
+template <class Block>
+MLIC_DEVICE void encode(Block& block, WriteShared& shared, const EncodeArgs& args,
+                        const PassList& list) {
+  using Warp = typename Block::Warp;
+  const uint32_t image = block.column(), lanes = shared.lanes, tail = tail_of(lanes);
+  const uint32_t groups = lanes < kGroupLanes ? 1 : lanes / kGroupLanes;
+  Page* pages = reinterpret_cast<Page*>(args.pages) + static_cast<size_t>(image) * args.page_count;
+  block.each([&](uint32_t thread) {
+    const uint32_t digest = args.digests[image];  // its carriers are lanes 0 and 1
+    if (thread < tail) {
+      shared.states[thread] =
+          kLowest + (thread == 0 ? digest & 0xffff : thread == 1 ? digest >> 16 : 0);
+    }
+    if (thread < groups) {
+      shared.words[thread] = 0;
+      shared.last_page[thread] = kNoPage;
+    }
+  });
+  block.each_warp([&](Warp& warp) {
+    if (warp.index() != 0) return;
+    WordWriter<Warp> writer(warp, shared, pages, args.page_count, 0);
+    const uint32_t left =
+        encode_passes(warp, writer, shared, args, list, image, list.count, tail, lanes - tail);
+    warp.each([&](uint32_t lane) {
+      if (lane == 0) shared.until_tail = left;
+    });
+  });
+  block.each_warp([&](Warp& warp) {
+    if (warp.index() != 0) return;
+    WordWriter<Warp> writer(warp, shared, pages, args.page_count, 0);
+    writer.start_lanes(tail, lanes);
+    writer.close();
+  });
+  if (shared.overflow != 0) return;
+  block.each_warp([&](Warp& warp) {
+    if (warp.index() >= groups) return;
+    WordWriter<Warp> writer(warp, shared, pages, args.page_count, warp.index());
+    encode_passes(warp, writer, shared, args, list, image, shared.until_tail, lanes, ~0u);
+  });
+}
+
+MLIC_DEVICE void append_leb128(WriteShared& shared, uint32_t& at, uint32_t value) {
+  for (; value >= 0x80; value >>= 7) shared.header[at++] = static_cast<uint8_t>(value | 0x80);
+  shared.header[at++] = static_cast<uint8_t>(value);
 }
 
 // Lengths of groups, and where the parts of the payload are; for one thread.
 MLIC_DEVICE void lay_out(WriteShared& shared, uint32_t groups, uint32_t capacity) {
   uint32_t at = 0;
-  for (uint32_t g = 0; g + 1 < groups; ++g) {
-    uint32_t value = shared.words[g];
-    for (; value >= 0x80; value >>= 7) shared.header[at++] = static_cast<uint8_t>(value | 0x80);
-    shared.header[at++] = static_cast<uint8_t>(value);
-  }
+  for (uint32_t g = 0; g + 1 < groups; ++g) append_leb128(shared, at, shared.words[g]);
+  if (tail_of(shared.lanes) < shared.lanes) append_leb128(shared, at, shared.until_tail);
   shared.header_size = at;
-  uint64_t size = at + 4 * shared.lanes;
+  uint64_t size = at + shared.lanes * kSizeBits / 8 + (shared.bits.total + 7) / 8;
   for (uint32_t g = 0; g < groups; ++g) {
     shared.first_byte[g] = static_cast<uint32_t>(size);
     size += 2 * uint64_t{shared.words[g]};
   }
   if (size > capacity) shared.overflow = 1;
   shared.size = static_cast<uint32_t>(size);
+}
+
+// The states as they are stored, in packed_states, from their sizes in shared.bits on.
+template <class Block>
+MLIC_DEVICE void pack_states(Block& block, WriteShared& shared) {
+  constexpr uint32_t kBits = 32;
+  block.each([&](uint32_t thread) {
+    shared.packed_states[thread] = 0;
+    const bool there = thread < shared.lanes;
+    shared.bits.values[thread] =
+        there ? kWordBits + size_of_state(shared.states[thread]) : 0;
+  });
+  sum_up(block, shared.bits);
+  block.each([&](uint32_t thread) {
+    if (thread >= shared.lanes) return;
+    const uint32_t x = shared.states[thread], size = size_of_state(x);
+    const uint32_t at = shared.bits.before(thread);
+    const uint64_t bits = uint64_t{low_bits(x, size)} << at % kBits;
+    atomic_or(shared.packed_states[at / kBits], static_cast<uint32_t>(bits));
+    if (bits >> kBits != 0) {
+      atomic_or(shared.packed_states[at / kBits + 1], static_cast<uint32_t>(bits >> kBits));
+    }
+  });
+}
+
+// All of the payload before the words.
+template <class Block>
+MLIC_DEVICE void write_header(Block& block, const WriteShared& shared, uint8_t* payload) {
+  block.each([&](uint32_t thread) {
+    if (thread < shared.header_size) payload[thread] = shared.header[thread];
+    uint8_t* sizes = payload + shared.header_size;
+    if (thread < shared.lanes / 2) {
+      sizes[thread] = static_cast<uint8_t>(size_of_state(shared.states[2 * thread]) |
+                                           size_of_state(shared.states[2 * thread + 1])
+                                               << kSizeBits);
+    }
+    uint8_t* bits = sizes + shared.lanes / 2;
+    for (uint32_t i = thread; i < (shared.bits.total + 7) / 8; i += kBlockThreads) {
+      bits[i] = static_cast<uint8_t>(shared.packed_states[i / 4] >> (8 * (i % 4)));
+    }
+  });
 }
 
 // The pages of a group are shared among the warps that it has in the block.
@@ -383,24 +501,16 @@ MLIC_DEVICE void write(Block& block, WriteShared& shared, const EncodeArgs& args
   });
   const uint32_t groups = shared.lanes < kGroupLanes ? 1 : shared.lanes / kGroupLanes;
   if (shared.error == 0) {
-    block.each_warp([&](Warp& warp) {
-      if (warp.index() < groups) encode_group(warp, shared, args, list, image);
-    });
+    encode(block, shared, args, list);
+    pack_states(block, shared);
     block.each([&](uint32_t thread) {
       if (thread == 0 && shared.overflow == 0) lay_out(shared, groups, args.capacity);
     });
     if (shared.overflow == 0) {
       uint8_t* payload = args.payloads + static_cast<size_t>(image) * args.capacity;
-      block.each([&](uint32_t thread) {
-        if (thread < shared.header_size) payload[thread] = shared.header[thread];
-        if (thread >= shared.lanes) return;
-        uint8_t* out = payload + shared.header_size + 4 * thread;
-        for (uint32_t i = 0; i < 4; ++i) {
-          out[i] = static_cast<uint8_t>(shared.states[thread] >> (8 * i));
-        }
-      });
       const Page* pages =
           reinterpret_cast<const Page*>(args.pages) + static_cast<size_t>(image) * args.page_count;
+      write_header(block, shared, payload);
       block.each_warp([&](Warp& warp) { copy_words(warp, shared, pages, groups, payload); });
     }
   }

@@ -30,10 +30,10 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
-    finish_kernel(const DecoderState* states, DecodeResult* results) {
+    finish_kernel(const __grid_constant__ FinishArgs args) {
   __shared__ FinishShared shared;
   DeviceBlock block;
-  finish(block, shared, states, results);
+  finish(block, shared, args);
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
@@ -83,9 +83,8 @@ void launch_decode(const DecodeArgs& args, uint32_t batch, Target target) {
   check(cudaGetLastError());
 }
 
-void launch_finish(const DecoderState* states, DecodeResult* results, uint32_t batch,
-                   Target target) {
-  finish_kernel<<<batch, kBlockThreads, 0, stream_of(target)>>>(states, results);
+void launch_finish(const FinishArgs& args, uint32_t batch, Target target) {
+  finish_kernel<<<batch, kBlockThreads, 0, stream_of(target)>>>(args);
   check(cudaGetLastError());
 }
 

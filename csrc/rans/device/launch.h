@@ -16,7 +16,7 @@ struct Target {
 struct Launchers {
   void (*begin)(const BeginArgs& args, uint32_t batch, Target target);
   void (*decode)(const DecodeArgs& args, uint32_t batch, Target target);
-  void (*finish)(const DecoderState* states, DecodeResult* results, uint32_t batch, Target target);
+  void (*finish)(const FinishArgs& args, uint32_t batch, Target target);
   void (*encode)(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target target);
 };
 

@@ -13,7 +13,9 @@ constexpr uint32_t kScaleTables = 64;    // a pass with indexes uses tables 0 ..
 constexpr uint32_t kMaxChannels = 1024;  // of a pass: a thread of the block each
 constexpr uint32_t kMaxPasses = 64;      // of one payload
 constexpr uint32_t kPageBytes = 1024;    // the encoder's words are collected in pages
-constexpr uint32_t kHeaderBytes = 5 * (kMaxGroups - 1);  // lengths of groups take at most
+constexpr uint32_t kHeaderBytes = 5 * kMaxGroups;  // lengths of groups and passes take at most
+// Words that lanes give back when they retire go before those of the payload.
+constexpr uint32_t kReturnedWords = kMaxLanes;
 
 // ---- Tables ----
 
@@ -88,10 +90,14 @@ struct PayloadHeader {
   uint64_t offset;  // of its first byte among those of the batch
 };
 
+constexpr uint32_t kRetired = ~0u;
+
 // Of one image, between the passes.
 struct DecoderState {
   uint32_t error;
-  uint32_t lanes;
+  uint32_t lanes;       // those of the tail alone, once the others have retired
+  uint32_t until_tail;  // passes; kRetired after them
+  uint32_t spare;       // words that may be left at the end, all zero
   uint32_t states[kMaxLanes];
   uint32_t next[kMaxGroups];  // the group's next word
   uint32_t end[kMaxGroups];   // and the one after its last
@@ -106,8 +112,9 @@ struct BeginArgs {
   const PayloadHeader* headers;  // [batch]
   const uint8_t* payloads;       // of the batch, one after another
   DecoderState* states;          // [batch]
-  uint16_t* words;               // [batch, capacity / 2]
-  uint32_t capacity;             // even
+  uint16_t* words;               // [batch, words_stride]
+  uint32_t capacity;
+  uint32_t words_stride;  // kReturnedWords and those of the largest payload
 };
 
 struct DecodeArgs {
@@ -117,10 +124,17 @@ struct DecodeArgs {
   const uint8_t* indexes;  // [batch, positions, channels] or null
   int32_t* symbols;        // [batch, positions, channels]
   DecoderState* states;    // [batch]
-  const uint16_t* words;   // [batch, words_stride]
+  uint16_t* words;         // [batch, words_stride]
   uint64_t* records;       // [batch, records_stride], scratch
   uint32_t words_stride;
   uint32_t records_stride;  // at least the size of the pass
+};
+
+struct FinishArgs {
+  const DecoderState* states;  // [batch]
+  const uint16_t* words;       // [batch, words_stride]
+  DecodeResult* results;       // [batch]
+  uint32_t words_stride;
 };
 
 // ---- Encoding ----
