@@ -137,29 +137,31 @@ struct WriteShared {
   uint32_t words[kMaxGroups];       // how many
   uint32_t last_page[kMaxGroups];   // its words come first
   uint32_t until_tail;              // passes
+  uint32_t active;                  // lanes that code
+  uint32_t enough;                  // words of a group after which no pass is begun
   Scan bits;                        // of the states
   uint32_t packed_states[kMaxLanes];
   uint32_t first_byte[kMaxGroups];  // in the payload
   uint8_t header[kHeaderBytes];
 };
 
-// The words of a group on the way back from its last. What has been written is kept in shared memory
-// while there is no writer.
+// An image's pages.
+MLIC_DEVICE Page* pages_of(const EncodeArgs& args, uint32_t image) {
+  return reinterpret_cast<Page*>(args.pages) + static_cast<size_t>(image) * args.page_count;
+}
+
+// The words of the warp's group on the way back from its last. What has been written is kept in
+// shared memory while there is no writer.
 template <class Warp>
 class WordWriter {
  public:
   using Lanes = typename Warp::template Lanes<uint32_t>;
 
-  MLIC_DEVICE WordWriter(Warp& warp, WriteShared& shared, Page* pages, uint32_t page_count,
-                         uint32_t group)
-      : warp_(warp),
-        shared_(shared),
-        pages_(pages),
-        page_count_(page_count),
-        group_(group),
-        page_(shared.last_page[group]),
-        front_(page_ == kNoPage ? 0 : pages[page_].front),
-        total_(shared.words[group]) {}
+  MLIC_DEVICE WordWriter(Warp& warp, WriteShared& shared, const EncodeArgs& args, uint32_t image)
+      : warp_(warp), shared_(shared), args_(args), image_(image) {
+    open(shared.last_page[warp.index()]);
+    total_ = shared.words[warp.index()];
+  }
 
   // Takes the low words of some lanes, so that they come out in increasing order. False: no room.
   MLIC_DEVICE bool put(uint32_t sheds, Lanes& x) {
@@ -168,7 +170,7 @@ class WordWriter {
     if (front_ < count && !turn_page()) return false;
     front_ -= count;
     total_ += count;
-    uint16_t* words = pages_[page_].words + front_;
+    uint16_t* words = page_->words + front_;
     warp_.each([&](uint32_t lane) {
       if (!has_bit(sheds, lane)) return;
       words[rank_in(sheds, lane)] = static_cast<uint16_t>(x[lane]);
@@ -182,55 +184,60 @@ class WordWriter {
   // Starts the lanes from number first on, from words of an earlier phase as far as there are any.
   MLIC_DEVICE void start_lanes(uint32_t first, uint32_t lanes) {
     while (first < lanes) {
-      const uint32_t here = page_ == kNoPage ? kWarpLanes : kPageWords - front_;
+      const uint32_t here = page_ == nullptr ? kWarpLanes : kPageWords - front_;
       const uint32_t count = lesser(lesser(here, kWarpLanes), lanes - first);
       warp_.each([&](uint32_t lane) {
         if (lane >= count) return;
-        const uint32_t word = page_ == kNoPage ? 0 : pages_[page_].words[front_ + lane];
+        const uint32_t word = page_ == nullptr ? 0 : page_->words[front_ + lane];
         shared_.states[first + lane] = kLowest + word;
       });
       first += count;
-      if (page_ == kNoPage) continue;
+      if (page_ == nullptr) continue;
       total_ -= count;
       front_ += count;
-      if (front_ == kPageWords) {
-        page_ = pages_[page_].previous;
-        front_ = page_ == kNoPage ? 0 : pages_[page_].front;
-      }
+      if (front_ == kPageWords) open(page_->previous);
     }
   }
 
   MLIC_DEVICE void close() {
     warp_.each([&](uint32_t lane) {
       if (lane != 0) return;
-      if (page_ != kNoPage) pages_[page_].front = front_;
-      shared_.words[group_] = total_;
-      shared_.last_page[group_] = page_;
+      if (page_ != nullptr) page_->front = front_;
+      shared_.words[warp_.index()] = total_;
+      shared_.last_page[warp_.index()] = number();
     });
   }
 
  private:
+  MLIC_DEVICE void open(uint32_t number) {
+    page_ = number == kNoPage ? nullptr : pages_of(args_, image_) + number;
+    front_ = number == kNoPage ? 0 : page_->front;
+  }
+
+  MLIC_DEVICE uint32_t number() const {
+    return page_ == nullptr ? kNoPage : static_cast<uint32_t>(page_ - pages_of(args_, image_));
+  }
+
   MLIC_DEVICE bool turn_page() {
     Lanes next;
     warp_.each([&](uint32_t lane) {
       if (lane != 0) return;
-      if (page_ != kNoPage) pages_[page_].front = front_;
+      if (page_ != nullptr) page_->front = front_;
       next[lane] = atomic_add(shared_.pages, 1);
-      if (next[lane] < page_count_) pages_[next[lane]].previous = page_;
+      if (next[lane] < args_.page_count) pages_of(args_, image_)[next[lane]].previous = number();
     });
     const uint32_t page = warp_.broadcast(next, 0);
-    if (page >= page_count_) return false;
-    page_ = page;
+    if (page >= args_.page_count) return false;
+    page_ = pages_of(args_, image_) + page;
     front_ = kPageWords;
     return true;
   }
 
   Warp& warp_;
   WriteShared& shared_;
-  Page* pages_;
-  uint32_t page_count_;
-  uint32_t group_;
-  uint32_t page_;
+  const EncodeArgs& args_;
+  uint32_t image_;
+  Page* page_;
   uint32_t front_;
   uint32_t total_;
 };
@@ -329,22 +336,25 @@ MLIC_DEVICE bool encode_pass(Warp& warp, WordWriter<Warp>& writer, const EncodeA
   return true;
 }
 
-// Codes passes backwards on one group of the first lanes, from the one before `passes` on, until
-// the group has so many words. Returns how many passes are left.
+// Codes passes backwards on the warp's group of the active lanes, from the last before until_tail on.
+// Returns how many are left.
 template <class Warp>
-MLIC_DEVICE uint32_t encode_passes(Warp& warp, WordWriter<Warp>& writer, WriteShared& shared,
-                                   const EncodeArgs& args, const PassList& list, uint32_t image,
-                                   uint32_t passes, uint32_t lanes, uint32_t enough) {
-  const uint32_t width = lesser(lanes, kGroupLanes), first = warp.index() * width;
+MLIC_DEVICE uint32_t encode_passes(Warp& warp, WriteShared& shared, const EncodeArgs& args,
+                                   const PassList& list, uint32_t image) {
+  const uint32_t lanes = shared.active, width = lesser(lanes, kGroupLanes);
+  const uint32_t first = warp.index() * width;
+  WordWriter<Warp> writer(warp, shared, args, image);
   typename Warp::template Lanes<uint32_t> x;
   warp.each([&](uint32_t lane) { x[lane] = lane < width ? shared.states[first + lane] : kLowest; });
   bool fits = true;
-  while (passes > 0 && fits && writer.total() < enough) {
-    const PassInfo info = args.infos[image * kMaxPasses + --passes];
-    const uint64_t begin = image * args.records_stride + list.passes[passes].records;
+  uint32_t p = shared.until_tail;
+  while (p > 0 && fits && writer.total() < shared.enough) {
+    const PassInfo& info = args.infos[image * kMaxPasses + --p];
+    const uint64_t begin = image * args.records_stride + list.passes[p].records;
     fits = encode_pass(warp, writer, args, begin, info.coded, lanes, x);
-    if (fits && first == 0 && info.flag != Flag::kAbsent) {
-      const auto value = [&](uint32_t) -> uint32_t { return info.flag == Flag::kSkipped; };
+    const Flag flag = info.flag;
+    if (fits && first == 0 && flag != Flag::kAbsent) {
+      const auto value = [&](uint32_t) -> uint32_t { return flag == Flag::kSkipped; };
       fits = put_bits(warp, writer, 1, kFlagBits, x, value);
     }
   }
@@ -353,7 +363,7 @@ MLIC_DEVICE uint32_t encode_passes(Warp& warp, WordWriter<Warp>& writer, WriteSh
     if (lane < width) shared.states[first + lane] = x[lane];
     if (lane == 0 && !fits) atomic_or(shared.overflow, 1);
   });
-  return passes;
+  return p;
 }
 
 // The tail, the start of the lanes that it does without, then all else.
@@ -361,9 +371,8 @@ template <class Block>
 MLIC_DEVICE void encode(Block& block, WriteShared& shared, const EncodeArgs& args,
                         const PassList& list) {
   using Warp = typename Block::Warp;
-  const uint32_t image = block.column(), lanes = shared.lanes, tail = tail_of(lanes);
-  const uint32_t groups = lanes < kGroupLanes ? 1 : lanes / kGroupLanes;
-  Page* pages = reinterpret_cast<Page*>(args.pages) + static_cast<size_t>(image) * args.page_count;
+  const uint32_t image = block.column(), tail = tail_of(shared.lanes);
+  const uint32_t groups = shared.lanes < kGroupLanes ? 1 : shared.lanes / kGroupLanes;
   block.each([&](uint32_t thread) {
     const uint32_t digest = args.digests[image];  // its carriers are lanes 0 and 1
     if (thread < tail) {
@@ -374,28 +383,33 @@ MLIC_DEVICE void encode(Block& block, WriteShared& shared, const EncodeArgs& arg
       shared.words[thread] = 0;
       shared.last_page[thread] = kNoPage;
     }
+    if (thread != 0) return;
+    shared.until_tail = list.count;
+    shared.active = tail;
+    shared.enough = tail < shared.lanes ? shared.lanes - tail : ~0u;
   });
-  block.each_warp([&](Warp& warp) {
-    if (warp.index() != 0) return;
-    WordWriter<Warp> writer(warp, shared, pages, args.page_count, 0);
-    const uint32_t left =
-        encode_passes(warp, writer, shared, args, list, image, list.count, tail, lanes - tail);
-    warp.each([&](uint32_t lane) {
-      if (lane == 0) shared.until_tail = left;
+  // One piece of code for both, as it is large.
+  MLIC_NO_UNROLL
+  for (uint32_t active_groups = 1;; active_groups = groups) {
+    typename Block::template Threads<uint32_t> left;
+    block.each_warp([&](Warp& warp) {
+      if (warp.index() >= active_groups) return;
+      left[warp.index()] = encode_passes(warp, shared, args, list, image);
     });
-  });
-  block.each_warp([&](Warp& warp) {
-    if (warp.index() != 0) return;
-    WordWriter<Warp> writer(warp, shared, pages, args.page_count, 0);
-    writer.start_lanes(tail, lanes);
-    writer.close();
-  });
-  if (shared.overflow != 0) return;
-  block.each_warp([&](Warp& warp) {
-    if (warp.index() >= groups) return;
-    WordWriter<Warp> writer(warp, shared, pages, args.page_count, warp.index());
-    encode_passes(warp, writer, shared, args, list, image, shared.until_tail, lanes, ~0u);
-  });
+    if (shared.active == shared.lanes || shared.overflow != 0) return;
+    block.each_warp([&](Warp& warp) {
+      if (warp.index() != 0) return;
+      WordWriter<Warp> writer(warp, shared, args, image);
+      writer.start_lanes(tail, shared.lanes);
+      writer.close();
+      warp.each([&](uint32_t lane) {
+        if (lane != 0) return;
+        shared.until_tail = left[0];
+        shared.active = shared.lanes;
+        shared.enough = ~0u;
+      });
+    });
+  }
 }
 
 MLIC_DEVICE void append_leb128(WriteShared& shared, uint32_t& at, uint32_t value) {
@@ -508,8 +522,7 @@ MLIC_DEVICE void write(Block& block, WriteShared& shared, const EncodeArgs& args
     });
     if (shared.overflow == 0) {
       uint8_t* payload = args.payloads + static_cast<size_t>(image) * args.capacity;
-      const Page* pages =
-          reinterpret_cast<const Page*>(args.pages) + static_cast<size_t>(image) * args.page_count;
+      const Page* pages = pages_of(args, image);
       write_header(block, shared, payload);
       block.each_warp([&](Warp& warp) { copy_words(warp, shared, pages, groups, payload); });
     }

@@ -11,7 +11,8 @@
 namespace mlic::rans::device {
 namespace {
 
-__global__ void __launch_bounds__(kBlockThreads)
+// With one block a multiprocessor, the compiler uses the registers that it needs.
+__global__ void __launch_bounds__(kBlockThreads, 1)
     begin_kernel(const __grid_constant__ BeginArgs args) {
   __shared__ BeginShared shared;
   DeviceBlock block;

@@ -20,9 +20,11 @@
 #ifdef __CUDACC__
 #define MLIC_DEVICE __device__ __forceinline__
 #define MLIC_UNROLL _Pragma("unroll")
+#define MLIC_NO_UNROLL _Pragma("unroll 1")
 #else
 #define MLIC_DEVICE inline
 #define MLIC_UNROLL
+#define MLIC_NO_UNROLL
 #endif
 
 namespace mlic::rans::device {
