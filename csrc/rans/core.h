@@ -43,8 +43,9 @@ MLIC_HD bool is_lane_count(uint32_t lanes) {
   return lanes >= kMinLanes && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0;
 }
 
-// Lanes that code the last passes. The others have retired by then: an encoder, which goes backwards,
-// starts them late, each from a word that was written before, so that their starts cost nothing.
+// Lanes that code the last passes. The others have retired by then: an encoder, which goes
+// backwards, starts them late, each from a word that was written before, so that their starts cost
+// nothing.
 MLIC_HD uint32_t tail_of(uint32_t lanes) {
   const uint32_t quarter = lanes / 4;
   return quarter < kMinLanes ? kMinLanes : quarter < kGroupLanes ? quarter : kGroupLanes;

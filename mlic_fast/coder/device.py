@@ -259,8 +259,8 @@ class DeviceEncoder(_Coder):
         super().__init__(tables, batch, capacity, symbols)
         if lanes is not None and lanes not in [2**k for k in range(1, 11)]:
             raise ValueError("lanes must be a power of two from 2 to 1024")
-        # A page that is followed by another holds at least words for 954 of its bytes, but for those
-        # that lanes were started from.
+        # A page that is followed by another holds at least words for 954 of its bytes, except for
+        # those that lanes were started from.
         page_count = (self.capacity + 2 * _core.RETURNED_WORDS) // 954 + 1 + 32
         self.digests = torch.zeros(batch, dtype=torch.int32, device=self.device)
         self._results = self._empty(batch, 3, dtype=torch.int32)

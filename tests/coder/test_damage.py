@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from packed_states import pack_states
 
 from mlic_fast.coder import SCALES, Decoder, Encoder, gaussian_tables

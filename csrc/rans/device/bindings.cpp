@@ -50,8 +50,12 @@ class Decoder {
         launchers_(launchers_for(device)),
         device_(device),
         batch_(batch) {
-    begin_ = {at<PayloadHeader>(headers), at<uint8_t>(payloads), at<DecoderState>(states),
-              at<uint16_t>(words), capacity, capacity / 2 + kReturnedWords};
+    begin_ = {at<PayloadHeader>(headers),
+              at<uint8_t>(payloads),
+              at<DecoderState>(states),
+              at<uint16_t>(words),
+              capacity,
+              capacity / 2 + kReturnedWords};
     decode_.tables = image_->view(at<uint8_t>(tables));
     decode_.states = begin_.states;
     decode_.words = begin_.words;

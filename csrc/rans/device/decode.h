@@ -16,7 +16,7 @@ struct BeginShared {
   uint8_t header[kHeaderBytes];
   uint32_t error;
   uint32_t header_size;
-  uint64_t listed;  // words of all groups but the last
+  uint64_t listed;   // words of all groups but the last
   uint32_t padding;  // bits after those of the states, which are zero
   uint32_t bad_end;
   Scan bits;  // of the states

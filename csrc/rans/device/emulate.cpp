@@ -51,9 +51,8 @@ void run_decode(const DecodeArgs& args, uint32_t batch, Target) {
 }
 
 void run_finish(const FinishArgs& args, uint32_t batch, Target) {
-  run<FinishShared>(batch, 1, [&](HostBlock& block, FinishShared& shared) {
-    finish(block, shared, args);
-  });
+  run<FinishShared>(batch, 1,
+                    [&](HostBlock& block, FinishShared& shared) { finish(block, shared, args); });
 }
 
 void run_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target) {

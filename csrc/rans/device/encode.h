@@ -134,12 +134,12 @@ struct WriteShared {
   uint32_t size;  // of the payload
   uint32_t header_size;
   uint32_t states[kMaxLanes];
-  uint32_t words[kMaxGroups];       // how many
-  uint32_t last_page[kMaxGroups];   // its words come first
-  uint32_t until_tail;              // passes
-  uint32_t active;                  // lanes that code
-  uint32_t enough;                  // words of a group after which no pass is begun
-  Scan bits;                        // of the states
+  uint32_t words[kMaxGroups];      // how many
+  uint32_t last_page[kMaxGroups];  // its words come first
+  uint32_t until_tail;             // passes
+  uint32_t active;                 // lanes that code
+  uint32_t enough;                 // words of a group after which no pass is begun
+  Scan bits;                       // of the states
   uint32_t packed_states[kMaxLanes];
   uint32_t first_byte[kMaxGroups];  // in the payload
   uint8_t header[kHeaderBytes];
@@ -336,8 +336,8 @@ MLIC_DEVICE bool encode_pass(Warp& warp, WordWriter<Warp>& writer, const EncodeA
   return true;
 }
 
-// Codes passes backwards on the warp's group of the active lanes, from the last before until_tail on.
-// Returns how many are left.
+// Codes passes backwards on the warp's group of the active lanes, from the last before until_tail
+// on. Returns how many are left.
 template <class Warp>
 MLIC_DEVICE uint32_t encode_passes(Warp& warp, WriteShared& shared, const EncodeArgs& args,
                                    const PassList& list, uint32_t image) {
@@ -376,8 +376,9 @@ MLIC_DEVICE void encode(Block& block, WriteShared& shared, const EncodeArgs& arg
   block.each([&](uint32_t thread) {
     const uint32_t digest = args.digests[image];  // its carriers are lanes 0 and 1
     if (thread < tail) {
-      shared.states[thread] =
-          kLowest + (thread == 0 ? digest & 0xffff : thread == 1 ? digest >> 16 : 0);
+      shared.states[thread] = kLowest + (thread == 0   ? digest & 0xffff
+                                         : thread == 1 ? digest >> 16
+                                                       : 0);
     }
     if (thread < groups) {
       shared.words[thread] = 0;
@@ -439,8 +440,7 @@ MLIC_DEVICE void pack_states(Block& block, WriteShared& shared) {
   block.each([&](uint32_t thread) {
     shared.packed_states[thread] = 0;
     const bool there = thread < shared.lanes;
-    shared.bits.values[thread] =
-        there ? kWordBits + size_of_state(shared.states[thread]) : 0;
+    shared.bits.values[thread] = there ? kWordBits + size_of_state(shared.states[thread]) : 0;
   });
   sum_up(block, shared.bits);
   block.each([&](uint32_t thread) {
@@ -462,9 +462,9 @@ MLIC_DEVICE void write_header(Block& block, const WriteShared& shared, uint8_t* 
     if (thread < shared.header_size) payload[thread] = shared.header[thread];
     uint8_t* sizes = payload + shared.header_size;
     if (thread < shared.lanes / 2) {
-      sizes[thread] = static_cast<uint8_t>(size_of_state(shared.states[2 * thread]) |
-                                           size_of_state(shared.states[2 * thread + 1])
-                                               << kSizeBits);
+      sizes[thread] =
+          static_cast<uint8_t>(size_of_state(shared.states[2 * thread]) |
+                               size_of_state(shared.states[2 * thread + 1]) << kSizeBits);
     }
     uint8_t* bits = sizes + shared.lanes / 2;
     for (uint32_t i = thread; i < (shared.bits.total + 7) / 8; i += kBlockThreads) {

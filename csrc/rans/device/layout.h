@@ -9,10 +9,10 @@
 namespace mlic::rans::device {
 
 constexpr uint32_t kMaxGroups = kMaxLanes / kGroupLanes;
-constexpr uint32_t kScaleTables = 64;    // a pass with indexes uses tables 0 .. 63
-constexpr uint32_t kMaxChannels = 1024;  // of a pass: a thread of the block each
-constexpr uint32_t kMaxPasses = 64;      // of one payload
-constexpr uint32_t kPageBytes = 1024;    // the encoder's words are collected in pages
+constexpr uint32_t kScaleTables = 64;              // a pass with indexes uses tables 0 .. 63
+constexpr uint32_t kMaxChannels = 1024;            // of a pass: a thread of the block each
+constexpr uint32_t kMaxPasses = 64;                // of one payload
+constexpr uint32_t kPageBytes = 1024;              // the encoder's words are collected in pages
 constexpr uint32_t kHeaderBytes = 5 * kMaxGroups;  // lengths of groups and passes take at most
 // Words that lanes give back when they retire go before those of the payload.
 constexpr uint32_t kReturnedWords = kMaxLanes;
