@@ -372,7 +372,6 @@ MLIC_DEVICE void encode(Block& block, WriteShared& shared, const EncodeArgs& arg
                         const PassList& list) {
   using Warp = typename Block::Warp;
   const uint32_t image = block.column(), tail = tail_of(shared.lanes);
-  const uint32_t groups = shared.lanes < kGroupLanes ? 1 : shared.lanes / kGroupLanes;
   block.each([&](uint32_t thread) {
     const uint32_t digest = args.digests[image];  // its carriers are lanes 0 and 1
     if (thread < tail) {
@@ -380,7 +379,7 @@ MLIC_DEVICE void encode(Block& block, WriteShared& shared, const EncodeArgs& arg
                                          : thread == 1 ? digest >> 16
                                                        : 0);
     }
-    if (thread < groups) {
+    if (thread < kMaxGroups) {
       shared.words[thread] = 0;
       shared.last_page[thread] = kNoPage;
     }
@@ -391,13 +390,13 @@ MLIC_DEVICE void encode(Block& block, WriteShared& shared, const EncodeArgs& arg
   });
   // One piece of code for both, as it is large.
   MLIC_NO_UNROLL
-  for (uint32_t active_groups = 1;; active_groups = groups) {
+  for (bool in_tail = tail < shared.lanes;; in_tail = false) {
     typename Block::template Threads<uint32_t> left;
     block.each_warp([&](Warp& warp) {
-      if (warp.index() >= active_groups) return;
+      if (warp.index() * kGroupLanes >= shared.active) return;
       left[warp.index()] = encode_passes(warp, shared, args, list, image);
     });
-    if (shared.active == shared.lanes || shared.overflow != 0) return;
+    if (!in_tail || shared.overflow != 0) return;
     block.each_warp([&](Warp& warp) {
       if (warp.index() != 0) return;
       WordWriter<Warp> writer(warp, shared, args, image);
