@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from mlic_fast.training.config import TrainConfig
 
 # MLIC++ was trained at 1e-4, then 3e-5 and 1e-5 near the end; the fractions of a run are ours.
 MILESTONES = ((0.85, 0.1), (0.7, 0.3))
+
+# The parts of a model whose learning rate is relative to that of the others.
+TRANSFORMS = ("g_a", "g_s", "gain")
 
 
 def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
@@ -27,16 +31,37 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn
 def make_optimizers(
     config: TrainConfig, network: dict[str, nn.Parameter]
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers of the parameters ``network``, given by name: Adam, or Muon and Adam."""
+    """The optimisers of the parameters ``network``, given by name: Adam, or Muon and Adam.
+
+    Each has two groups: the parameters of the transforms, and all others.
+    """
     if config.optimizer == "adam":
-        return [_adam(network.values(), config)]
-    matrices = {name for name, parameter in network.items() if is_matrix(name, parameter)}
-    rest = [parameter for name, parameter in network.items() if name not in matrices]
-    return [Muon([network[name] for name in sorted(matrices)], config.lr), _adam(rest, config)]
+        return [torch.optim.Adam(_groups(network), lr=config.lr, fused=True)]
+    matrices = {name: p for name, p in network.items() if is_matrix(name, p)}
+    rest = {name: p for name, p in network.items() if name not in matrices}
+    return [
+        Muon(_groups(matrices), config.lr),
+        torch.optim.Adam(_groups(rest), lr=config.lr, fused=True),
+    ]
 
 
-def _adam(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(list(parameters), lr=config.lr, fused=True)
+def _groups(network: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+    ours = {name: name.split(".")[0] in TRANSFORMS for name in network}
+    return [
+        {"params": [p for name, p in network.items() if ours[name] == flag], "transforms": flag}
+        for flag in (True, False)
+    ]
+
+
+def learning_rate(step: int, config: TrainConfig, transforms: bool) -> float:
+    """Learning rate at ``step`` (0-based) of the transforms, or of all other parameters."""
+    rate = config.lr * learning_rate_factor(step, config)
+    if not transforms:
+        return rate
+    # First the entropy model has to learn what the transform of the start gives: its gradients
+    # would destroy the transform before.
+    still = config.start == "klt" and step < config.warmup
+    return 0.0 if still else config.transforms_lr * rate
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
@@ -74,7 +99,7 @@ class Muon(torch.optim.Optimizer):
     [out, kernel * kernel * in].
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+    def __init__(self, parameters: ParamsT, lr: float, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
