@@ -105,23 +105,28 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            gradients = [p.grad for p in parameters]
-            for p in parameters:
-                self.state[p].setdefault("momentum", torch.zeros_like(p))
-            momenta = [self.state[p]["momentum"] for p in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
             # Parameters of one shape go together: there are many small ones.
-            alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-            for p, update in zip(parameters, updates, strict=True):
-                alike[p.shape].append((p, update.movedim(1, -1)))
-            for members in alike.values():
-                stack = torch.stack([update for _, update in members])
-                result = orthogonalise(stack.flatten(2)).reshape(stack.shape)
-                scale = 0.2 * max(stack[0].flatten(1).shape) ** 0.5
-                for (p, _), update in zip(members, result, strict=True):
-                    p.add_(update.movedim(-1, 1), alpha=-group["lr"] * scale)
+            alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike[p.shape].append(p)
+            for parameters in alike.values():
+                self._move(parameters, group["lr"], group["momentum"])
+
+    def _move(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
+        """Moves parameters [m, n, ..] of one shape, as many as they are."""
+        updates = []
+        for p in parameters:
+            assert p.grad is not None
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+            moving = self.state[p]["momentum"].lerp_(p.grad, 1 - momentum)
+            updates.append(torch.lerp(p.grad, moving, momentum).movedim(1, -1))  # Nesterov's
+        stack = torch.stack(updates)
+        result = orthogonalise(stack.flatten(2)).reshape(stack.shape)
+        scale = 0.2 * max(stack[0].flatten(1).shape) ** 0.5
+        for p, update in zip(parameters, result, strict=True):
+            p.add_(update.movedim(-1, 1), alpha=-lr * scale)
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -147,7 +152,7 @@ def orthogonalise(x: Tensor) -> Tensor:
     squares = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30
     gram, product = gram / squares, squares.rsqrt() * torch.eye(gram.shape[1], device=x.device)
     for last in (False, False, False, False, True):
-        polynomial = 2.0315 * gram @ gram - 4.7750 * gram
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
         product = polynomial @ product
         if not last:
