@@ -531,10 +531,13 @@ def test_command_trains_and_resumes_with_its_options(
 TWO_PROCESSES = """
 import sys, torch
 from torch import distributed as dist
-from mlic_fast.training import TrainConfig, Trainer
+from mlic_fast.models import PRESETS, load_checkpoint
+from mlic_fast.training import TrainConfig, Trainer, trainer
 data, output, model = sys.argv[1:]
-trainer = Trainer(TrainConfig(data=data, output=output, model=model, steps=2, batch_size=1,
-                              patch_size=64, warmup=0, log_every=1, device="cpu"))
+PRESETS["tiny"] = load_checkpoint(model).config
+trainer.START_PIXELS = 2**14
+trainer = Trainer(TrainConfig(data=data, output=output, model="tiny", start="klt", steps=2,
+                              batch_size=1, patch_size=64, warmup=0, log_every=1, device="cpu"))
 patches = trainer.sampler.batch(0).long()
 trainer.run()
 own = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
