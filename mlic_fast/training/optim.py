@@ -114,15 +114,15 @@ class Muon(torch.optim.Optimizer):
                 self._move(parameters, group["lr"], group["momentum"])
 
     def _move(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
-        """Moves parameters [m, n, ..] of one shape, as many as they are."""
-        updates = []
+        """Moves parameters of one shape, [m, n] or [m, n, h, w]."""
         for p in parameters:
-            assert p.grad is not None
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-            moving = self.state[p]["momentum"].lerp_(p.grad, 1 - momentum)
-            updates.append(torch.lerp(p.grad, moving, momentum).movedim(1, -1))  # Nesterov's
-        stack = torch.stack(updates)
+        gradients: list[Any] = [p.grad for p in parameters]
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, momenta, momentum)  # Nesterov's
+        stack = torch.stack([update.movedim(1, -1) for update in updates])
         result = orthogonalise(stack.flatten(2)).reshape(stack.shape)
         scale = 0.2 * max(stack[0].flatten(1).shape) ** 0.5
         for p, update in zip(parameters, result, strict=True):
