@@ -517,11 +517,13 @@ def test_command_trains_and_resumes_with_its_options(
 
     run = tmp_path / "run"
     common = ("--batch-size", 1, "--patch-size", 64, "--log-every", 1, "--device", "cpu")
+    common += ("--start", "klt", "--transforms-lr", 0.5)
     assert call(photographs, "--output", run, "--model", "tiny", "--steps", 1, *common) == 0
     assert load_state(run)["options"]["lmbda"] == (0.0130,)
     assert call("--resume", run, "--steps", 3) == 0
     state = load_state(run)
     assert state["step"] == 3 and state["options"]["batch_size"] == 1
+    assert (state["options"]["start"], state["options"]["transforms_lr"]) == ("klt", 0.5)
     assert [row["step"] for row in rows(run / "log.csv")] == ["1", "2", "3"]
     assert call(photographs) == 2
     assert call(photographs, "--output", run, "--model", "missing.pth") == 1
