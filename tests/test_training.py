@@ -46,6 +46,7 @@ TINY = MlicConfig(
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A preset that trains in milliseconds, on one thread: sums have one order."""
     monkeypatch.setitem(PRESETS, "tiny", TINY)
+    monkeypatch.setattr(trainer_module, "START_PIXELS", 2**16)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -239,6 +240,15 @@ def test_muon_steps_of_one_size_downhill_whatever_the_memory_format() -> None:
     assert torch.allclose(*moves, atol=1e-6)
 
 
+def test_muon_leaves_alone_what_has_no_gradient() -> None:
+    still, moving = (torch.nn.Parameter(torch.ones(8, 8)) for _ in range(2))
+    optimizer = Muon([still, moving], lr=0.01)
+    optimizer.step()
+    moving.grad = torch.eye(8)
+    optimizer.step()
+    assert torch.equal(still, torch.ones(8, 8)) and not torch.equal(moving, still)
+
+
 def test_muon_takes_what_mixes_channels_and_adam_the_rest() -> None:
     model = create_model(replace(TINY, lambdas=(0.01, 0.02)))
     network = dict(model.named_parameters())
@@ -277,16 +287,23 @@ def test_loss_falls_on_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("lmbda", "optimizer"), [((0.0130,), "adam"), ((0.0018, 0.0130, 0.0483), "muon")]
+    ("lmbda", "optimizer", "start"),
+    [
+        ((0.0130,), "adam", "random"),
+        ((0.0018, 0.0130, 0.0483), "muon", "random"),
+        ((0.0018, 0.0130, 0.0483), "muon", "klt"),
+    ],
 )
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     photographs: Path,
     tmp_path: Path,
     lmbda: tuple[float, ...],
     optimizer: str,
+    start: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    changes = {"lmbda": lmbda, "optimizer": optimizer, "ema": 0.9}
+    changes = {"lmbda": lmbda, "optimizer": optimizer, "start": start, "ema": 0.9}
+    changes["transforms_lr"] = 0.25
     whole = options(photographs, tmp_path, output=str(tmp_path / "whole"), **changes)
     assert train(whole)
 
@@ -330,6 +347,53 @@ def test_quantiles_have_their_own_optimiser(photographs: Path, tmp_path: Path) -
     after = dict(trainer.model.named_parameters())
     moved = {name for name in after if (after[name] - before[name]).abs().max() > 1e-20}
     assert moved == {"entropy_bottleneck.quantiles"}
+
+
+def test_the_transforms_have_their_own_learning_rate(photographs: Path, tmp_path: Path) -> None:
+    config = options(photographs, tmp_path, steps=1, warmup=0, lr=1e-3, transforms_lr=0.25)
+    trainer = Trainer(replace(config, lmbda=(0.0018, 0.0483)))
+    moves = movements(trainer)
+    # Adam's first step is as long as the learning rate, unless the gradient is next to nothing.
+    for part in ("g_a", "g_s", "gain", "h_a", "h_s", "lrp_anchor"):
+        longest = max(move for name, move in moves.items() if name.startswith(f"{part}."))
+        assert longest == pytest.approx(2.5e-4 if in_transforms(f"{part}.") else 1e-3, rel=0.2)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_transforms_of_a_klt_stand_still_during_the_warm_up(
+    photographs: Path, tmp_path: Path, optimizer: str
+) -> None:
+    lmbda = (0.0018, 0.0483)
+    config = options(photographs, tmp_path, start="klt", optimizer=optimizer, lmbda=lmbda)
+    trainer = Trainer(config)
+    for step in range(3):
+        trainer.step = step
+        moved = {name for name, move in movements(trainer).items() if move}
+        assert "h_a.reduction.0.weight" in moved
+        parts = {name.split(".")[0] for name in moved if in_transforms(name)}
+        assert parts == (set() if step < 2 else {"g_a", "g_s", "gain"})
+
+
+def movements(trainer: Trainer) -> dict[str, float]:
+    """By how much a step moves each parameter at most."""
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    assert trainer._train_step(trainer.sampler.batch(trainer.step))
+    after = dict(trainer.model.named_parameters())
+    return {name: (after[name] - before[name]).abs().max().item() for name in before}
+
+
+def in_transforms(name: str) -> bool:
+    return name.startswith(("g_a.", "g_s.", "gain."))
+
+
+def test_a_klt_start_has_the_steps_of_either_metric(photographs: Path, tmp_path: Path) -> None:
+    save_image(smooth(4, 200, 230), photographs / "large.png")
+    common: dict[str, Any] = {"start": "klt", "patch_size": 192}
+    squared = options(photographs, tmp_path, lmbda=(0.0018, 0.0483), **common)
+    similar = replace(squared, metric="ms-ssim", lmbda=(1280 * 0.0018, 1280 * 0.0483))
+    ours, theirs = (dict(Trainer(c).model.named_parameters()) for c in (squared, similar))
+    for name in ours:
+        assert torch.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-8), name
 
 
 def test_steps_with_infinite_gradients_are_skipped(
@@ -385,6 +449,9 @@ def test_model_and_warm_start_from_checkpoints(photographs: Path, tmp_path: Path
     )
     with pytest.raises(TrainingError, match="--warm-start"):
         trainer_module.build_model(options(photographs, tmp_path, model=path, lmbda=lmbda))
+    for source in ({"model": path}, {"warm_start": path}):
+        with pytest.raises(TrainingError, match="--start klt is for fresh networks"):
+            trainer_module.build_model(options(photographs, tmp_path, start="klt", **source))
 
 
 def test_training_goes_on_from_exported_weights(photographs: Path, tmp_path: Path) -> None:
@@ -414,6 +481,15 @@ def test_resuming_from_what_is_no_training_checkpoint(tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
+def test_resuming_with_other_groups_of_parameters(photographs: Path, tmp_path: Path) -> None:
+    config = options(photographs, tmp_path, steps=1)
+    train(config)
+    state = load_state(tmp_path / "run")
+    state["optimizers"][0]["param_groups"].pop()
+    with pytest.raises(CheckpointError, match=r"does not fit the run.*parameter groups"):
+        Trainer(config, state)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -421,6 +497,8 @@ def test_resuming_from_what_is_no_training_checkpoint(tmp_path: Path) -> None:
         ({"lmbda": (0.2, 0.1)}, "ascending"),
         ({"metric": "ms-ssim", "patch_size": 128}, "192"),
         ({"lr": 0.0}, "positive"),
+        ({"transforms_lr": 0.0}, "positive"),
+        ({"start": "zero"}, "random, klt"),
     ],
 )
 def test_wrong_options(changes: dict[str, Any], message: str) -> None:
@@ -439,11 +517,13 @@ def test_command_trains_and_resumes_with_its_options(
 
     run = tmp_path / "run"
     common = ("--batch-size", 1, "--patch-size", 64, "--log-every", 1, "--device", "cpu")
+    common += ("--start", "klt", "--transforms-lr", 0.5)
     assert call(photographs, "--output", run, "--model", "tiny", "--steps", 1, *common) == 0
     assert load_state(run)["options"]["lmbda"] == (0.0130,)
     assert call("--resume", run, "--steps", 3) == 0
     state = load_state(run)
     assert state["step"] == 3 and state["options"]["batch_size"] == 1
+    assert (state["options"]["start"], state["options"]["transforms_lr"]) == ("klt", 0.5)
     assert [row["step"] for row in rows(run / "log.csv")] == ["1", "2", "3"]
     assert call(photographs) == 2
     assert call(photographs, "--output", run, "--model", "missing.pth") == 1
@@ -453,10 +533,13 @@ def test_command_trains_and_resumes_with_its_options(
 TWO_PROCESSES = """
 import sys, torch
 from torch import distributed as dist
-from mlic_fast.training import TrainConfig, Trainer
+from mlic_fast.models import PRESETS, load_checkpoint
+from mlic_fast.training import TrainConfig, Trainer, trainer
 data, output, model = sys.argv[1:]
-trainer = Trainer(TrainConfig(data=data, output=output, model=model, steps=2, batch_size=1,
-                              patch_size=64, warmup=0, log_every=1, device="cpu"))
+PRESETS["tiny"] = load_checkpoint(model).config
+trainer.START_PIXELS = 2**14
+trainer = Trainer(TrainConfig(data=data, output=output, model="tiny", start="klt", steps=2,
+                              batch_size=1, patch_size=64, warmup=0, log_every=1, device="cpu"))
 patches = trainer.sampler.batch(0).long()
 trainer.run()
 own = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])

@@ -26,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="RUNDIR", help="run folder, for checkpoints and logs")
     add("--resume", metavar="RUN", help="run folder or its last.pt: go on with its options")
     add("--model", help="preset (mlic, mlic_plus, mlic_plus_plus, demo, compact) or checkpoint")
+    add(
+        "--start",
+        choices=("random", "klt"),
+        help="weights of a preset: random (default), or transforms that begin as a linear one",
+    )
     add("--warm-start", metavar="FILE", help="checkpoint whose fitting tensors initialise --model")
     add(
         "--lmbda",
@@ -40,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--patch-size", type=int, help="side of a patch, a multiple of 64 (default: 256)")
     add("--optimizer", choices=("adam", "muon"), help="of the network (default: adam)")
     add("--lr", type=float, help="learning rate (default: 1e-4)")
+    add(
+        "--transforms-lr",
+        type=float,
+        metavar="FACTOR",
+        help="learning rate of g_a, g_s and the gains, relative to --lr (default: 1)",
+    )
     add("--aux-lr", type=float, help="learning rate of the quantiles (default: 1e-3)")
     add("--clip", type=float, help="largest norm of the gradient (default: 1)")
     add("--schedule", choices=("steps", "cosine"), help="of the learning rate (default: steps)")

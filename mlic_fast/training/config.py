@@ -15,6 +15,7 @@ DEFAULT_LAMBDA = {"mse": 0.0130, "ms-ssim": 16.64}
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("steps", "cosine")
 OPTIMIZERS = ("adam", "muon")
+STARTS = ("random", "klt")
 
 
 class TrainingError(MlicError):
@@ -38,11 +39,14 @@ class TrainConfig:
         patch_size: side of the square patches in pixels, a multiple of 64.
         optimizer: of the network, ``"adam"`` or ``"muon"``.
         lr: learning rate of the network.
+        transforms_lr: learning rate of g_a, g_s and the gains, relative to ``lr``.
         aux_lr: learning rate of the quantiles of the factorised prior (Adam).
         clip: largest 2-norm of the gradient.
         schedule: ``"steps"`` (as in the papers: constant, then 0.3 and 0.1 of it) or ``"cosine"``.
         warmup: steps of linear warm-up.
         ema: decay of the moving average of the weights, which is validated and saved; 0: none.
+        start: weights of a fresh network, ``"random"`` or ``"klt"``, whose transforms are a linear
+            one of the photographs at first and stand still during the warm-up.
         warm_start: checkpoint whose fitting tensors initialise the network.
         validation: folder of validation images, or None.
         validate_every: steps between validations.
@@ -63,11 +67,13 @@ class TrainConfig:
     patch_size: int = 256
     optimizer: str = "adam"
     lr: float = 1e-4
+    transforms_lr: float = 1.0
     aux_lr: float = 1e-3
     clip: float = 1.0
     schedule: str = "steps"
     warmup: int = 300
     ema: float = 0.0
+    start: str = "random"
     warm_start: str | None = None
     validation: str | None = None
     validate_every: int = 5000
@@ -87,6 +93,7 @@ class TrainConfig:
             f"--schedule is one of {', '.join(SCHEDULES)}": self.schedule in SCHEDULES,
             f"--optimizer is one of {', '.join(OPTIMIZERS)}": self.optimizer in OPTIMIZERS,
             f"--precision is one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
+            f"--start is one of {', '.join(STARTS)}": self.start in STARTS,
             "--patch-size is a positive multiple of 64": self.patch_size > 0
             and self.patch_size % 64 == 0,
             "--metric ms-ssim needs --patch-size 192 or more": self.metric != "ms-ssim"
@@ -95,8 +102,8 @@ class TrainConfig:
                 self.steps, self.batch_size, self.validate_every, self.log_every
             )
             >= 1,
-            "--lr, --aux-lr, --clip and --save-every are positive": min(
-                self.lr, self.aux_lr, self.clip, self.save_every
+            "--lr, --transforms-lr, --aux-lr, --clip and --save-every are positive": min(
+                self.lr, self.transforms_lr, self.aux_lr, self.clip, self.save_every
             )
             > 0,
             "--ema is at least 0 and below 1": 0 <= self.ema < 1,

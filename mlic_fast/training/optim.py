@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from mlic_fast.training.config import TrainConfig
 
 # MLIC++ was trained at 1e-4, then 3e-5 and 1e-5 near the end; the fractions of a run are ours.
 MILESTONES = ((0.85, 0.1), (0.7, 0.3))
+
+# The parts of a model whose learning rate is relative to that of the others.
+TRANSFORMS = ("g_a", "g_s", "gain")
 
 
 def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
@@ -27,16 +31,37 @@ def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn
 def make_optimizers(
     config: TrainConfig, network: dict[str, nn.Parameter]
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers of the parameters ``network``, given by name: Adam, or Muon and Adam."""
+    """The optimisers of the parameters ``network``, given by name: Adam, or Muon and Adam.
+
+    Each has two groups: the parameters of the transforms, and all others.
+    """
     if config.optimizer == "adam":
-        return [_adam(network.values(), config)]
-    matrices = {name for name, parameter in network.items() if is_matrix(name, parameter)}
-    rest = [parameter for name, parameter in network.items() if name not in matrices]
-    return [Muon([network[name] for name in sorted(matrices)], config.lr), _adam(rest, config)]
+        return [torch.optim.Adam(_groups(network), lr=config.lr, fused=True)]
+    matrices = {name: p for name, p in network.items() if is_matrix(name, p)}
+    rest = {name: p for name, p in network.items() if name not in matrices}
+    return [
+        Muon(_groups(matrices), config.lr),
+        torch.optim.Adam(_groups(rest), lr=config.lr, fused=True),
+    ]
 
 
-def _adam(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(list(parameters), lr=config.lr, fused=True)
+def _groups(network: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+    ours = {name: name.split(".")[0] in TRANSFORMS for name in network}
+    return [
+        {"params": [p for name, p in network.items() if ours[name] == flag], "transforms": flag}
+        for flag in (True, False)
+    ]
+
+
+def learning_rate(step: int, config: TrainConfig, transforms: bool) -> float:
+    """Learning rate at ``step`` (0-based) of the transforms, or of all other parameters."""
+    rate = config.lr * learning_rate_factor(step, config)
+    if not transforms:
+        return rate
+    # First the entropy model has to learn what the transform of the start gives: its gradients
+    # would destroy the transform before.
+    still = config.start == "klt" and step < config.warmup
+    return 0.0 if still else config.transforms_lr * rate
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
@@ -74,29 +99,34 @@ class Muon(torch.optim.Optimizer):
     [out, kernel * kernel * in].
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+    def __init__(self, parameters: ParamsT, lr: float, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            gradients = [p.grad for p in parameters]
-            for p in parameters:
-                self.state[p].setdefault("momentum", torch.zeros_like(p))
-            momenta = [self.state[p]["momentum"] for p in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
             # Parameters of one shape go together: there are many small ones.
-            alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-            for p, update in zip(parameters, updates, strict=True):
-                alike[p.shape].append((p, update.movedim(1, -1)))
-            for members in alike.values():
-                stack = torch.stack([update for _, update in members])
-                result = orthogonalise(stack.flatten(2)).reshape(stack.shape)
-                scale = 0.2 * max(stack[0].flatten(1).shape) ** 0.5
-                for (p, _), update in zip(members, result, strict=True):
-                    p.add_(update.movedim(-1, 1), alpha=-group["lr"] * scale)
+            alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike[p.shape].append(p)
+            for parameters in alike.values():
+                self._move(parameters, group["lr"], group["momentum"])
+
+    def _move(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
+        """Moves parameters of one shape, [m, n] or [m, n, h, w]."""
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        gradients: list[Any] = [p.grad for p in parameters]
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, momenta, momentum)  # Nesterov's
+        stack = torch.stack([update.movedim(1, -1) for update in updates])
+        result = orthogonalise(stack.flatten(2)).reshape(stack.shape)
+        scale = 0.2 * max(stack[0].flatten(1).shape) ** 0.5
+        for p, update in zip(parameters, result, strict=True):
+            p.add_(update.movedim(-1, 1), alpha=-lr * scale)
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -122,7 +152,7 @@ def orthogonalise(x: Tensor) -> Tensor:
     squares = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30
     gram, product = gram / squares, squares.rsqrt() * torch.eye(gram.shape[1], device=x.device)
     for last in (False, False, False, False, True):
-        polynomial = 2.0315 * gram @ gram - 4.7750 * gram
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
         product = polynomial @ product
         if not last:

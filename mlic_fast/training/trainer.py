@@ -28,12 +28,13 @@ from mlic_fast.models import (
     save_checkpoint,
 )
 from mlic_fast.training import distributed
-from mlic_fast.training.config import TrainConfig, TrainingError
+from mlic_fast.training.config import DEFAULT_LAMBDA, TrainConfig, TrainingError
 from mlic_fast.training.data import ImageCache, PatchSampler
+from mlic_fast.training.klt import start_from_klt
 from mlic_fast.training.log import Logs, Meter
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import (
-    learning_rate_factor,
+    learning_rate,
     make_optimizers,
     split_parameters,
     update_average,
@@ -43,6 +44,9 @@ from mlic_fast.training.validation import load_validation, validate
 
 # Single steps overflow now and then in half precision; a diverged run never recovers.
 MOST_SKIPPED_IN_A_ROW = 50
+
+# Of the photographs, from which their KLT is estimated.
+START_PIXELS = 2**23
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -71,6 +75,11 @@ def build_model(config: TrainConfig, stored: MlicConfig | None = None) -> MlicMo
         raise TrainingError(
             f"the checkpoint was made for --lmbda {trained}: give the same, or start a model for "
             "others from a preset with --warm-start"
+        )
+    if config.start != "random" and any(sources):
+        raise TrainingError(
+            f"--start {config.start} is for fresh networks: give a preset as --model, and no "
+            "--warm-start"
         )
     for source in filter(None, sources):
         warm_start(model, source)
@@ -144,8 +153,20 @@ class Trainer:
         return PatchSampler(images, *size, config.seed, distributed.rank())
 
     def _build(self, resume: dict[str, Any] | None) -> MlicModel:
-        stored = None if resume is None else MlicConfig.from_json(resume["config"])
-        return build_model(self.config, stored)
+        if resume is not None:
+            return build_model(self.config, MlicConfig.from_json(resume["config"]))
+        model = build_model(self.config)
+        if self.config.start == "klt":
+            # The papers' lambdas for MS-SSIM are about 1,280 times as large at the same rates.
+            scale = DEFAULT_LAMBDA["mse"] / DEFAULT_LAMBDA[self.config.metric]
+            lambdas = [scale * value for value in self.config.lmbda]
+            start_from_klt(model, self._first_patches(), lambdas)
+        return model
+
+    def _first_patches(self) -> Tensor:
+        """Patches of the first batches, float32 [B, 3, P, P] in 0..1."""
+        count = -(-START_PIXELS // (self.config.batch_size * self.config.patch_size**2))
+        return torch.cat([self.sampler.batch(step) for step in range(count)]).float() / 255
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
@@ -233,7 +254,7 @@ class Trainer:
         if finite:
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = self.learning_rate()
+                    group["lr"] = learning_rate(self.step, config, group["transforms"])
                 self.scaler.step(optimizer)
         self.scaler.update()
         self._count_skipped(finite)
@@ -248,9 +269,6 @@ class Trainer:
             update_average(self.average, self.model, config.ema, self.step)
         terms |= {"aux": aux, "gradient": norm}
         return {name: value.detach() for name, value in terms.items()}
-
-    def learning_rate(self) -> float:
-        return self.config.lr * learning_rate_factor(self.step, self.config)
 
     def _seed_step(self) -> torch.Generator:
         """Seeds torch for the noise of a step; returns a generator for its rates."""
@@ -275,7 +293,7 @@ class Trainer:
         patches = meter.steps * self.config.batch_size * distributed.world_size()
         if "mse" in row:
             row["psnr"] = -10 * math.log10(max(row["mse"], 1e-10))
-        row["lr"] = self.learning_rate()
+        row["lr"] = learning_rate(self.step, self.config, transforms=False)
         row["skipped"] = float(self.skipped)
         row["images_per_second"] = patches / meter.seconds()
         return row

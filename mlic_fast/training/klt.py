@@ -1,0 +1,150 @@
+"""A start for fresh networks: the Karhunen-Loeve transform (KLT) of the training photographs.
+
+Random networks first have to find out that neighbouring pixels are alike, which takes them tens of
+thousands of steps. :func:`start_from_klt` sets g_a and g_s to a linear transform that knows it, and
+tells the entropy model how large its latents are, so that training begins with a working codec.
+
+The transform is a tree. At each of the four halvings the channels of 2x2 positions are decorrelated
+and the strongest combinations are kept. A block of g_a carries k of them exactly in 2k channels,
+as ``gelu(x) - gelu(-x) = x``; the blocks of g_s carry them in their linear branch. All other
+channels and branches keep their random weights and feed nothing yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlic_fast.models import MlicConfig, MlicModel
+from mlic_fast.models.layers import (
+    NonNegativeParameter,
+    ResidualBlock,
+    ResidualBlockUpsample,
+    ResidualBlockWithStride,
+)
+
+# Weight of a channel's own square in GDN: nearly linear, and yet it can grow.
+_GAMMA = 1e-5
+# First scales, relative to the standard deviation: the contexts soon predict much of a latent.
+_UNPREDICTED = 0.5
+
+
+@torch.no_grad()
+def start_from_klt(model: MlicModel, patches: Tensor, lambdas: Sequence[float]) -> None:
+    """Sets g_a, g_s and the biases of the predicted scales of ``model`` in place.
+
+    Args:
+        model: fresh, on the CPU; the narrower, the more of the transform is left
+            out. Latents that it has no use for are zero.
+        patches: of photographs, float32 [B, 3, H, W] in 0..1, sides multiples of 16.
+        lambdas: the run's Lagrange multipliers for ``255^2 * MSE``. Where rounding to integers is
+            the only loss, the best step for a coefficient of an orthonormal transform of samples in
+            0..255 is ``sqrt(18 / (lambda * log(2)))``: one step of y at their geometric mean.
+    """
+    mean = patches.mean(dim=(0, 2, 3))
+    matrices, deviations = _tree(model.config, patches - mean[:, None, None])
+    middle = math.exp(sum(map(math.log, lambdas)) / len(lambdas))
+    unit = 255 / math.sqrt(18 / (middle * math.log(2)))
+    _set_analysis(model.g_a.analysis_transform, matrices, mean, unit)
+    _set_synthesis(model.g_s.synthesis_transform, matrices, mean, unit)
+    _set_scales(model, unit * deviations)
+
+
+def _tree(config: MlicConfig, signal: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The four KLTs [k, 4 C], of C channels at 2x2 positions in the order of a pixel unshuffle, and
+    the standard deviations of what the last one gives [k].
+    """
+    n1, n2, n3 = config.stage_channels
+    latents = n3 if config.weight_family == "2023" else config.M  # that g_s can make use of
+    matrices = []
+    for width in (n1 // 2, n2 // 2, n3 // 2, latents):
+        blocks = F.pixel_unshuffle(signal, 2)
+        vectors = blocks.movedim(1, 0).flatten(1).double()
+        energies, basis = torch.linalg.eigh(vectors @ vectors.T / vectors.shape[1])
+        matrix = basis.flip(1)[:, :width].T.float()
+        deviations = energies.flip(0)[:width].clamp(min=0).sqrt().float()
+        matrices.append(matrix)
+        signal = F.conv2d(blocks, matrix[:, :, None, None])
+    return matrices, deviations
+
+
+# Parts of networks are Any: the types of PyTorch's containers do not know what they hold.
+
+
+def _set_analysis(layers: Any, matrices: list[Tensor], mean: Tensor, unit: float) -> None:
+    filters = iter(_filters(matrix) for matrix in (unit * matrices[0], *matrices[1:]))
+    for layer in layers:
+        if isinstance(layer, ResidualBlock):
+            _be_identity(layer)
+        elif isinstance(layer, ResidualBlockWithStride):
+            _carry(layer, next(filters))
+        else:
+            _clear(layer)
+            _put(layer, next(filters))
+    # Of the image, that is: the mean goes before anything else.
+    first = layers[0].conv1
+    k = 2 * len(matrices[0])
+    first.bias[:k] = -first.weight[:k].sum(dim=(2, 3)) @ mean
+
+
+def _set_synthesis(layers: Any, matrices: list[Tensor], mean: Tensor, unit: float) -> None:
+    inverses = iter(matrix.T[..., None, None] for matrix in (*matrices[:0:-1], matrices[0] / unit))
+    for layer in layers:
+        if isinstance(layer, ResidualBlock):
+            _be_identity(layer)
+            continue
+        if isinstance(layer, ResidualBlockUpsample):
+            _clear(layer.conv)
+            layer = layer.upsample
+        _put(layer[0], next(inverses))
+    layers[-1][0].bias.copy_(mean.repeat_interleave(4))
+
+
+def _set_scales(model: MlicModel, deviations: Tensor) -> None:
+    scales = deviations.new_zeros(model.config.M)
+    scales[: len(deviations)] = _UNPREDICTED * deviations
+    passes: Any = (model.entropy_parameters_anchor, model.entropy_parameters_nonanchor)
+    for networks in passes:
+        for network, values in zip(networks, scales.chunk(model.config.slices), strict=True):
+            network.fusion[-1].bias[: len(values)] = values
+
+
+def _filters(matrix: Tensor) -> Tensor:
+    """Rows over 2x2 positions, as :func:`pixel_unshuffle` orders them, as filters [k, C, 2, 2]."""
+    return matrix.unflatten(1, (-1, 2, 2))
+
+
+def _carry(block: Any, filters: Tensor) -> None:
+    k = len(filters)
+    _put(block.conv1, torch.cat([filters, -filters]))
+    one = torch.eye(k)
+    _put(block.conv2, torch.cat([one, -one], dim=1)[..., None, None])
+    block.skip.weight[:k], block.skip.bias[:k] = 0, 0
+    initial = NonNegativeParameter.initial
+    block.gdn.gamma[:k] = initial(0.0)
+    block.gdn.gamma[:k].fill_diagonal_(initial(_GAMMA))
+
+
+def _put(convolution: Any, filters: Tensor) -> None:
+    """Makes the first rows of a 3x3 convolution these filters [k, C, h, w], which see 2x2 positions
+    from the centre on, or the centre alone.
+    """
+    rows, channels, *sides = filters.shape
+    _clear(convolution, rows)
+    convolution.weight[:rows, :channels, 1 : 1 + sides[0], 1 : 1 + sides[1]] = filters
+
+
+def _clear(convolution: Any, rows: int | None = None) -> None:
+    convolution.weight[:rows], convolution.bias[:rows] = 0, 0
+
+
+def _be_identity(block: Any) -> None:
+    _clear(block.conv2)
+    if block.skip is not None:
+        _clear(block.skip)
+        block.skip.weight[:, :, 0, 0].fill_diagonal_(1)
