@@ -149,6 +149,20 @@ def test_scales_begin_at_half_the_deviation_in_steps_of_the_middle_lambda(
         assert biases.numpy() == pytest.approx(deviations / 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@torch.no_grad()
+def test_hyper_latents_are_alive(config: MlicConfig) -> None:
+    """Rounded, they tell photographs apart; as PyTorch initialises h_a, they are all the same."""
+    patches = pictures(1, 40)
+    torch.manual_seed(7)
+    random = create_model(config)
+    model = started(config, patches)
+    z = model.h_a(model.g_a(patches))
+    assert z.std(dim=(0, 2, 3), correction=0).numpy() == pytest.approx(1.5, rel=1e-2)
+    assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-2
+    assert not random.h_a(model.g_a(patches)).round().any()
+
+
 def test_the_start_is_deterministic_and_leaves_the_rest_alone() -> None:
     patches = pictures(1, 6)
     first, second = (started(SMALL, patches).state_dict() for _ in range(2))
@@ -157,7 +171,7 @@ def test_the_start_is_deterministic_and_leaves_the_rest_alone() -> None:
     fresh = create_model(SMALL)
     changed = {name for name in first if not torch.equal(first[name], fresh.state_dict()[name])}
     assert {"g_a.analysis_transform.6.weight", "g_s.synthesis_transform.7.0.bias"} <= changed
-    assert {name for name in changed if name.split(".")[0] not in ("g_a", "g_s")} == {
+    assert {name for name in changed if name.split(".")[0] not in ("g_a", "g_s", "h_a")} == {
         f"entropy_parameters_{name}.{i}.fusion.6.bias"
         for name in ("anchor", "nonanchor")
         for i in range(2)

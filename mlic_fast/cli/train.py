@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--transforms-lr",
         type=float,
         metavar="FACTOR",
-        help="learning rate of g_a, g_s and the gains, relative to --lr (default: 1)",
+        help="learning rate of g_a, g_s, h_a and h_s, relative to --lr (default: 1)",
     )
     add("--aux-lr", type=float, help="learning rate of the quantiles (default: 1e-3)")
     add("--clip", type=float, help="largest norm of the gradient (default: 1)")

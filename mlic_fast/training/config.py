@@ -39,7 +39,7 @@ class TrainConfig:
         patch_size: side of the square patches in pixels, a multiple of 64.
         optimizer: of the network, ``"adam"`` or ``"muon"``.
         lr: learning rate of the network.
-        transforms_lr: learning rate of g_a, g_s and the gains, relative to ``lr``.
+        transforms_lr: learning rate of g_a, g_s, h_a and h_s, relative to ``lr``.
         aux_lr: learning rate of the quantiles of the factorised prior (Adam).
         clip: largest 2-norm of the gradient.
         schedule: ``"steps"`` (as in the papers: constant, then 0.3 and 0.1 of it) or ``"cosine"``.

@@ -8,6 +8,10 @@ The transform is a tree. At each of the four halvings the channels of 2x2 positi
 and the strongest combinations are kept. A block of g_a carries k of them exactly in 2k channels,
 as ``gelu(x) - gelu(-x) = x``; the blocks of g_s carry them in their linear branch. All other
 channels and branches keep their random weights and feed nothing yet.
+
+h_a keeps its random directions, but every layer is scaled to the signal. As PyTorch initialises it, z
+stays within half a step of its median, so it is rounded to a constant, nothing depends on it, and it
+never comes to life: the prior of y then is the same for every photograph.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlic_fast.models import MlicConfig, MlicModel
 from mlic_fast.models.layers import (
@@ -30,13 +34,15 @@ from mlic_fast.models.layers import (
 
 # Weight of a channel's own square in GDN: nearly linear, and yet it can grow.
 _GAMMA = 1e-5
+# Standard deviation of the hyper-latents.
+_HYPER = 1.5
 # First scales, relative to the standard deviation: the contexts soon predict much of a latent.
 _UNPREDICTED = 0.5
 
 
 @torch.no_grad()
 def start_from_klt(model: MlicModel, patches: Tensor, lambdas: Sequence[float]) -> None:
-    """Sets g_a, g_s and the biases of the predicted scales of ``model`` in place.
+    """Sets g_a, g_s, h_a and the biases of the predicted scales of ``model`` in place.
 
     Args:
         model: fresh, on the CPU; the narrower, the more of the transform is left
@@ -47,17 +53,19 @@ def start_from_klt(model: MlicModel, patches: Tensor, lambdas: Sequence[float]) 
             0..255 is ``sqrt(18 / (lambda * log(2)))``: one step of y at their geometric mean.
     """
     mean = patches.mean(dim=(0, 2, 3))
-    matrices, deviations = _tree(model.config, patches - mean[:, None, None])
+    matrices, latents = _tree(model.config, patches - mean[:, None, None])
     middle = math.exp(sum(map(math.log, lambdas)) / len(lambdas))
     unit = 255 / math.sqrt(18 / (middle * math.log(2)))
     _set_analysis(model.g_a.analysis_transform, matrices, mean, unit)
     _set_synthesis(model.g_s.synthesis_transform, matrices, mean, unit)
-    _set_scales(model, unit * deviations)
+    y = F.pad(unit * latents, (0, 0, 0, 0, 0, model.config.M - latents.shape[1]))
+    _set_hyper_analysis(model.h_a.reduction, y)
+    _set_scales(model, y)
 
 
 def _tree(config: MlicConfig, signal: Tensor) -> tuple[list[Tensor], Tensor]:
     """The four KLTs [k, 4 C], of C channels at 2x2 positions in the order of a pixel unshuffle, and
-    the standard deviations of what the last one gives [k].
+    what the last one gives [B, k, H / 16, W / 16].
     """
     n1, n2, n3 = config.stage_channels
     latents = n3 if config.weight_family == "2023" else config.M  # that g_s can make use of
@@ -65,12 +73,11 @@ def _tree(config: MlicConfig, signal: Tensor) -> tuple[list[Tensor], Tensor]:
     for width in (n1 // 2, n2 // 2, n3 // 2, latents):
         blocks = F.pixel_unshuffle(signal, 2)
         vectors = blocks.movedim(1, 0).flatten(1).double()
-        energies, basis = torch.linalg.eigh(vectors @ vectors.T / vectors.shape[1])
+        _, basis = torch.linalg.eigh(vectors @ vectors.T)
         matrix = basis.flip(1)[:, :width].T.float()
-        deviations = energies.flip(0)[:width].clamp(min=0).sqrt().float()
         matrices.append(matrix)
         signal = F.conv2d(blocks, matrix[:, :, None, None])
-    return matrices, deviations
+    return matrices, signal
 
 
 # Parts of networks are Any: the types of PyTorch's containers do not know what they hold.
@@ -105,9 +112,23 @@ def _set_synthesis(layers: Any, matrices: list[Tensor], mean: Tensor, unit: floa
     layers[-1][0].bias.copy_(mean.repeat_interleave(4))
 
 
-def _set_scales(model: MlicModel, deviations: Tensor) -> None:
-    scales = deviations.new_zeros(model.config.M)
-    scales[: len(deviations)] = _UNPREDICTED * deviations
+def _set_hyper_analysis(layers: Any, y: Tensor) -> None:
+    def deviations(x: Tensor) -> Tensor:
+        return x.std(dim=(0, 2, 3), correction=0)
+
+    # All channels count alike, but for those that are nearly always rounded to zero.
+    layers[0].weight /= deviations(y).clamp(min=0.3)[:, None, None]
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            layer.weight /= deviations(layer(y)).clamp(min=1e-6)[:, None, None, None]
+            layer.get_parameter("bias").zero_()
+        y = layer(y)
+    layers[-1].weight *= _HYPER
+    layers[-1].bias -= _HYPER * y.mean(dim=(0, 2, 3))
+
+
+def _set_scales(model: MlicModel, y: Tensor) -> None:
+    scales = _UNPREDICTED * y.square().mean(dim=(0, 2, 3)).sqrt()
     passes: Any = (model.entropy_parameters_anchor, model.entropy_parameters_nonanchor)
     for networks in passes:
         for network, values in zip(networks, scales.chunk(model.config.slices), strict=True):

@@ -16,7 +16,7 @@ from mlic_fast.training.config import TrainConfig
 MILESTONES = ((0.85, 0.1), (0.7, 0.3))
 
 # The parts of a model whose learning rate is relative to that of the others.
-TRANSFORMS = ("g_a", "g_s", "gain")
+TRANSFORMS = ("g_a", "g_s", "h_a", "h_s")
 
 
 def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
