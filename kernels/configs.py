@@ -64,6 +64,19 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("any", "small"): Config(64, warps=4),
         ("any", "large"): Config(128, warps=4),
     },
+    # The transforms. Positions here are the pixels of a layer, and all channels are outputs.
+    "activate": {
+        ("interpreter", "any"): Config(2048, outputs=64),
+        ("any", "any"): Config(32, outputs=64),
+    },
+    "normalise": {
+        ("interpreter", "any"): Config(2048),
+        ("any", "any"): Config(64, warps=8, stages=2),
+    },
+    "to_pixels": {
+        ("interpreter", "any"): Config(4096),
+        ("any", "any"): Config(256),
+    },
     "softmax": {
         ("any", "small"): Config(16, stages=2),
         ("any", "large"): Config(64, warps=4),

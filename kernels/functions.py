@@ -32,8 +32,9 @@ from mlic_fast.engine.arithmetic import (
     TANH_CLAMP,
 )
 
-#: Options of every launch on the exact path.
+#: Options of every launch on the exact path, and of one off it.
 EXACT = {"enable_fp_fusion": False}
+FREE = {"enable_fp_fusion": True}
 
 _COMPILES_ONLY: ContextVar[bool] = ContextVar("compiles_only", default=False)
 
@@ -53,11 +54,12 @@ _ROUNDER_BITS = tl.constexpr(0x4B400000)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Launch a kernel on the current stream."""
+    """Launch a kernel on the current stream; exact, unless the options are those of FREE."""
+    options = EXACT | options
     if _COMPILES_ONLY.get():
-        kernel.warmup(*args, grid=grid, **options, **EXACT)
+        kernel.warmup(*args, grid=grid, **options)
     else:
-        kernel[grid](*args, **options, **EXACT)
+        kernel[grid](*args, **options)
 
 
 @contextmanager

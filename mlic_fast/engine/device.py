@@ -19,12 +19,12 @@ from torch import Tensor
 from mlic_fast.bitstream import EXACT
 from mlic_fast.coder.device import CapacityError, DeviceDecoder, DeviceEncoder, DeviceTables
 from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
+from mlic_fast.engine.fused import FusedTransforms
 from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.engine.graphs import GATE, Pool, Recording
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
-from mlic_fast.engine.per_image import check_digest, to_pixels, to_unit
-from mlic_fast.engine.transforms import EngineTransforms
+from mlic_fast.engine.per_image import check_digest
 from mlic_fast.kernels.functions import compiling
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models.checkerboard import Parity
@@ -74,7 +74,7 @@ class GpuEngine:
         self._device = device
         self._packed = packed
         self._ops = ops or GpuOps(packed, device)
-        self._transforms = EngineTransforms(model, dtype)
+        self._transforms = FusedTransforms(model, dtype)
         self._tables = DeviceTables(packed.tables, device)
         self._medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
         self._compiled: set[bool] = set()
@@ -105,7 +105,7 @@ class GpuEngine:
         if encoding in self._compiled or self._device.type != "cuda":
             return
         with compiling(os.cpu_count() or 1):
-            compile_path(self._ops, self._device, batch, height, width, encoding)
+            compile_path(self._ops, self._transforms, self._device, batch, height, width, encoding)
         self._compiled.add(encoding)
 
     def _current(self) -> AbstractContextManager[Any]:
@@ -140,15 +140,27 @@ class GpuEngine:
 
 
 def compile_path(
-    ops: Any, device: torch.device, batch: int, height: int, width: int, encoding: bool
+    ops: Any,
+    transforms: FusedTransforms,
+    device: torch.device,
+    batch: int,
+    height: int,
+    width: int,
+    encoding: bool,
 ) -> None:
-    """The launches of a path, on arrays whose contents do not matter."""
+    """The launches of a path and of its transforms, on arrays whose contents do not matter."""
     config = ops.config
     z = torch.zeros((batch, height, width, config.N), dtype=torch.int32, device=device)
     shape = (batch, 4 * height, 4 * width, config.M)
     half = (*shape[:2], shape[2] // 2, config.slice_channels)
     symbols = torch.zeros(half, dtype=torch.int32, device=device)
     y = torch.zeros(shape, device=device).chunk(config.slices, dim=-1) if encoding else None
+    rate = torch.zeros(1, device=device) if config.rates else None
+    if encoding:
+        size = batch, 3, ALIGNMENT * height, ALIGNMENT * width
+        transforms.analyse(torch.zeros(size, dtype=torch.uint8, device=device), rate)
+    else:
+        transforms.synthesise(torch.zeros(shape, device=device).permute(0, 3, 1, 2), rate)
     latents = code_latents(ops, z, lambda *_: symbols, y)
     digest(latents.whole, out=torch.zeros(batch, dtype=torch.int32, device=device))  # type: ignore[attr-defined]
 
@@ -186,7 +198,7 @@ class _Encode:
         engine, encoder = self._engine, self._encoder
         batch, _, height, width = self._images.shape
         engine.compile_kernels(batch, height // ALIGNMENT, width // ALIGNMENT, True)
-        y, z = engine._transforms.analyse(to_unit(self._images), self._rate)
+        y, z = engine._transforms.analyse(self._images, self._rate)
         z_symbols = _to_symbols(_channels_last(z) - engine._medians)
         encoder.begin()
         encoder.record_channels(z_symbols)
@@ -267,7 +279,7 @@ class _Decode:
         y_hat = y_hat.permute(0, 3, 1, 2)
         if not self._synthesise:
             return y_hat
-        return to_pixels(engine._transforms.synthesise(y_hat, self._rate))
+        return engine._transforms.synthesise(y_hat, self._rate)
 
 
 def _memory(device: torch.device) -> int:

@@ -29,7 +29,11 @@ SHORT = replace(SMALL["mlic_plus_plus"], M=64, slices=2)
 
 
 def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:
-    """The same model on the CPU and on the device of the kernels, transforms in float32."""
+    """The same model on the CPU and on the device of the kernels, transforms in float32.
+
+    The transforms are free arithmetic: without a GPU both codecs have those of the GPU engine, so
+    that their bytes and pixels can be compared.
+    """
     from mlic_fast.engine.device import GpuEngine
 
     model = lively_model(config).eval()
@@ -37,6 +41,8 @@ def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:
     cpu = ExactEngine(model, packed, CpuOps(packed), "cpu", torch.float32)
     there = lively_model(config).eval().to(device)
     gpu = GpuEngine(there, packed, device, dtype=torch.float32)
+    if device.type == "cpu":
+        cpu._transforms = gpu._transforms  # type: ignore[assignment]
     return Codec(model, packed, torch.device("cpu"), cpu), Codec(there, packed, device, gpu)
 
 
