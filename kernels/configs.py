@@ -85,8 +85,8 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
 
 
 def architecture(device: torch.device) -> str:
-    """``interpreter`` on a CPU, else ``sm80``, ``sm90``, .. by the compute capability."""
-    if device.type == "cpu":
+    """``sm80``, ``sm90``, .. by the compute capability, ``interpreter`` without a GPU."""
+    if device.type != "cuda":
         return "interpreter"
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm{major}{minor}"
