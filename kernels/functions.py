@@ -11,10 +11,9 @@ rounds once where the arithmetic rounds twice. ``/`` and ``tl.sqrt`` are approxi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import torch
@@ -62,19 +61,20 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         kernel[grid](*args, **options)
 
 
-@contextmanager
-def compiling(workers: int) -> Iterator[None]:
-    """While entered, launches of this thread only compile, ``workers`` kernels at a time.
+def compile_only(work: Callable[[], object], workers: int) -> None:
+    """Do ``work``, whose launches only compile, ``workers`` kernels at a time.
 
-    When left, everything is compiled. What is compiled already, or in Triton's cache on disk, costs
+    Afterwards everything is compiled. What is compiled already, or in Triton's cache on disk, costs
     nothing.
     """
-    with ThreadPoolExecutor(workers) as executor, triton.AsyncCompileMode(executor):
-        token = _COMPILES_ONLY.set(True)
-        try:
-            yield
-        finally:
-            _COMPILES_ONLY.reset(token)
+
+    def compiling() -> None:
+        _COMPILES_ONLY.set(True)
+        with ThreadPoolExecutor(workers) as executor, triton.AsyncCompileMode(executor):
+            work()
+
+    # In a context of its own: Triton's mode stays active in it after a compile that fails.
+    copy_context().run(compiling)
 
 
 # -- Triton -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from mlic_fast.engine.graphs import GATE, Pool, Recording
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import check_digest
-from mlic_fast.kernels.functions import compiling
+from mlic_fast.kernels.functions import compile_only
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import ALIGNMENT, Transforms
@@ -104,8 +104,9 @@ class GpuEngine:
         """Compile what a path of this size of z launches, many kernels at a time; once each way."""
         if encoding in self._compiled or self._device.type != "cuda":
             return
-        with compiling(os.cpu_count() or 1):
-            compile_path(self._ops, self._transforms, self._device, batch, height, width, encoding)
+        size = batch, height, width
+        work = partial(compile_path, self._ops, self._transforms, self._device, *size, encoding)
+        compile_only(work, os.cpu_count() or 1)
         self._compiled.add(encoding)
 
     def _current(self) -> AbstractContextManager[Any]:
