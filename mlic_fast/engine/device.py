@@ -8,10 +8,10 @@ payloads or results after all is done.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,10 +25,14 @@ from mlic_fast.engine.graphs import GATE, Pool, Recording
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import check_digest
+from mlic_fast.errors import DeviceMemoryError
 from mlic_fast.kernels.functions import compile_only
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.config import MlicConfig
 from mlic_fast.models.mlic import ALIGNMENT, Transforms
+
+Result = TypeVar("Result")
 
 #: Pixels of a batch at most; bounds the workspace.
 BATCH_PIXELS = 1 << 23
@@ -86,12 +90,17 @@ class GpuEngine:
         return max(1, BATCH_PIXELS // (height * width))
 
     def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
+        """Raises DeviceMemoryError."""
         batch, _, height, width = images.shape
         size = (batch, height, width)
-        try:
-            return self._encode(images, rate, (*size, USUAL_BYTES))
-        except CapacityError:
-            return self._encode(images, rate, (*size, MOST_BYTES))
+
+        def encode() -> list[tuple[bytes, int]]:
+            try:
+                return self._encode(images, rate, (*size, USUAL_BYTES))
+            except CapacityError:
+                return self._encode(images, rate, (*size, MOST_BYTES))
+
+        return self._within_memory(encode, *size)
 
     def _encode(
         self, images: Tensor, rate: Tensor | None, key: tuple[int, int, int, int]
@@ -130,14 +139,56 @@ class GpuEngine:
         rate: Tensor | None,
         synthesise: bool,
     ) -> Tensor:
-        pixels = size[0] * size[1] * ALIGNMENT**2
+        height, width = (ALIGNMENT * side for side in size)
         longest = max(len(payload) for payload, _ in payloads)
         # A power of two, so that there are few different jobs.
-        room = USUAL_BYTES << max(0, -(-longest // pixels) - 1).bit_length()
+        room = USUAL_BYTES << max(0, -(-longest // (height * width)) - 1).bit_length()
         key = (len(payloads), *size, room, synthesise)
         new = partial(_Decode, self, *key)
-        with self._current(), GATE.working(), self._decodes.lent(key, new) as job:
-            return job(payloads, rate)
+
+        def decode() -> Tensor:
+            with self._current(), GATE.working(), self._decodes.lent(key, new) as job:
+                return job(payloads, rate)
+
+        return self._within_memory(decode, len(payloads), height, width)
+
+    def _within_memory(
+        self, work: Callable[[], Result], batch: int, height: int, width: int
+    ) -> Result:
+        """Do it; once more with nothing kept, if the device is out of memory."""
+        for _ in range(2):
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                pass  # what it holds on to, its traceback's arrays, is free when this block is left
+            with self._current(), GATE.working():  # while no thread captures
+                self._encodes.clear()
+                self._decodes.clear()
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+        needed, there = (
+            f"{bytes_ / 2**30:.1f} GiB"
+            for bytes_ in (
+                workspace(self._packed.config, batch, height, width),
+                _memory(self._device),
+            )
+        )
+        what = "an image" if batch == 1 else f"{batch} images"
+        less = "" if batch == 1 else "take fewer images at a time, or "
+        raise DeviceMemoryError(
+            f"there is not enough GPU memory for {what} of {width}x{height} pixels: about {needed} "
+            f"are needed besides the weights, of {there} in all; {less}load with device='cpu'"
+        )
+
+
+def workspace(config: MlicConfig, batch: int, height: int, width: int) -> int:
+    """Bytes that images of H x W pixels need on the device (docs/architecture.md, Memory)."""
+    positions = batch * height * width // 256
+    hyper = 2 * config.slices * positions // 2 * config.entropy_parameters_channels[0] * 4
+    residuals = 2 * positions * 2 * config.lrp_channels[0] * 4
+    windows = positions // 2 * 25 * config.slice_channels * 2
+    transforms = 4 * config.stage_channels[0] * 64 * positions * 2
+    return hyper + residuals + windows + transforms
 
 
 def compile_path(
