@@ -21,6 +21,7 @@ from mlic_fast.engine.in_place import run_in_place
 from mlic_fast.engine.per_image import to_pixels
 from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.kernels import epilogues
+from mlic_fast.models import MlicModel
 from mlic_fast.models.layers import GDN
 
 CHANNELS = 192
@@ -133,10 +134,14 @@ def test_kernel(benchmark: Any, name: str, who: str) -> None:
 KINDS = {"fused": FusedTransforms, "modules": EngineTransforms}
 
 
+@pytest.fixture(scope="module")
+def model() -> MlicModel:
+    return trained_like_model("mlic_plus_plus").requires_grad_(False).to(DEVICE)
+
+
 @pytest.mark.parametrize("who", list(KINDS))
 @pytest.mark.parametrize("way", ["analysis", "synthesis"])
-def test_transforms(benchmark: Any, way: str, who: str) -> None:
-    model = trained_like_model("mlic_plus_plus").requires_grad_(False).to(DEVICE)
+def test_transforms(benchmark: Any, model: MlicModel, way: str, who: str) -> None:
     images = synthetic_photograph(WIDTH, HEIGHT).to(DEVICE)[None]
     with torch.inference_mode():
         latents = model.analyse(images.float() / 255)
