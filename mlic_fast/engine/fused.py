@@ -24,9 +24,9 @@ from mlic_fast.models.mlic import Transforms
 
 
 class FusedTransforms:
-    """g_a, h_a and g_s in one dtype, as :class:`mlic_fast.engine.transforms.EngineTransforms`.
+    """g_a, h_a and g_s in one dtype, like :class:`mlic_fast.engine.transforms.EngineTransforms`.
 
-    The last layer of g_s is float32, and its input is written so.
+    Biases, sums and latents are float32, and so is the last layer of g_s with its input.
     """
 
     def __init__(self, model: Transforms, dtype: torch.dtype) -> None:
@@ -148,7 +148,7 @@ def _fused(blocks: Iterable[nn.Module], dtype: torch.dtype) -> Iterable[nn.Modul
         if isinstance(block, ResidualBlock):
             yield _Residual(block, dtype, dtype)
         elif isinstance(block, ResidualBlockWithStride):
-            skip = _Conv(block.skip, dtype, stride=2)
+            skip = _Conv(block.skip, dtype, stride=2)  # only its backward pass is broken
             conv1, conv2 = _Activated(block.conv1, dtype), _Conv(block.conv2, dtype)
             yield _Normalised(conv1, conv2, block.gdn, skip)
         elif isinstance(block, ResidualBlockUpsample):

@@ -137,7 +137,7 @@ def test_to_pixels(device: torch.device, size: tuple[int, int, int]) -> None:
 
 @pytest.mark.gpu
 def test_beyond_32_bits(device: torch.device) -> None:
-    """More elements than an int32 counts, as an 8K photograph has in two batches."""
+    """More elements than an int32 counts, as photographs beyond 44 megapixels have."""
     x = torch.zeros(1, 1 << 15, 1 << 10, 96, dtype=torch.bfloat16, device=device)
     x[:, -1] = 1.0
     kernel.activate(x, torch.zeros(96, device=device), out=x)
