@@ -58,7 +58,7 @@ kernels: $(INSTALLED)
 	! command -v nvcc >/dev/null || $(BIN)/python benchmarks/compile_coder.py --targets $(TARGETS)
 
 gpu: $(INSTALLED)
-	PYTHON=$(BIN)/python benchmarks/gpu.sh
+	PYTHON=$(BIN)/python benchmarks/gpu.sh all
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/suite.py --json suite.json

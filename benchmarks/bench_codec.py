@@ -17,7 +17,7 @@ from mlic_fast.models.checkerboard import keep
 pytestmark = CPU_SUITE
 
 IMAGE = synthetic_photograph(768, 512)
-X = IMAGE[None].float() / 255
+X = IMAGE[None]
 RATE = torch.tensor([3.0])
 #: Long ones, so a few of them are enough.
 ROUNDS = {"rounds": 3, "warmup_rounds": 1}
@@ -49,7 +49,7 @@ def test_analysis(benchmark: Any, codec: Codec) -> None:
     benchmark.group = "g_a + h_a"
 
     def float_model() -> None:
-        codec.model.h_a(codec.model.analyse(X, RATE))
+        codec.model.h_a(codec.model.analyse(X.float() / 255, RATE))
 
     exact = codec.engine != "reference"
     run(benchmark, lambda: codec._engine._transforms.analyse(X, RATE) if exact else float_model())

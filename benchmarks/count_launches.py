@@ -1,10 +1,14 @@
-"""What the GPU's entropy path launches, moves and multiplies, by counting: it needs no GPU.
+"""What the GPU engine launches, moves and multiplies, by counting: it needs no GPU.
 
     python benchmarks/count_launches.py [--model mlic_plus_plus] [--size 768x512]
 
 The path of a decoder runs with every kernel replaced by one that only looks at its arguments.
 Bytes are those of all arrays that a launch is given, each once: the least it moves, most of it
 from the L2 cache. Products are of integers of 13 and 15 bits: four of int8 each.
+
+Of the transforms, as the GPU engine runs them and as PyTorch's modules would, all operators of
+PyTorch count as well, on arrays without contents. On a GPU PyTorch adds a bias in a launch of its
+own after the convolution, and converts the layout of its input in one before.
 """
 
 from __future__ import annotations
@@ -14,18 +18,22 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlic_fast import kernels
 from mlic_fast.benchmark.models import trained_like_model
 from mlic_fast.benchmark.operations import count_entropy_path
+from mlic_fast.engine.fused import FusedTransforms
 from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.engine.pack import pack
 from mlic_fast.engine.path import code_latents
+from mlic_fast.engine.transforms import EngineTransforms
 
 _NOTHING = torch.empty(0)
 #: Of one H200, from its data sheet: int8 products a second of its tensor cores, bytes a second.
@@ -75,8 +83,18 @@ def main() -> None:
     products = count_entropy_path(packed, width, height)
     print(
         f"\n{products / 1e9:.1f} G products: {4e3 * products / H200_INT8:.3f} ms at the int8 peak; "
-        f"{1e3 * total_bytes / H200_BYTES:.3f} ms at the bandwidth of the memory"
+        f"{1e3 * total_bytes / H200_BYTES:.3f} ms at the bandwidth of the memory\n"
     )
+    print("| transforms, bfloat16 | launches | bytes | of these convolutions |")
+    print("|---|---|---|---|")
+    model = trained_like_model(args.model).requires_grad_(False).to("meta")
+    for name, kind in (("modules", EngineTransforms), ("fused", FusedTransforms)):
+        transforms = kind(model, torch.bfloat16)
+        for way, seen in count_transforms(transforms, model.config, width, height).items():
+            print(
+                f"| {way}, {name} | {seen.launches} | {seen.bytes / 1e6:.1f} MB "
+                f"| {seen.launches_of_convolutions}, {seen.bytes_of_convolutions / 1e6:.1f} MB |"
+            )
 
 
 def count(packed: Any, width: int, height: int) -> tuple[Counter[str], dict[str, int]]:
@@ -109,14 +127,87 @@ def count(packed: Any, width: int, height: int) -> tuple[Counter[str], dict[str,
         setattr(ops, name, entered(name))
     shape = (1, height // 64, width // 64, packed.config.N)
     half = (1, height // 16, width // 32, packed.config.slice_channels)
-    with ExitStack() as stack:
-        for module in vars(kernels).values():
-            for name, value in list(getattr(module, "__dict__", {}).items()):
-                if name.endswith("_kernel"):
-                    stack.enter_context(_replaced(module, name, value, Looker(value, look)))
+    with _looked_at(look):
         z, symbols = (torch.zeros(size, dtype=torch.int32) for size in (shape, half))
         code_latents(ops, z, lambda *_: symbols)
     return launches, moved
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+
+
+@dataclass
+class Seen:
+    launches: int = 0
+    bytes: int = 0
+    launches_of_convolutions: int = 0
+    bytes_of_convolutions: int = 0
+
+
+class _Operators(TorchDispatchMode):
+    """Counts PyTorch's operators that read or write."""
+
+    def __init__(self, seen: Seen) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        given = [each for each in args if isinstance(each, torch.Tensor)]
+        view = not func._schema.is_mutable and any(_same_memory(each, result) for each in given)
+        if view or name.startswith(("empty", "new_empty")):
+            return result
+        seen = self._seen
+        moved = sum(each.nbytes for each in (*given, result))
+        seen.launches += 1
+        if name in ("convolution", "conv2d"):
+            # As on a GPU; arrays without contents would get another layout.
+            result = torch.empty_like(result, memory_format=torch.channels_last)
+            seen.launches_of_convolutions += 1
+            seen.bytes_of_convolutions += moved
+            also = [result] if args[2] is not None else []
+            if not args[0].is_contiguous(memory_format=torch.channels_last):
+                also.append(args[0])
+            seen.launches += len(also)
+            moved += sum(2 * each.nbytes for each in also)
+        seen.bytes += moved
+        return result
+
+
+def count_transforms(transforms: Any, config: Any, width: int, height: int) -> dict[str, Seen]:
+    """Of one image, a multiple of 64: analysis and synthesis."""
+    encode, decode = Seen(), Seen()
+    image = torch.empty((1, 3, height, width), dtype=torch.uint8, device="meta")
+    latents = torch.empty((1, height // 16, width // 16, config.M), device="meta")
+    rate = torch.empty(1, device="meta") if config.rates else None
+    works: dict[str, tuple[Seen, Callable[[], Any]]] = {
+        "analysis": (encode, lambda: transforms.analyse(image, rate)),
+        "synthesis": (decode, lambda: transforms.synthesise(latents.permute(0, 3, 1, 2), rate)),
+    }
+    for seen, work in works.values():
+
+        def look(arguments: dict[str, Any], seen: Seen = seen) -> None:
+            seen.launches += 1
+            seen.bytes += sum(each.nbytes for each in _tensors(arguments, once=False))
+
+        with torch.inference_mode(), _looked_at(look), _Operators(seen):
+            work()
+    return {way: seen for way, (seen, _) in works.items()}
+
+
+@contextmanager
+def _looked_at(look: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Every kernel replaced by one that looks."""
+    with ExitStack() as stack:
+        for module in list(vars(kernels).values()):
+            for name, value in list(getattr(module, "__dict__", {}).items()):
+                if name.endswith("_kernel"):
+                    stack.enter_context(_replaced(module, name, value, Looker(value, look)))
+        yield
 
 
 @contextmanager
@@ -128,11 +219,12 @@ def _replaced(module: Any, name: str, before: Any, value: Any) -> Iterator[None]
         setattr(module, name, before)
 
 
-def _tensors(arguments: dict[str, Any]) -> Iterator[torch.Tensor]:
+def _tensors(arguments: dict[str, Any], once: bool = True) -> Iterator[torch.Tensor]:
+    """The arrays of a launch; ``once``: each once, though it is both read and written."""
     seen = set()
     for argument in arguments.values():
         for each in argument if isinstance(argument, tuple) else (argument,):
-            if isinstance(each, torch.Tensor) and each.data_ptr() not in seen:
+            if isinstance(each, torch.Tensor) and not (once and each.data_ptr() in seen):
                 seen.add(each.data_ptr())
                 yield each
 

@@ -1,63 +1,142 @@
 #!/usr/bin/env bash
-# All that wants a GPU, in one run: build, bits first, then time. Results go to the folder given
-# (default: build/gpu), to be kept with benchmarks/results.py.
+# All that wants a GPU, in stages of a few minutes each: bits first, then time.
 #
-#     benchmarks/gpu.sh [FOLDER]          PYTHON=python3 chooses the interpreter
+#     benchmarks/gpu.sh STAGE...          PYTHON=python3 chooses the interpreter
+#
+#     tests      kernels against their twins and the specification
+#     engine     range coder, whole engine, golden streams, profiler
+#     sanitize   the range coder's kernels under compute-sanitizer: memcheck, racecheck
+#     start      seconds to the first image, with cold and with warm caches
+#     kernels    every kernel beside its twin; entropy path, transforms and codec as graphs
+#     codec      demo and MLIC++ against the reference, MLIC++ at 3840x2160
+#     family     MLIC and MLIC+ against the reference
+#     profile    MLIC++ taken apart, both ways
+#     all        these, in this order
+#
+# The package is built first, which takes no time when it is built. A stage that fails ends the run. What
+# is measured goes to $OUT (default: build/gpu) and is added to benchmarks/results/<machine>/.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
-OUT=${1:-build/gpu}
-mkdir -p "$OUT"
+OUT=${OUT:-build/gpu}
+STAGES=(tests engine sanitize start kernels codec family profile)
 failed=0
-step() {
-  echo "== $1"
-  shift
-  "$@" || { echo "== failed: $*"; failed=1; }
-}
 
 # What the machine's own packages warn of is none of our concern; of failures all are wanted.
 export PYTEST_ADDOPTS="-W default --maxfail 20"
-command -v nvcc >/dev/null || PATH=$PATH:/usr/local/cuda/bin
+export PATH=$PATH:/usr/local/cuda/bin
 against=()
 "$PYTHON" -c "import compressai" 2>/dev/null && against=(--against reference)
 several=() # most of the time goes into compiling kernels, one for each kind of launch
 "$PYTHON" -c "import xdist" 2>/dev/null && several=(-n 8)
 
-MLIC_FAST_CUDA=ON "$PYTHON" setup.py build_ext --inplace >"$OUT/build.log" 2>&1 || {
-  tail -n 30 "$OUT/build.log"
-  exit 1
+step() {
+  echo "== $1 ($(date +%T))"
+  shift
+  "$@" && return
+  echo "== failed: $*"
+  failed=1
+  return 1
 }
-nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.total --format=csv
 
-# Nothing is timed before it is right.
-step "kernels against the specification" "$PYTHON" -m pytest -q "${several[@]}" tests/kernels
-step "range coder" "$PYTHON" -m pytest -q tests/coder/test_device.py
-step "engine" "$PYTHON" -m pytest -q tests/engine/test_gpu.py
-step "golden streams" "$PYTHON" -m mlic_fast.cli verify --engine gpu
-[ "$failed" = 0 ] || exit 1
+# A measurement with --json, and its result kept.
+measure() {
+  local name=$1
+  shift
+  step "$name" "$@" --json "$OUT/$name.json" &&
+    "$PYTHON" benchmarks/results.py "$OUT/$name.json"
+}
 
-step "first image, cold and warm caches" bash -c "
-  export TRITON_CACHE_DIR=\$(mktemp -d)
-  for run in cold warm; do
-    $PYTHON - \$run <<'PY'
-import sys, time
+build() {
+  MLIC_FAST_CUDA=ON "$PYTHON" setup.py build_ext --inplace >"$OUT/build.log" 2>&1 || {
+    tail -n 30 "$OUT/build.log"
+    exit 1
+  }
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.total --format=csv
+}
+
+tests() {
+  step "kernels" "$PYTHON" -m pytest -q "${several[@]}" tests/kernels
+}
+
+engine() {
+  step "range coder" "$PYTHON" -m pytest -q tests/coder/test_device.py
+  step "engine" "$PYTHON" -m pytest -q tests/engine/test_fused.py tests/engine/test_gpu.py
+  step "golden streams" "$PYTHON" -m mlic_fast.cli verify --engine gpu
+  step "profiler" "$PYTHON" -m pytest -q tests/test_profile.py
+}
+
+sanitize() {
+  local tool
+  for tool in memcheck racecheck; do
+    # Without PyTorch's cache every array is an allocation of its own; graphs need the cache.
+    step "$tool" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+      compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "$PYTHON" -m pytest -q tests/coder/test_device.py -k "cuda and not graph"
+  done
+}
+
+start() {
+  local caches folder
+  folder=$(mktemp -d)
+  for caches in cold warm; do
+    step "first image, $caches caches" env TRITON_CACHE_DIR="$folder" "$PYTHON" -c "
+import time
 start = time.perf_counter()
 import torch, mlic_fast
 codec = mlic_fast.load('demo', device='cuda')
 image = torch.zeros(3, 512, 768, dtype=torch.uint8)
 codec.decompress(codec.compress(image))
-print(f'{sys.argv[1]}: {time.perf_counter() - start:.1f} s to the first image there and back')
-PY
-  done"
-for model in demo mlic_plus_plus mlic_plus mlic; do
-  step "bench $model" "$PYTHON" -m mlic_fast.cli bench --model "$model" --device cuda \
-    --size 768x512 --size 1920x1080 "${against[@]}" --runs 15 --json "$OUT/bench-$model.json"
+print(f'{time.perf_counter() - start:.1f} s to the first image there and back')
+"
+  done
+  rm -r "$folder"
+}
+
+kernels() {
+  measure suite "$PYTHON" benchmarks/suite.py -k bench_gpu --repeats 1
+}
+
+# bench NAME MODEL ARGUMENT...
+bench() {
+  local name=$1 model=$2
+  shift 2
+  measure "$name" "$PYTHON" -m mlic_fast.cli bench --model "$model" --device cuda "$@"
+}
+
+codec() {
+  local sizes=(--size 768x512 --size 1920x1080)
+  bench bench-demo demo "${sizes[@]}" "${against[@]}" --runs 15
+  bench bench-mlic_plus_plus mlic_plus_plus "${sizes[@]}" "${against[@]}" --runs 15
+  bench bench-4k mlic_plus_plus --size 3840x2160 --runs 10
+}
+
+family() {
+  local model
+  for model in mlic mlic_plus; do
+    bench "bench-$model" "$model" --size 768x512 "${against[@]}" --runs 15
+  done
+}
+
+profile() {
+  local way command=("$PYTHON" -m mlic_fast.cli profile --model mlic_plus_plus --device cuda)
+  for way in encode decode; do
+    [ "$way" = encode ] || command+=(--decode)
+    measure "profile-$way" "${command[@]}" --trace "$OUT/trace-$way.json"
+  done
+}
+
+[ $# -gt 0 ] || set -- help
+[ "$1" != all ] || set -- "${STAGES[@]}"
+for stage in "$@"; do
+  [[ " ${STAGES[*]} " == *" $stage "* ]] || {
+    sed -n '2,/^set/p' "${BASH_SOURCE[0]}" | sed -n 's/^# \{0,1\}//p'
+    exit 2
+  }
 done
-step "bench mlic_plus_plus, 4K" "$PYTHON" -m mlic_fast.cli bench --model mlic_plus_plus \
-  --device cuda --size 3840x2160 --runs 10 --json "$OUT/bench-4k.json"
-step "profile encode" "$PYTHON" -m mlic_fast.cli profile --model mlic_plus_plus \
-  --device cuda --json "$OUT/profile-encode.json" --trace "$OUT/trace-encode.json"
-step "profile decode" "$PYTHON" -m mlic_fast.cli profile --decode --model mlic_plus_plus \
-  --device cuda --json "$OUT/profile-decode.json" --trace "$OUT/trace-decode.json"
-step "suites" "$PYTHON" benchmarks/suite.py -k bench_gpu --json "$OUT/suite.json"
-exit "$failed"
+mkdir -p "$OUT"
+build
+for stage in "$@"; do
+  "$stage"
+  [ "$failed" = 0 ] || exit 1
+done

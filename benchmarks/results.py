@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mlic_fast.benchmark.machine import describe_commit
 from mlic_fast.images import write_atomically
 
 FOLDER = Path(__file__).parent / "results"
@@ -84,6 +85,7 @@ def main() -> None:
     for path in parser.parse_args().files:
         document = json.loads(path.read_text())
         machine = document["machine"]
+        machine["commit"] = machine["commit"] or describe_commit()  # made outside of a checkout
         now = datetime.datetime.now(datetime.timezone.utc)
         date = now.date().isoformat()
         file = FOLDER / machine["name"] / f"{date}-{machine['commit'].removesuffix('-dirty')}.json"

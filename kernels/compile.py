@@ -2,7 +2,7 @@
 
 Prints registers, bytes spilled, shared memory and the tensor-core instruction of every
 specialisation and target, and fails on spills, on more shared memory than there is, on inexact
-instructions, and on a matrix product without tensor cores.
+instructions in the exact path, and on a matrix product without tensor cores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import mlic_fast.kernels
-from mlic_fast.kernels.functions import EXACT
+from mlic_fast.kernels.functions import EXACT, FREE
 from mlic_fast.kernels.ptx import INEXACT
 from mlic_fast.kernels.specialisation import Specialisation
 
@@ -40,8 +40,8 @@ SHARED = {
     **{90: 227 << 10, 100: 227 << 10, 120: 99 << 10},
 }
 
-#: In SASS: mma and wgmma on int8.
-_TENSOR_CORES = re.compile(r"\b(IMMA|IGMMA|UTCIMMA)\b[.\w]*")
+#: In SASS: mma and wgmma, on int8 and in half precision.
+_TENSOR_CORES = re.compile(r"\b(IMMA|IGMMA|UTCIMMA|HMMA|HGMMA|UTCHMMA)\b[.\w]*")
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -86,7 +86,8 @@ def compile_one(name: str, target: int) -> Report:
             paths = {(index,): types}
         aligned |= {k: [["tt.divisibility", 16]] for k, t in paths.items() if t.endswith(":16")}
     source = ASTSource(each.kernel, signature, dict(each.constants), aligned)
-    options = {"num_warps": each.warps, "num_stages": each.stages, **EXACT}
+    fusion = EXACT if each.exact else FREE
+    options = {"num_warps": each.warps, "num_stages": each.stages, **fusion}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -105,7 +106,7 @@ def compile_one(name: str, target: int) -> Report:
         wrong.append("too much shared memory")
     if each.tensor_cores and not instruction:
         wrong.append("no tensor cores")
-    if inexact := set(INEXACT.findall(compiled.asm["ptx"])):
+    if each.exact and (inexact := set(INEXACT.findall(compiled.asm["ptx"]))):
         wrong.append("inexact: " + ", ".join(sorted(inexact)))
     kernel, _, specialisation = name.partition(": ")
     return Report(

@@ -64,6 +64,19 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("any", "small"): Config(64, warps=4),
         ("any", "large"): Config(128, warps=4),
     },
+    # The transforms. Positions here are the pixels of a layer, and all channels are outputs.
+    "activate": {
+        ("interpreter", "any"): Config(2048, outputs=64),
+        ("any", "any"): Config(32, outputs=64),
+    },
+    "normalise": {
+        ("interpreter", "any"): Config(2048),
+        ("any", "any"): Config(64, warps=8, stages=2),
+    },
+    "to_pixels": {
+        ("interpreter", "any"): Config(4096),
+        ("any", "any"): Config(256),
+    },
     "softmax": {
         ("any", "small"): Config(16, stages=2),
         ("any", "large"): Config(64, warps=4),
@@ -72,8 +85,8 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
 
 
 def architecture(device: torch.device) -> str:
-    """``interpreter`` on a CPU, else ``sm80``, ``sm90``, .. by the compute capability."""
-    if device.type == "cpu":
+    """``sm80``, ``sm90``, .. by the compute capability, ``interpreter`` without a GPU."""
+    if device.type != "cuda":
         return "interpreter"
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm{major}{minor}"

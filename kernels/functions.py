@@ -11,10 +11,9 @@ rounds once where the arithmetic rounds twice. ``/`` and ``tl.sqrt`` are approxi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import torch
@@ -32,8 +31,9 @@ from mlic_fast.engine.arithmetic import (
     TANH_CLAMP,
 )
 
-#: Options of every launch on the exact path.
+#: Options of every launch on the exact path, and of one off it.
 EXACT = {"enable_fp_fusion": False}
+FREE = {"enable_fp_fusion": True}
 
 _COMPILES_ONLY: ContextVar[bool] = ContextVar("compiles_only", default=False)
 
@@ -53,26 +53,28 @@ _ROUNDER_BITS = tl.constexpr(0x4B400000)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Launch a kernel on the current stream."""
+    """Launch a kernel on the current stream; exact, unless the options are those of FREE."""
+    options = EXACT | options
     if _COMPILES_ONLY.get():
-        kernel.warmup(*args, grid=grid, **options, **EXACT)
+        kernel.warmup(*args, grid=grid, **options)
     else:
-        kernel[grid](*args, **options, **EXACT)
+        kernel[grid](*args, **options)
 
 
-@contextmanager
-def compiling(workers: int) -> Iterator[None]:
-    """While entered, launches of this thread only compile, ``workers`` kernels at a time.
+def compile_only(work: Callable[[], object], workers: int) -> None:
+    """Do ``work``, whose launches only compile, ``workers`` kernels at a time.
 
-    When left, everything is compiled. What is compiled already, or in Triton's cache on disk, costs
+    Afterwards everything is compiled. What is compiled already, or in Triton's cache on disk, costs
     nothing.
     """
-    with ThreadPoolExecutor(workers) as executor, triton.AsyncCompileMode(executor):
-        token = _COMPILES_ONLY.set(True)
-        try:
-            yield
-        finally:
-            _COMPILES_ONLY.reset(token)
+
+    def compiling() -> None:
+        _COMPILES_ONLY.set(True)
+        with ThreadPoolExecutor(workers) as executor, triton.AsyncCompileMode(executor):
+            work()
+
+    # In a context of its own: Triton's mode stays active in it after a compile that fails.
+    copy_context().run(compiling)
 
 
 # -- Triton -----------------------------------------------------------------------------------

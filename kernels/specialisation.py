@@ -20,6 +20,7 @@ class Specialisation:
         constants: the ``tl.constexpr`` arguments.
         warps, stages: of the launch.
         tensor_cores: whether it multiplies matrices: it must then use the tensor cores.
+        exact: whether it is of the exact path, where no instruction may fuse or approximate.
         targets: compute capabilities that it is for; none: all.
     """
 
@@ -30,4 +31,5 @@ class Specialisation:
     warps: int = 4
     stages: int = 3
     tensor_cores: bool = False
+    exact: bool = True
     targets: tuple[int, ...] = ()

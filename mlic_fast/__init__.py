@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlic_fast.errors import (
     CheckpointError,
     CorruptStreamError,
+    DeviceMemoryError,
     EngineError,
     MlicError,
     QualityError,
@@ -32,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "Codec",
     "CorruptStreamError",
+    "DeviceMemoryError",
     "EngineError",
     "MlicError",
     "QualityError",

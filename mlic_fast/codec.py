@@ -77,6 +77,7 @@ class Codec:
         Raises:
             UnsupportedImageError: for what :mod:`mlic_fast.images` refuses.
             QualityError: for a quality out of range, or given to a model of a single rate.
+            DeviceMemoryError: on a GPU, for more than it has memory for.
         """
         quality = self._check_quality(quality)
         if isinstance(image, Tensor) and image.dim() == 4:
@@ -95,6 +96,7 @@ class Codec:
             CorruptStreamError: not a stream, cut short, altered, or decoded out of step.
             WrongModelError: made with another model.
             UnsupportedStreamError: of another version of the arithmetic.
+            DeviceMemoryError: on a GPU, for more than it has memory for.
         """
         if output not in ("torch", "numpy", "pil"):
             raise ValueError(f"output must be 'torch', 'numpy' or 'pil', not {output!r}")

@@ -35,5 +35,9 @@ class CapacityError(EngineError):
     """A payload is larger than the buffer that was made for it on the device."""
 
 
+class DeviceMemoryError(EngineError):
+    """The images need more memory than the device has free."""
+
+
 class QualityError(MlicError, ValueError):
     """The quality is out of range, or the model has a single rate and takes none."""

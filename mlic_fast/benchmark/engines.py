@@ -12,6 +12,7 @@ from mlic_fast.engine.transforms import EngineTransforms
 
 if TYPE_CHECKING:
     from mlic_fast.engine.device import GpuEngine
+    from mlic_fast.engine.fused import FusedTransforms
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Parts:
     """Of an exact engine."""
 
     ops: Operations
-    transforms: EngineTransforms
+    transforms: EngineTransforms | FusedTransforms
 
 
 def parts_of(engine: Engine) -> Parts | None:

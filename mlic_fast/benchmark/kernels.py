@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlic_fast.benchmark.engines import parts_of
+from mlic_fast.benchmark.engines import Parts, is_gpu, parts_of
 from mlic_fast.benchmark.operations import Counter, read_planes, used_segments
 from mlic_fast.benchmark.stages import replaced, watched
 from mlic_fast.benchmark.tracing import Tracer
@@ -23,7 +23,6 @@ from mlic_fast.engine import path
 from mlic_fast.engine.operations import Act, Operations
 from mlic_fast.engine.packed import PackedModel, Segment
 from mlic_fast.engine.reference import ReferenceEngine
-from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.layers import GDN
 
@@ -80,7 +79,14 @@ def watched_kernels(codec: Codec, *, processor: bool = False) -> Iterator[Tracer
             stack.enter_context(
                 replaced(path._Passes, "code_slice", lambda *args: code_slice(*args))
             )
-            for name, module in _transform_modules(parts.transforms):
+            if is_gpu(engine):
+                from mlic_fast.kernels import epilogues
+
+                for name in ("activate", "normalise", "to_pixels"):
+                    describe = _epilogue_describer(name)
+                    timed = tracer.wrap(KERNEL, name, getattr(epilogues, name), describe)
+                    stack.enter_context(replaced(epilogues, name, timed))
+            for name, module in _transform_modules(parts):
                 timed = tracer.wrap(MODULE, name, module.forward)
                 stack.enter_context(replaced(module, "forward", timed))
             stack.enter_context(_WatchedOperators(tracer))
@@ -100,16 +106,26 @@ def _networks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _transform_modules(transforms: EngineTransforms) -> Iterator[tuple[str, nn.Module]]:
-    parts = {
+def _transform_modules(parts: Parts) -> Iterator[tuple[str, nn.Module]]:
+    transforms = parts.transforms
+    networks = {
         "g_a": transforms._g_a,
         "h_a": transforms._h_a,
         "g_s.synthesis_transform": transforms._g_s,
         "g_s.synthesis_transform.last": transforms._last,
     }
-    for prefix, part in parts.items():
+    for prefix, part in networks.items():
         for name, module in part.named_modules(prefix=prefix):
             yield f"{name} (GDN)" if isinstance(module, GDN) else name, module
+
+
+def _epilogue_describer(name: str) -> Any:
+    def describe(result: None, *args: Any, out: torch.Tensor) -> dict[str, Any]:
+        products = out.numel() * out.shape[-1] if name == "normalise" else 0
+        moved = sum(array.nbytes for array in (*_arrays(args), out))
+        return {"operation": name, "layer": "", "bytes": moved, "products": products}
+
+    return describe
 
 
 class _WatchedOperators(TorchDispatchMode):

@@ -38,7 +38,7 @@ def describe_machine(device: torch.device = CPU) -> dict[str, Any]:
         "python": platform.python_version(),
         "mlic_fast": mlic_fast.__version__,
         **{name: _version(name) for name in _PACKAGES},
-        "commit": _commit(),
+        "commit": describe_commit(),
     }
     return {**machine, "name": machine_name(machine)}
 
@@ -166,7 +166,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def describe_commit() -> str | None:
+    """Of the checkout that the package lies in; None where there is none."""
     folder = str(Path(mlic_fast.__file__).parent)
     return _output("git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12")
 

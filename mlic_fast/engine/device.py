@@ -8,10 +8,10 @@ payloads or results after all is done.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,16 +19,20 @@ from torch import Tensor
 from mlic_fast.bitstream import EXACT
 from mlic_fast.coder.device import CapacityError, DeviceDecoder, DeviceEncoder, DeviceTables
 from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
+from mlic_fast.engine.fused import FusedTransforms
 from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.engine.graphs import GATE, Pool, Recording
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
-from mlic_fast.engine.per_image import check_digest, to_pixels, to_unit
-from mlic_fast.engine.transforms import EngineTransforms
-from mlic_fast.kernels.functions import compiling
+from mlic_fast.engine.per_image import check_digest
+from mlic_fast.errors import DeviceMemoryError
+from mlic_fast.kernels.functions import compile_only
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.config import MlicConfig
 from mlic_fast.models.mlic import ALIGNMENT, Transforms
+
+Result = TypeVar("Result")
 
 #: Pixels of a batch at most; bounds the workspace.
 BATCH_PIXELS = 1 << 23
@@ -74,7 +78,7 @@ class GpuEngine:
         self._device = device
         self._packed = packed
         self._ops = ops or GpuOps(packed, device)
-        self._transforms = EngineTransforms(model, dtype)
+        self._transforms = FusedTransforms(model, dtype)
         self._tables = DeviceTables(packed.tables, device)
         self._medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
         self._compiled: set[bool] = set()
@@ -86,12 +90,17 @@ class GpuEngine:
         return max(1, BATCH_PIXELS // (height * width))
 
     def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
+        """Raises DeviceMemoryError."""
         batch, _, height, width = images.shape
         size = (batch, height, width)
-        try:
-            return self._encode(images, rate, (*size, USUAL_BYTES))
-        except CapacityError:
-            return self._encode(images, rate, (*size, MOST_BYTES))
+
+        def encode() -> list[tuple[bytes, int]]:
+            try:
+                return self._encode(images, rate, (*size, USUAL_BYTES))
+            except CapacityError:
+                return self._encode(images, rate, (*size, MOST_BYTES))
+
+        return self._within_memory(encode, *size)
 
     def _encode(
         self, images: Tensor, rate: Tensor | None, key: tuple[int, int, int, int]
@@ -104,8 +113,9 @@ class GpuEngine:
         """Compile what a path of this size of z launches, many kernels at a time; once each way."""
         if encoding in self._compiled or self._device.type != "cuda":
             return
-        with compiling(os.cpu_count() or 1):
-            compile_path(self._ops, self._device, batch, height, width, encoding)
+        size = batch, height, width
+        work = partial(compile_path, self._ops, self._transforms, self._device, *size, encoding)
+        compile_only(work, os.cpu_count() or 1)
         self._compiled.add(encoding)
 
     def _current(self) -> AbstractContextManager[Any]:
@@ -129,26 +139,80 @@ class GpuEngine:
         rate: Tensor | None,
         synthesise: bool,
     ) -> Tensor:
-        pixels = size[0] * size[1] * ALIGNMENT**2
+        height, width = (ALIGNMENT * side for side in size)
         longest = max(len(payload) for payload, _ in payloads)
         # A power of two, so that there are few different jobs.
-        room = USUAL_BYTES << max(0, -(-longest // pixels) - 1).bit_length()
+        room = USUAL_BYTES << max(0, -(-longest // (height * width)) - 1).bit_length()
         key = (len(payloads), *size, room, synthesise)
         new = partial(_Decode, self, *key)
-        with self._current(), GATE.working(), self._decodes.lent(key, new) as job:
-            return job(payloads, rate)
+
+        def decode() -> Tensor:
+            with self._current(), GATE.working(), self._decodes.lent(key, new) as job:
+                return job(payloads, rate)
+
+        return self._within_memory(decode, len(payloads), height, width)
+
+    def _within_memory(
+        self, work: Callable[[], Result], batch: int, height: int, width: int
+    ) -> Result:
+        """Do it; once more with nothing kept, if the device is out of memory."""
+        for _ in range(2):
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                pass  # what it holds on to, its traceback's arrays, is free when this block is left
+            with self._current(), GATE.working():  # while no thread captures
+                self._encodes.clear()
+                self._decodes.clear()
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+        needed, there = (
+            f"{bytes_ / 2**30:.1f} GiB"
+            for bytes_ in (
+                workspace(self._packed.config, batch, height, width),
+                _memory(self._device),
+            )
+        )
+        what = "an image" if batch == 1 else f"{batch} images"
+        less = "" if batch == 1 else "take fewer images at a time, or "
+        raise DeviceMemoryError(
+            f"there is not enough GPU memory for {what} of {width}x{height} pixels: about {needed} "
+            f"are needed besides the weights, of {there} in all; {less}load with device='cpu'"
+        )
+
+
+def workspace(config: MlicConfig, batch: int, height: int, width: int) -> int:
+    """Bytes that images of H x W pixels need on the device (docs/architecture.md, Memory)."""
+    positions = batch * height * width // 256
+    hyper = 2 * config.slices * positions // 2 * config.entropy_parameters_channels[0] * 4
+    residuals = 2 * positions * 2 * config.lrp_channels[0] * 4
+    windows = positions // 2 * 25 * config.slice_channels * 2
+    transforms = 4 * config.stage_channels[0] * 64 * positions * 2
+    return hyper + residuals + windows + transforms
 
 
 def compile_path(
-    ops: Any, device: torch.device, batch: int, height: int, width: int, encoding: bool
+    ops: Any,
+    transforms: FusedTransforms,
+    device: torch.device,
+    batch: int,
+    height: int,
+    width: int,
+    encoding: bool,
 ) -> None:
-    """The launches of a path, on arrays whose contents do not matter."""
+    """The launches of a path and of its transforms, on arrays whose contents do not matter."""
     config = ops.config
     z = torch.zeros((batch, height, width, config.N), dtype=torch.int32, device=device)
     shape = (batch, 4 * height, 4 * width, config.M)
     half = (*shape[:2], shape[2] // 2, config.slice_channels)
     symbols = torch.zeros(half, dtype=torch.int32, device=device)
     y = torch.zeros(shape, device=device).chunk(config.slices, dim=-1) if encoding else None
+    rate = torch.zeros(1, device=device) if config.rates else None
+    if encoding:
+        size = batch, 3, ALIGNMENT * height, ALIGNMENT * width
+        transforms.analyse(torch.zeros(size, dtype=torch.uint8, device=device), rate)
+    else:
+        transforms.synthesise(torch.zeros(shape, device=device).permute(0, 3, 1, 2), rate)
     latents = code_latents(ops, z, lambda *_: symbols, y)
     digest(latents.whole, out=torch.zeros(batch, dtype=torch.int32, device=device))  # type: ignore[attr-defined]
 
@@ -186,7 +250,7 @@ class _Encode:
         engine, encoder = self._engine, self._encoder
         batch, _, height, width = self._images.shape
         engine.compile_kernels(batch, height // ALIGNMENT, width // ALIGNMENT, True)
-        y, z = engine._transforms.analyse(to_unit(self._images), self._rate)
+        y, z = engine._transforms.analyse(self._images, self._rate)
         z_symbols = _to_symbols(_channels_last(z) - engine._medians)
         encoder.begin()
         encoder.record_channels(z_symbols)
@@ -267,7 +331,7 @@ class _Decode:
         y_hat = y_hat.permute(0, 3, 1, 2)
         if not self._synthesise:
             return y_hat
-        return to_pixels(engine._transforms.synthesise(y_hat, self._rate))
+        return engine._transforms.synthesise(y_hat, self._rate)
 
 
 def _memory(device: torch.device) -> int:

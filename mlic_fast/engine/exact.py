@@ -44,9 +44,9 @@ class ExactEngine(PerImageEngine):
         self._packed = packed
         self._ops = ops
 
-    def encode(self, x: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
+    def encode(self, image: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
         encoder = Encoder(self._packed.tables)
-        y, z = self._transforms.analyse(x, rate)
+        y, z = self._transforms.analyse(image, rate)
         symbols = to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
         _encode_pass(encoder, symbols, self._packed.hyper_indexes(symbols.shape))
         slices = np.split(_channels_last(y), self._packed.config.slices, axis=-1)

@@ -180,5 +180,10 @@ class Pool(Generic[Item]):
             while len(self._free) > 1 and self._bytes() > self._limit:
                 self._free.popitem(last=False)
 
+    def clear(self) -> None:
+        """Drop all free items."""
+        with self._lock:
+            self._free.clear()
+
     def _bytes(self) -> int:
         return sum(item.nbytes for _, item in self._free.values())

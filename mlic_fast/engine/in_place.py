@@ -1,8 +1,8 @@
-"""The blocks of the transforms as an engine runs them: element by element in place.
+"""The blocks of the transforms as an engine runs them on a CPU: element by element in place.
 
-A fresh array of a photograph's size costs a CPU as much as what is done with it, and a GPU its
-memory. Nothing here changes a bit: the operations and their order are those of
-:mod:`mlic_fast.models.layers`.
+A fresh array of a photograph's size costs a CPU as much as what is done with it. Nothing here
+changes a bit: the operations and their order are those of :mod:`mlic_fast.models.layers`. The GPU
+has :mod:`mlic_fast.engine.fused` instead.
 """
 
 from __future__ import annotations

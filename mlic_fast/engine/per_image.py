@@ -16,8 +16,8 @@ class PerImageEngine(ABC):
     """A :class:`mlic_fast.engine.Engine` out of what codes the latents of one image."""
 
     @abstractmethod
-    def encode(self, x: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
-        """Image [1, 3, H, W] in 0..1, multiples of 64 -> payload and its number of lanes."""
+    def encode(self, image: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
+        """uint8 [1, 3, H, W], multiples of 64 -> payload and its number of lanes."""
 
     @abstractmethod
     def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Tensor, int]:
@@ -25,20 +25,20 @@ class PerImageEngine(ABC):
 
     @abstractmethod
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
-        """Decoded latents -> image [1, 3, H, W]."""
+        """Decoded latents -> uint8 [1, 3, H, W]."""
 
     def batch_limit(self, height: int, width: int) -> int:
         return 1
 
     def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
-        return [self.encode(to_unit(image[None]), rate) for image in images]
+        return [self.encode(image[None], rate) for image in images]
 
     def decode_images(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
     ) -> Tensor:
         return torch.cat(
             [
-                to_pixels(self.synthesise(self._checked_latents(payload, lanes, size), rate))
+                self.synthesise(self._checked_latents(payload, lanes, size), rate)
                 for payload, lanes in payloads
             ]
         )

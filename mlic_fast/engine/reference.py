@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlic_fast.bitstream import PROVISIONAL
 from mlic_fast.engine.digest import latents_digest
-from mlic_fast.engine.per_image import PerImageEngine
+from mlic_fast.engine.per_image import PerImageEngine, to_pixels, to_unit
 from mlic_fast.errors import CorruptStreamError
 from mlic_fast.models import reference
 from mlic_fast.models.mlic import MlicModel
@@ -30,8 +30,9 @@ class ReferenceEngine(PerImageEngine):
         self._model = model
         model.update()
 
-    def encode(self, x: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
-        encoded, y_hat = reference.encode_latents(self._model, self._model.analyse(x, rate))
+    def encode(self, image: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
+        y = self._model.analyse(to_unit(image), rate)
+        encoded, y_hat = reference.encode_latents(self._model, y)
         (y_string,), (z_string,) = encoded["strings"]
         prefix = _PREFIX.pack(latents_digest(y_hat), len(z_string))
         return prefix + z_string + y_string, 1 << 1
@@ -47,4 +48,4 @@ class ReferenceEngine(PerImageEngine):
         return reference.decode_latents(self._model, [[y_string], [z_string]], size), digest
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
-        return self._model.synthesise(y_hat, rate)
+        return to_pixels(self._model.synthesise(y_hat, rate))

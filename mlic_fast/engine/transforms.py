@@ -1,4 +1,4 @@
-"""The transforms of an engine, in the arithmetic that the device is fastest with."""
+"""The transforms of the engines on a CPU, in the arithmetic that it is fastest with."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mlic_fast.engine.in_place import run_in_place
+from mlic_fast.engine.per_image import to_pixels, to_unit
 from mlic_fast.models.mlic import Transforms
 
 
 class EngineTransforms:
-    """g_a, h_a and g_s in one dtype; images, latents and the gains stay float32.
+    """g_a, h_a and g_s in one dtype; latents and the gains stay float32.
 
     The last layer of g_s stays float32 too: the pixels come from it, and bfloat16 has no more than
     8 bits for them. The weights are converted once, not at every call as autocast does.
@@ -25,20 +26,20 @@ class EngineTransforms:
         layers = model.g_s.synthesis_transform
         self._g_s, self._last = _convert(layers[:-1], dtype), _convert(layers[-1], torch.float32)
 
-    def analyse(self, x: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Image [B, 3, H, W] -> y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
-        y = self._g_a(x.to(self._dtype, memory_format=torch.channels_last)).float()
+    def analyse(self, images: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
+        x = to_unit(images).to(self._dtype, memory_format=torch.channels_last)
+        y = self._g_a(x).float()
         if self._model.config.rates:
             y = self._model.gain.apply(y, rate)
         return y, self._h_a(y.to(self._dtype)).float()
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
-        """Decoded latents [B, M, H/16, W/16] -> image [B, 3, H, W]."""
+        """Decoded latents [B, M, H/16, W/16] -> uint8 [B, 3, H, W]."""
         if self._model.config.rates:
             y_hat = self._model.gain.undo(y_hat, rate)
-        return self._last(
-            self._g_s(y_hat.to(self._dtype, memory_format=torch.channels_last)).float()
-        )
+        x = y_hat.to(self._dtype, memory_format=torch.channels_last)
+        return to_pixels(self._last(self._g_s(x).float()))
 
 
 def _convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from mlic_fast.engine.cpu import CpuOps
 from mlic_fast.engine.exact import ExactEngine
 from mlic_fast.engine.graphs import Gate, Pool, Recording
 from mlic_fast.engine.pack import pack
-from mlic_fast.errors import CorruptStreamError, EngineError
+from mlic_fast.errors import CorruptStreamError, DeviceMemoryError, EngineError
 from mlic_fast.models import MlicConfig
+from mlic_fast.models.config import PRESETS
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -29,7 +31,11 @@ SHORT = replace(SMALL["mlic_plus_plus"], M=64, slices=2)
 
 
 def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:
-    """The same model on the CPU and on the device of the kernels, transforms in float32."""
+    """The same model on the CPU and on the device of the kernels, transforms in float32.
+
+    The transforms are free arithmetic: without a GPU both codecs have those of the GPU engine, so
+    that their bytes and pixels can be compared.
+    """
     from mlic_fast.engine.device import GpuEngine
 
     model = lively_model(config).eval()
@@ -37,6 +43,8 @@ def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:
     cpu = ExactEngine(model, packed, CpuOps(packed), "cpu", torch.float32)
     there = lively_model(config).eval().to(device)
     gpu = GpuEngine(there, packed, device, dtype=torch.float32)
+    if device.type == "cpu":
+        cpu._transforms = gpu._transforms  # type: ignore[assignment]
     return Codec(model, packed, torch.device("cpu"), cpu), Codec(there, packed, device, gpu)
 
 
@@ -93,6 +101,55 @@ def test_damage_is_found_and_does_no_harm(device: torch.device) -> None:
             errors.append(str(caught.value))
         assert errors[0] == errors[1]
     assert same_latents(stream, cpu, gpu)
+
+
+def test_out_of_memory(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is given back and the work done again; then it is an error, and no harm done."""
+    codec = codecs(SHORT, device)[1]
+    engine: Any = codec._engine
+    transforms, image = engine._transforms, pixels(64, 64, 1)[0]
+    stream = codec.compress(image)
+    decoded = codec.decompress(stream)
+    left = 0
+
+    def short_of_memory(name: str) -> None:
+        right = getattr(transforms, name)
+
+        def work(*args: Any) -> Any:
+            nonlocal left
+            if left:
+                left -= 1
+                raise torch.OutOfMemoryError("a fake")
+            return right(*args)
+
+        monkeypatch.setattr(transforms, name, work)
+
+    short_of_memory("analyse")
+    short_of_memory("synthesise")
+    kept = len(engine._encodes._free), len(engine._decodes._free)
+    assert kept == (1, 1)
+    left = 1
+    assert codec.compress(image) == stream and left == 0
+    assert not engine._decodes._free and len(engine._encodes._free) == 1
+    left = 2
+    with pytest.raises(DeviceMemoryError, match=r"an image of 64x64 pixels.*device='cpu'") as error:
+        codec.decompress(stream)
+    assert error.value.__context__ is None  # which would hold on to the arrays
+    assert not engine._encodes._free and not engine._decodes._free
+    left = 2
+    with pytest.raises(DeviceMemoryError, match=r"for 2 images of 64x64 pixels.*fewer"):
+        codec.compress(pixels(64, 64, 2))
+    assert codec.compress(image) == stream
+    assert torch.equal(codec.decompress(stream), decoded)
+
+
+def test_workspace() -> None:
+    from mlic_fast.engine.device import workspace
+
+    config = PRESETS["mlic_plus_plus"]
+    assert f"{workspace(config, 1, 2176, 3840) / 2**30:.1f}" == "3.5"  # docs/architecture.md
+    assert f"{workspace(config, 1, 4352, 7680) / 2**30:.1f}" == "14.0"
+    assert workspace(config, 3, 64, 128) == 6 * workspace(config, 1, 64, 64)
 
 
 @pytest.mark.gpu

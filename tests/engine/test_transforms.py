@@ -7,26 +7,28 @@ import copy
 import torch
 from lively import photograph
 
+from mlic_fast.engine.per_image import to_pixels, to_unit
 from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.models import MlicModel
 
 
 def test_in_place_changes_nothing(model: MlicModel) -> None:
-    x = photograph(64, 128, batch=2)
+    images = (photograph(64, 128, batch=2) * 255).round().to(torch.uint8)
     for dtype in (torch.float32, torch.bfloat16):
         transforms = EngineTransforms(model, dtype)
         twin = transforms_without(model, dtype)
         with torch.inference_mode():
-            before = x.clone()
-            y, z = transforms.analyse(x, None)
-            assert torch.equal(x, before)
-            assert torch.equal(y, twin[0](to(x, dtype)).float())
+            before = images.clone()
+            y, z = transforms.analyse(images, None)
+            assert torch.equal(images, before)
+            assert torch.equal(y, twin[0](to(to_unit(images), dtype)).float())
             assert torch.equal(z, twin[1](to(y, dtype)).float())
             kept = y.clone()
-            x_hat = transforms.synthesise(y, None)
+            decoded = transforms.synthesise(y, None)
             assert torch.equal(y, kept)
             middle = twin[2](to(y, dtype)).float()
-            assert torch.equal(x_hat, model.g_s.synthesis_transform[-1](middle))
+            x_hat = model.g_s.synthesis_transform[-1](middle)
+            assert torch.equal(decoded, to_pixels(x_hat))
 
 
 def to(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

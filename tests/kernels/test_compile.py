@@ -26,11 +26,31 @@ def test_all_that_a_path_launches_compiles(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["kernels"] > 20
 
 
-def test_report(tmp_path: Path) -> None:
+def test_a_compile_that_fails_leaves_nothing_behind() -> None:
+    from triton.runtime import _async_compile
+
+    from mlic_fast.kernels import functions
+
+    def fail() -> None:
+        raise OSError("no compiler")
+
+    def launch() -> None:
+        _async_compile.active_mode.get().submit("kernel", fail, None)
+
+    for _ in range(2):  # a mode that is still active forbids another
+        with pytest.raises(OSError, match="no compiler"):
+            functions.compile_only(launch, 2)
+    assert _async_compile.active_mode.get() is None
+    assert not functions._COMPILES_ONLY.get()
+
+
+@pytest.mark.parametrize("only", ["depthwise", "GDN, 32 channels"])
+def test_report(tmp_path: Path, only: str) -> None:
+    """One of the exact path; one that is not, whose root is approximate."""
     command = ("-m", "mlic_fast.kernels.compile", "--jobs", "1")
-    done = run(*command, "--targets", "80,90", "--only", "depthwise", cache=tmp_path)
+    done = run(*command, "--targets", "80,90", "--only", only, cache=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split()[2] for line in done.stdout.splitlines()[1:]] == ["80", "90"]
+    assert [line[62:].split()[0] for line in done.stdout.splitlines()[1:]] == ["80", "90"]
 
 
 @pytest.mark.parametrize(

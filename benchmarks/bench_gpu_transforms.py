@@ -1,0 +1,159 @@
+"""On a GPU: the transforms of full-size models at 768x512, fused and as PyTorch runs the modules.
+
+Each kernel is timed beside the operators that it replaces, and the whole of g_a + h_a and of g_s,
+each as one CUDA graph. What is compared must agree within rounding before it is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from bench_gpu import DEVICE, HEIGHT, WIDTH, Pair, as_graph, timed
+from torch import Tensor, nn
+
+from mlic_fast.benchmark.models import trained_like_model
+from mlic_fast.benchmark.pictures import synthetic_photograph
+from mlic_fast.engine.fused import FusedTransforms
+from mlic_fast.engine.in_place import run_in_place
+from mlic_fast.engine.per_image import to_pixels
+from mlic_fast.engine.transforms import EngineTransforms
+from mlic_fast.kernels import epilogues
+from mlic_fast.models import MlicModel
+from mlic_fast.models.layers import GDN
+
+CHANNELS = 192
+DTYPE = torch.bfloat16
+#: Of the first layers of g_a and the last of g_s.
+LARGEST = (1, HEIGHT // 2, WIDTH // 2, CHANNELS)
+SUBPIXEL = (1, HEIGHT // 4, WIDTH // 4, 2, 2, CHANNELS)
+
+_gelu = torch.ops.aten.gelu_
+
+
+def random(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype)
+
+
+def modules_layout(x: Tensor) -> Tensor:
+    """As the modules have it, channels-last: [B, C, H, W], or [B, 4C, H, W] to be shuffled."""
+    if x.dim() == 4:
+        return x.permute(0, 3, 1, 2)
+    channels_first = x.permute(0, 5, 3, 4, 1, 2).flatten(1, 3)
+    return channels_first.contiguous(memory_format=torch.channels_last)
+
+
+def modules_bias(bias: Tensor) -> Tensor:
+    flat = bias if bias.dim() == 1 else bias.permute(2, 0, 1).flatten()
+    return flat.to(DTYPE)[:, None, None]
+
+
+def activate_pair(x: Tensor, bias: Tensor, residual: Tensor | None = None) -> Pair:
+    out, theirs = torch.empty(LARGEST, dtype=DTYPE, device=DEVICE), modules_layout(x)
+    b = modules_bias(bias)
+
+    def kernel() -> Tensor:
+        epilogues.activate(x, bias, residual, out=out)
+        return out.permute(0, 3, 1, 2)
+
+    def operators() -> Tensor:
+        y = theirs + b
+        if x.dim() == 6:
+            y = nn.functional.pixel_shuffle(y, 2)
+        y = _gelu(y)
+        return y if residual is None else y.add_(modules_layout(residual))
+
+    return kernel, operators
+
+
+def normalise_pair(inverse: bool) -> Pair:
+    x, branch = random(*LARGEST), random(*(SUBPIXEL if inverse else LARGEST))
+    bias, branch_bias = random(CHANNELS), random(*branch.shape[3:])
+    bias, branch_bias = bias.float(), branch_bias.float()
+    gdn = GDN(CHANNELS, inverse).to(DEVICE).requires_grad_(False)
+    gdn.gamma.add_(torch.rand_like(gdn.gamma) / CHANNELS)
+    weights, out = epilogues.GdnWeights.of(gdn, DTYPE), torch.empty_like(x)
+    module = run_in_place(gdn.to(DTYPE))
+    theirs, b = modules_layout(x), modules_bias(bias)
+    their_branch, their_b = modules_layout(branch), modules_bias(branch_bias)
+
+    def kernel() -> Tensor:
+        epilogues.normalise(x, bias, weights, branch, branch_bias, out=out)
+        return out.permute(0, 3, 1, 2)
+
+    def operators() -> Tensor:
+        added = their_branch + their_b
+        return module(theirs + b).add_(nn.functional.pixel_shuffle(added, 2) if inverse else added)
+
+    return kernel, operators
+
+
+def pixels_pair() -> Pair:
+    x = random(1, HEIGHT // 2, WIDTH // 2, 2, 2, 3, dtype=torch.float32)
+    bias = random(2, 2, 3, dtype=torch.float32)
+    out = torch.empty((1, 3, HEIGHT, WIDTH), dtype=torch.uint8, device=DEVICE)
+    theirs, b = modules_layout(x), bias.permute(2, 0, 1).flatten()[:, None, None]
+
+    def kernel() -> Tensor:
+        epilogues.to_pixels(x, bias, out=out)
+        return out
+
+    return kernel, lambda: to_pixels(nn.functional.pixel_shuffle(theirs + b, 2))
+
+
+def with_biases(*shape: int) -> tuple[Tensor, Tensor]:
+    return random(*shape), random(*shape[3:]).float()
+
+
+PAIRS: dict[str, Callable[[], Pair]] = {
+    "GELU": lambda: activate_pair(*with_biases(*LARGEST)),
+    "GELU, residual": lambda: activate_pair(*with_biases(*LARGEST), random(*LARGEST)),
+    "GELU, shuffle": lambda: activate_pair(*with_biases(*SUBPIXEL)),
+    "GDN": lambda: normalise_pair(False),
+    "inverse GDN, shuffle": lambda: normalise_pair(True),
+    "pixels": pixels_pair,
+}
+
+
+def check(name: str, ours: Tensor, theirs: Tensor) -> None:
+    difference = (ours.float() - theirs.float()).abs()
+    allowed = 1.0 if ours.dtype is torch.uint8 else 0.125  # of sums of values up to 10
+    assert difference.max() <= allowed, f"{name}: {float(difference.max())}"
+
+
+@pytest.mark.parametrize("who", ["kernel", "operators"])
+@pytest.mark.parametrize("name", list(PAIRS))
+def test_kernel(benchmark: Any, name: str, who: str) -> None:
+    kernel, operators = PAIRS[name]()
+    check(name, kernel(), operators())
+    timed(benchmark, f"transforms: {name}", as_graph(kernel if who == "kernel" else operators))
+
+
+KINDS = {"fused": FusedTransforms, "modules": EngineTransforms}
+
+
+@pytest.fixture(scope="module")
+def model() -> MlicModel:
+    return trained_like_model("mlic_plus_plus").requires_grad_(False).to(DEVICE)
+
+
+@pytest.mark.parametrize("who", list(KINDS))
+@pytest.mark.parametrize("way", ["analysis", "synthesis"])
+def test_transforms(benchmark: Any, model: MlicModel, way: str, who: str) -> None:
+    images = synthetic_photograph(WIDTH, HEIGHT).to(DEVICE)[None]
+    with torch.inference_mode():
+        latents = model.analyse(images.float() / 255)
+
+    def work_of(transforms: EngineTransforms | FusedTransforms) -> Callable[[], Tensor]:
+        if way == "analysis":
+            return lambda: transforms.analyse(images, None)[0]
+        return lambda: transforms.synthesise(latents, None).float()
+
+    works = {name: work_of(kind(model, DTYPE)) for name, kind in KINDS.items()}
+    with torch.inference_mode():
+        right = work_of(EngineTransforms(model, torch.float32))()
+        errors = {name: (work() - right).square().mean() for name, work in works.items()}
+    assert errors["fused"] <= 1.5 * errors["modules"], errors
+    timed(benchmark, f"transforms: {way}", as_graph(works[who]))

@@ -1,0 +1,145 @@
+"""Kernels after the convolutions of the transforms: within rounding of the PyTorch modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mlic_fast.kernels import epilogues as kernel
+from mlic_fast.models.layers import GDN
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Of a result of that dtype, relative to its values and absolute. Triton's interpreter cuts
+#: bfloat16 off instead of rounding it.
+TOLERANCES = {
+    torch.float32: {"rtol": 2e-6, "atol": 2e-6},
+    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
+}
+#: B, H, W, C: widths and heights of 1, channels that fill no block.
+SHAPES = [(2, 3, 5, 12), (1, 1, 1, 20), (1, 2, 1, 192), (2, 1, 3, 96), (1, 5, 2, 3)]
+
+
+@pytest.fixture(params=SHAPES, ids=str)
+def shape(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    return request.param
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+def random(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (2 * torch.randn(shape)).to(device, dtype)
+
+
+def subpixel(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What a subpixel convolution gives for a result of [B, 2H, 2W, C]."""
+    return random(*shape[:3], 2, 2, shape[3], device=device, dtype=dtype)
+
+
+def shuffled(x: Tensor) -> Tensor:
+    """[B, H, W, 2, 2, C] -> [B, C, 2H, 2W], by PyTorch's pixel shuffle."""
+    return nn.functional.pixel_shuffle(x.permute(0, 5, 3, 4, 1, 2).flatten(1, 3), 2)
+
+
+def nan_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.full_like(x, float("nan"), dtype=dtype)
+
+
+def check(out: Tensor, expected: Tensor, twin: Tensor) -> None:
+    """``expected``: float32 [B, C, H, W], by modules."""
+    tolerance = TOLERANCES[out.dtype]
+    torch.testing.assert_close(out.float(), expected.permute(0, 2, 3, 1), **tolerance)
+    torch.testing.assert_close(out.float(), twin, **tolerance)
+
+
+def planar(x: Tensor) -> Tensor:
+    return x.float().permute(0, 3, 1, 2)
+
+
+def test_activate(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, bias = random(*shape, device=device, dtype=dtype), random(shape[3], device=device)
+    residual = random(*shape, device=device, dtype=dtype)
+    expected = nn.functional.gelu(planar(x + bias))
+    for added in (None, residual):
+        total = expected if added is None else expected + planar(added)
+        twin = kernel.activate_twin(x, bias, added)
+        for out in (nan_like(x, dtype), nan_like(x, torch.float32)):
+            kernel.activate(x, bias, added, out=out)
+            check(out, total, twin)
+        in_place = x.clone()
+        kernel.activate(in_place, bias, added, out=in_place)
+        check(in_place, total, twin)
+
+
+def test_activate_and_shuffle(
+    device: torch.device, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x, bias = subpixel(shape, device, dtype), random(2, 2, shape[3], device=device)
+    expected = nn.functional.gelu(shuffled(x.float() + bias))
+    out = nan_like(expected.permute(0, 2, 3, 1).contiguous(), dtype)
+    kernel.activate(x, bias, out=out)
+    check(out, expected, kernel.activate_twin(x, bias))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_normalise(
+    device: torch.device, shape: tuple[int, ...], dtype: torch.dtype, inverse: bool
+) -> None:
+    """Beside a branch as it is, also in place of it, and beside a shuffled one."""
+    channels = shape[3]
+    gdn = GDN(channels, inverse).to(device).requires_grad_(False)
+    gdn.beta.add_(torch.rand(channels, device=device))
+    gdn.gamma.add_(torch.rand(channels, channels, device=device) / channels)
+    weights = kernel.GdnWeights.of(gdn, dtype)
+    size = (shape[0], 2 * shape[1], 2 * shape[2], channels)
+    x, bias = random(*size, device=device, dtype=dtype), random(channels, device=device)
+    normalised = gdn(planar(x + bias))
+    branch, branch_bias = random(*size, device=device, dtype=dtype), random(channels, device=device)
+    parts = subpixel(shape, device, dtype), random(2, 2, channels, device=device)
+    for given, its_bias, out in (
+        (branch, branch_bias, nan_like(x, dtype)),
+        (*parts, nan_like(x, dtype)),
+        (branch, branch_bias, branch),  # last, as it overwrites
+    ):
+        total = given.float() + its_bias
+        expected = normalised + (planar(total) if given.dim() == 4 else shuffled(total))
+        twin = kernel.normalise_twin(x, bias, weights, given, its_bias)
+        kernel.normalise(x, bias, weights, given, its_bias, out=out)
+        check(out, expected, twin)
+
+
+def test_squares_beyond_float16(device: torch.device) -> None:
+    gdn = GDN(16).to(device).requires_grad_(False)
+    x = torch.full((1, 1, 1, 16), 1000.0, dtype=torch.float16, device=device)
+    branch, zero, out = torch.zeros_like(x), torch.zeros(16, device=device), nan_like(x, x.dtype)
+    kernel.normalise(x, zero, kernel.GdnWeights.of(gdn, x.dtype), branch, zero, out=out)
+    torch.testing.assert_close(out.float(), gdn(planar(x)).permute(0, 2, 3, 1), rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize("size", [(2, 3, 5), (1, 1, 1), (1, 33, 65)])
+def test_to_pixels(device: torch.device, size: tuple[int, int, int]) -> None:
+    x = subpixel((*size, 3), device, torch.float32) / 4
+    bias = 0.5 + random(2, 2, 3, device=device) / 100
+    batch, height, width = size
+    out = torch.full((batch, 3, 2 * height, 2 * width), 93, dtype=torch.uint8, device=device)
+    kernel.to_pixels(x, bias, out=out)
+    expected = (shuffled(x + bias).clamp(0, 1) * 255).round().to(torch.uint8)
+    assert torch.equal(kernel.to_pixels_twin(x, bias), expected)
+    if device.type == "cpu":
+        assert torch.equal(out, expected)
+    else:  # a fused multiply-add may round a tie to the other side
+        assert (out.int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.gpu
+def test_beyond_32_bits(device: torch.device) -> None:
+    """More elements than an int32 counts, as photographs beyond 44 megapixels have."""
+    x = torch.zeros(1, 1 << 15, 1 << 10, 96, dtype=torch.bfloat16, device=device)
+    x[:, -1] = 1.0
+    kernel.activate(x, torch.zeros(96, device=device), out=x)
+    assert (x[:, -1] == torch.tensor(0.8413, dtype=torch.bfloat16)).all()
+    assert not x[:, :-1].any()
