@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from mlic_fast.errors import CheckpointError
@@ -127,14 +127,13 @@ PRESETS: dict[str, MlicConfig] = {
     "demo": MlicConfig(
         variant="mlic_plus_plus",
         N=64,
-        M=96,
+        M=192,
         slices=3,
         stage_channels=(32, 48, 96),
+        hyper_channels=(64, 96),
         channel_context_channels=(64, 48),
         entropy_parameters_channels=(128, 96, 64),
         lrp_channels=(64, 48),
         lambdas=MSE_LAMBDAS,
     ),
 }
-# The demo model with twice the latents and a narrower hyper-synthesis (docs/training.md says why).
-PRESETS["compact"] = replace(PRESETS["demo"], M=192, hyper_channels=(64, 96))
