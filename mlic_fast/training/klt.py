@@ -9,9 +9,9 @@ and the strongest combinations are kept. A block of g_a carries k of them exactl
 as ``gelu(x) - gelu(-x) = x``; the blocks of g_s carry them in their linear branch. All other
 channels and branches keep their random weights and feed nothing yet.
 
-h_a keeps its random directions, but every layer is scaled to the signal. As PyTorch initialises it, z
-stays within half a step of its median, so it is rounded to a constant, nothing depends on it, and it
-never comes to life: the prior of y then is the same for every photograph.
+h_a keeps its random directions, but every layer is scaled to the signal. As PyTorch initialises it,
+z stays within half a step of its median, so it is rounded to a constant, nothing depends on it, and
+it never comes to life: the prior of y then is the same for every photograph.
 """
 
 from __future__ import annotations
