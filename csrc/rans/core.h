@@ -43,6 +43,8 @@ MLIC_HD bool is_lane_count(uint32_t lanes) {
   return lanes >= kMinLanes && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0;
 }
 
+MLIC_HD uint32_t groups_of(uint32_t lanes) { return lanes < kGroupLanes ? 1 : lanes / kGroupLanes; }
+
 // Lanes that code the last passes. The others have retired by then: an encoder, which goes
 // backwards, starts them late, each from a word that was written before, so that their starts cost
 // nothing.

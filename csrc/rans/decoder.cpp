@@ -52,14 +52,13 @@ class Decoder::Reader {
 };
 
 // Takes bits from bytes, the lowest of each byte first.
-template <class Reader>
-class BitReader {
+class Decoder::BitReader {
  public:
   explicit BitReader(Reader& reader) : reader_(reader) {}
 
   uint32_t take(uint32_t count) {
     for (; available_ < count; available_ += 8) {
-      bits_ |= uint64_t{reader_.template little_endian<uint8_t>()} << available_;
+      bits_ |= uint64_t{reader_.little_endian<uint8_t>()} << available_;
     }
     const uint64_t value = bits_ & ((uint64_t{1} << count) - 1);
     bits_ >>= count;
@@ -83,7 +82,7 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
     throw CorruptStream(Error::kLaneCount);
   }
   Reader reader(data, size);
-  groups_.resize(std::max(lanes / kGroupLanes, 1u));
+  groups_.resize(groups_of(lanes));
   std::vector<size_t> lengths(groups_.size());  // in words
   for (size_t i = 0; i + 1 < lengths.size(); ++i) lengths[i] = reader.leb128();
   if (tail_of(lanes) < lanes) until_tail_ = reader.leb128();
@@ -109,9 +108,9 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
 
 void Decoder::read_states(Reader& reader, uint32_t lanes) {
   std::vector<uint32_t> sizes(lanes);
-  BitReader<Reader> nibbles(reader);
+  BitReader nibbles(reader);
   for (uint32_t& size : sizes) size = nibbles.take(kSizeBits);
-  BitReader<Reader> bits(reader);
+  BitReader bits(reader);
   for (const uint32_t size : sizes) {
     states_.push_back(kLowest << size | bits.take(kWordBits + size));
   }

@@ -28,6 +28,7 @@ class Decoder {
 
  private:
   class Reader;
+  class BitReader;
   struct Group {
     const uint16_t* next;
     const uint16_t* end;

@@ -38,10 +38,6 @@ MLIC_DEVICE Error read_leb128(const uint8_t* bytes, uint32_t size, uint32_t& at,
   return Error::kLength;
 }
 
-MLIC_DEVICE uint32_t groups_of(uint32_t lanes) {
-  return lanes < kGroupLanes ? 1 : lanes / kGroupLanes;
-}
-
 // Some bits of a string of bytes, the lowest of each byte first; at most 32.
 MLIC_DEVICE uint32_t read_bits(const uint8_t* bytes, uint32_t at, uint32_t count) {
   uint64_t value = 0;

@@ -512,7 +512,7 @@ MLIC_DEVICE void write(Block& block, WriteShared& shared, const EncodeArgs& args
     shared.error = error;
     shared.pages = shared.overflow = shared.size = 0;
   });
-  const uint32_t groups = shared.lanes < kGroupLanes ? 1 : shared.lanes / kGroupLanes;
+  const uint32_t groups = groups_of(shared.lanes);
   if (shared.error == 0) {
     encode(block, shared, args, list);
     pack_states(block, shared);
