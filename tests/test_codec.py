@@ -195,6 +195,26 @@ def test_images_beyond_the_range_of_training(fast: Codec) -> None:
     assert fast.decompress(fast.compress(noise)).shape == noise.shape
 
 
+@pytest.mark.parametrize("engine", ["cpu", "spec", "reference"])
+def test_a_codec_owns_its_weights(engine: str, compressai_installed: None, tmp_path: Path) -> None:
+    """What becomes of ``codec.model``, or of its memory, changes no stream and no pixel."""
+    save_checkpoint(lively_model(RATES), tmp_path / "model.safetensors")
+    codec = load(tmp_path / "model.safetensors", device="cpu", engine=engine)
+    image = picture(70, 64)
+    data = codec.compress(image, quality=40)
+    pixels = codec.decompress(data)
+    codec.model.share_memory()  # as multiprocessing does: the former memory is freed
+    garbage = [torch.full_like(p, 9.0) for p in codec.model.parameters() for _ in range(3)]
+    assert garbage
+    assert codec.compress(image, quality=40) == data
+    assert torch.equal(codec.decompress(data), pixels)
+    with torch.no_grad():
+        for parameter in codec.model.parameters():
+            parameter.fill_(float("nan"))
+    assert codec.compress(image, quality=40) == data
+    assert torch.equal(codec.decompress(data), pixels)
+
+
 def test_latents_that_are_not_numbers_still_make_a_stream(
     small_models: dict[str, MlicModel],
 ) -> None:

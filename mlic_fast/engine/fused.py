@@ -6,6 +6,7 @@ shuffles are kernels of :mod:`mlic_fast.kernels.epilogues`. Tensors between are 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -26,11 +27,12 @@ from mlic_fast.models.mlic import Transforms
 class FusedTransforms:
     """g_a, h_a and g_s in one dtype, like :class:`mlic_fast.engine.transforms.EngineTransforms`.
 
-    Biases, sums and latents are float32, and so is the last layer of g_s with its input.
+    Biases, sums and latents are float32, and so is the last layer of g_s with its input. All weights
+    are copies.
     """
 
     def __init__(self, model: Transforms, dtype: torch.dtype) -> None:
-        self._model = model
+        self._gain = copy.deepcopy(model.gain) if model.config.rates else None
         self._dtype = dtype
         *g_a, y = model.g_a.analysis_transform
         *h_a, z = model.h_a.reduction
@@ -45,15 +47,15 @@ class FusedTransforms:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
         x = to_unit(images).to(self._dtype, memory_format=torch.channels_last)
         y = self._g_a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        if self._model.config.rates:
-            y = self._model.gain.apply(y, rate)
+        if self._gain is not None:
+            y = self._gain.apply(y, rate)
         z = self._h_a(y.to(self._dtype).permute(0, 2, 3, 1))
         return y, z.permute(0, 3, 1, 2)
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
         """Decoded latents [B, M, H/16, W/16] -> uint8 [B, 3, H, W]."""
-        if self._model.config.rates:
-            y_hat = self._model.gain.undo(y_hat, rate)
+        if self._gain is not None:
+            y_hat = self._gain.undo(y_hat, rate)
         x = y_hat.to(self._dtype, memory_format=torch.channels_last)
         return self._last(self._g_s(x.permute(0, 2, 3, 1)))
 
@@ -67,11 +69,11 @@ class _Conv(nn.Module):
         if isinstance(conv, nn.Sequential):
             conv, _ = conv  # and the pixel shuffle
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
-        weight, bias = conv.weight.detach(), conv.bias.detach().float()
+        weight, bias = conv.weight.detach(), conv.bias.detach().to(torch.float32, copy=True)
         if self.subpixel:  # from (channel, row, column) to (row, column, channel)
             weight = weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
             bias = bias.unflatten(0, (-1, 2, 2)).permute(1, 2, 0).contiguous()
-        self.weight = weight.to(dtype, memory_format=torch.channels_last)
+        self.weight = weight.to(dtype, copy=True, memory_format=torch.channels_last)
         self.bias = bias
         self.stride, self.padding = stride or conv.stride, conv.padding
 

@@ -275,7 +275,8 @@ def _tables(model: MlicModel) -> Tables:
 
 
 def _array(tensor: Any) -> Array:
-    return tensor.detach().float().cpu().contiguous().numpy()
+    """A copy, which nobody else can free or change: the packed model outlives the float one."""
+    return np.array(tensor.detach().float().cpu().numpy(), order="C")
 
 
 def _layers(model: MlicModel) -> dict[str, Layer]:

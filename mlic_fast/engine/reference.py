@@ -6,6 +6,7 @@ streams decode on the machine that made them, if at all, and are marked as provi
 
 from __future__ import annotations
 
+import copy
 import struct
 
 from torch import Tensor
@@ -27,8 +28,8 @@ class ReferenceEngine(PerImageEngine):
     arithmetic_version = PROVISIONAL
 
     def __init__(self, model: MlicModel) -> None:
-        self._model = model
-        model.update()
+        self._model = copy.deepcopy(model)  # which nobody else changes
+        self._model.update()
 
     def encode(self, image: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
         y = self._model.analyse(to_unit(image), rate)

@@ -16,11 +16,12 @@ class EngineTransforms:
     """g_a, h_a and g_s in one dtype; latents and the gains stay float32.
 
     The last layer of g_s stays float32 too: the pixels come from it, and bfloat16 has no more than
-    8 bits for them. The weights are converted once, not at every call as autocast does.
+    8 bits for them. The weights are converted once, not at every call as autocast does. They are
+    copies, so that what becomes of the model changes nothing here.
     """
 
     def __init__(self, model: Transforms, dtype: torch.dtype) -> None:
-        self._model = model
+        self._gain = copy.deepcopy(model.gain) if model.config.rates else None
         self._dtype = dtype
         self._g_a, self._h_a = _convert(model.g_a, dtype), _convert(model.h_a, dtype)
         layers = model.g_s.synthesis_transform
@@ -30,14 +31,14 @@ class EngineTransforms:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
         x = to_unit(images).to(self._dtype, memory_format=torch.channels_last)
         y = self._g_a(x).float()
-        if self._model.config.rates:
-            y = self._model.gain.apply(y, rate)
+        if self._gain is not None:
+            y = self._gain.apply(y, rate)
         return y, self._h_a(y.to(self._dtype)).float()
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
         """Decoded latents [B, M, H/16, W/16] -> uint8 [B, 3, H, W]."""
-        if self._model.config.rates:
-            y_hat = self._model.gain.undo(y_hat, rate)
+        if self._gain is not None:
+            y_hat = self._gain.undo(y_hat, rate)
         x = y_hat.to(self._dtype, memory_format=torch.channels_last)
         return to_pixels(self._last(self._g_s(x).float()))
 

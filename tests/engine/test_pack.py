@@ -104,6 +104,18 @@ def test_identity_names_all_that_decoding_needs(small_models: dict[str, MlicMode
     assert model_identity(model, pack(model)) in identities
 
 
+def test_a_packed_model_owns_its_memory(small_models: dict[str, MlicModel], variant: str) -> None:
+    model = copy.deepcopy(small_models[variant])
+    packed = pack(model)
+    digest = packed.digest()
+    floats = [parameter.detach().numpy() for parameter in model.parameters()]
+    for name, array in packed.arrays().items():
+        assert not any(np.shares_memory(array, each) for each in floats), name
+    for each in floats:
+        each.fill(7)
+    assert packed.digest() == digest
+
+
 def test_dead_channels_and_odd_magnitudes() -> None:
     model = lively_model(SMALL["mlic_plus_plus"]).eval()
     with torch.no_grad():
