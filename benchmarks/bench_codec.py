@@ -1,4 +1,4 @@
-"""The demo model, 768x512: whole encoding and decoding, and every stage, of both engines."""
+"""The photograph model, 768x512: whole encoding and decoding, and every stage, of both engines."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ROUNDS = {"rounds": 3, "warmup_rounds": 1}
 
 
 @pytest.fixture(params=["cpu", "reference"])
-def codec(request: pytest.FixtureRequest, demo: Codec, reference: Codec) -> Codec:
-    return demo if request.param == "cpu" else reference
+def codec(request: pytest.FixtureRequest, photo: Codec, reference: Codec) -> Codec:
+    return photo if request.param == "cpu" else reference
 
 
 def run(benchmark: Any, work: Callable[[], object]) -> None:

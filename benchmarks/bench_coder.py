@@ -1,7 +1,7 @@
 """The range coders side by side on the symbols of one image, 24,576 a pass at Kodak size.
 
 - drawn: 20 passes with the statistics of trained MLIC++ models at about 0.3 bit a pixel;
-- demo: what the demo model codes for a synthetic photograph, 6 passes.
+- photo: what the photograph model codes for a synthetic photograph, 10 passes.
 
 All coders take integer arrays and give bytes, and the reverse, in decoding pass by pass, as a codec
 must. A stream is decoded and compared with the input before anything is timed.
@@ -142,8 +142,8 @@ def draw_symbols(seed: int = 0) -> tuple[Array, Array]:
 
 
 def coded_symbols() -> tuple[Array, Array]:
-    """[passes, K] of each: what the demo model codes for a photograph."""
-    codec = load("demo", engine="cpu")
+    """[passes, K] of each: what the photograph model codes for a photograph."""
+    codec = load("photo", engine="cpu")
     recorder = codec._engine._ops = Recorder(codec._engine._ops)
     codec.compress(synthetic_photograph(768, 512))
     _, *symbols = recorder.symbols  # the first are those of z
@@ -167,7 +167,7 @@ def ideal_bytes(symbols: Array, indexes: Array) -> float:
 CODERS = {coder.name: coder for coder in (mlic_fast(), baseline(), dropped_in(), independent())}
 
 
-@pytest.fixture(params=["drawn", "demo"])
+@pytest.fixture(params=["drawn", "photo"])
 def source(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -4,7 +4,7 @@ The table of docs/arithmetic.md: for each choice of activation limit, weight lim
 model is packed and photographs are run through the exact path (the specification; no files are
 written), at several qualities. Rates are ideal code lengths under the same integer tables.
 
-    python benchmarks/bench_widths.py PHOTOGRAPHS [--model demo] [--images 6]
+    python benchmarks/bench_widths.py PHOTOGRAPHS [--model photo] [--images 6]
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Float(_Meter):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", default="photo")
     parser.add_argument("--images", type=int, default=6)
     args = parser.parse_args()
 

@@ -1,5 +1,5 @@
-"""Pictures of photographs compressed to the same size by JPEG, WebP, AVIF and the demo model, and
-figures for what the eye looks for first: shifted colours and seams.
+"""Pictures of photographs compressed to the same size by JPEG, WebP, AVIF and the photograph model,
+and figures for what the eye looks for first: shifted colours and seams.
 
     python benchmarks/compare_pictures.py PHOTOGRAPHS.. --output sheets --json artefacts.json
 
@@ -123,7 +123,7 @@ def mean(values: list[Any]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("photographs", nargs="+", type=Path, metavar="PHOTOGRAPH")
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--model", default="photo")
     parser.add_argument("--quality", nargs="+", type=int, default=[10, 50, 100])
     parser.add_argument("--side", type=int, default=192, help="of the part shown, in pixels")
     parser.add_argument("--output", type=Path, help="folder for the sheets")

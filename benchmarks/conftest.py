@@ -46,10 +46,10 @@ def _yardstick() -> float:
 
 
 @pytest.fixture(scope="session")
-def demo() -> Codec:
-    return load("demo")
+def photo() -> Codec:
+    return load("photo")
 
 
 @pytest.fixture(scope="session")
 def reference() -> Codec:
-    return load("demo", engine="reference")
+    return load("photo", engine="reference")

@@ -8,7 +8,7 @@
 #     sanitize   the range coder's kernels under compute-sanitizer: memcheck, racecheck
 #     start      seconds to the first image, with cold and with warm caches
 #     kernels    every kernel beside its twin; entropy path, transforms and codec as graphs
-#     codec      demo and MLIC++ against the reference, MLIC++ at 3840x2160
+#     codec      photo and MLIC++ against the reference, MLIC++ at 3840x2160
 #     family     MLIC and MLIC+ against the reference
 #     profile    MLIC++ taken apart, both ways
 #     all        these, in this order
@@ -84,7 +84,7 @@ start() {
 import time
 start = time.perf_counter()
 import torch, mlic_fast
-codec = mlic_fast.load('demo', device='cuda')
+codec = mlic_fast.load('photo', device='cuda')
 image = torch.zeros(3, 512, 768, dtype=torch.uint8)
 codec.decompress(codec.compress(image))
 print(f'{time.perf_counter() - start:.1f} s to the first image there and back')
@@ -106,7 +106,7 @@ bench() {
 
 codec() {
   local sizes=(--size 768x512 --size 1920x1080)
-  bench bench-demo demo "${sizes[@]}" "${against[@]}" --runs 15
+  bench bench-photo photo "${sizes[@]}" "${against[@]}" --runs 15
   bench bench-mlic_plus_plus mlic_plus_plus "${sizes[@]}" "${against[@]}" --runs 15
   bench bench-4k mlic_plus_plus --size 3840x2160 --runs 10
 }

@@ -32,7 +32,13 @@ TEMPLATE = ROOT / "docs" / "benchmarks.in.md"
 TARGET = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "figures"
 
-MODELS = {"mlic": "MLIC", "mlic_plus": "MLIC+", "mlic_plus_plus": "MLIC++", "demo": "demo"}
+MODELS = {
+    "mlic": "MLIC",
+    "mlic_plus": "MLIC+",
+    "mlic_plus_plus": "MLIC++",
+    "demo": "demo",  # which was shipped until 2026-11-26
+    "photo": "photo",
+}
 WAYS = ("encode", "decode")
 #: The size that the history is about.
 SIZE = (768, 512)

@@ -1,4 +1,4 @@
-"""Compress photographs with the demo model and show what became of them.
+"""Compress photographs with the photograph model and show what became of them.
 
     python examples/demo.py [--quality 60] [--photo astronaut|chelsea|coffee] [--output demo]
 
@@ -96,7 +96,7 @@ def demonstrate(codec: mlic_fast.Codec, name: str, quality: int | None, folder: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compress photographs with the demo model.")
+    parser = argparse.ArgumentParser(description="Compress photographs with the photograph model.")
     parser.add_argument("--quality", type=int, help="1 (smallest) .. 100 (best)")
     parser.add_argument("--photo", choices=PHOTOS, help="only this one")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results")
@@ -104,7 +104,7 @@ def main() -> None:
 
     args.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    codec = mlic_fast.load("demo")
+    codec = mlic_fast.load("photo")
     print(f"{codec}, loaded in {time.perf_counter() - start:.2f} s")
     print(
         f"{'photograph':<10} {'size':>9} {'bytes':>8} {'ratio':>7} {'bpp':>6} {'PSNR':>6} "

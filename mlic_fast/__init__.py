@@ -1,7 +1,7 @@
 """mlic_fast: a fast, portable codec for the MLIC family of learned image compression models.
 
 >>> import mlic_fast
->>> codec = mlic_fast.load("demo")
+>>> codec = mlic_fast.load("photo")
 >>> data = codec.compress("photo.png", quality=60)
 >>> image = codec.decompress(data)
 """
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-def load(model: Any = "demo", device: str = "auto", engine: str = "auto") -> Codec:
+def load(model: Any = "photo", device: str = "auto", engine: str = "auto") -> Codec:
     """A codec; see :func:`mlic_fast.codec.load`."""
     from mlic_fast.codec import load as load_codec
 
@@ -54,18 +54,18 @@ def load(model: Any = "demo", device: str = "auto", engine: str = "auto") -> Cod
 
 
 def compress(image: Any, quality: int | None = None) -> bytes | list[bytes]:
-    """Compress with the demo model; see :meth:`mlic_fast.codec.Codec.compress`."""
-    return _demo().compress(image, quality=quality)
+    """Compress with the photograph model; see :meth:`mlic_fast.codec.Codec.compress`."""
+    return _photo().compress(image, quality=quality)
 
 
 def decompress(data: Any, output: Output = "torch") -> Any:
-    """Decompress a stream of the demo model; see :meth:`mlic_fast.codec.Codec.decompress`."""
-    return _demo().decompress(data, output=output)
+    """Decompress a stream of the photograph model; see :meth:`mlic_fast.codec.Codec.decompress`."""
+    return _photo().decompress(data, output=output)
 
 
 @cache
-def _demo() -> Codec:
-    return load("demo")
+def _photo() -> Codec:
+    return load("photo")
 
 
 def __getattr__(name: str) -> Any:

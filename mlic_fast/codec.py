@@ -208,12 +208,12 @@ class Codec:
 
 
 def load(
-    model: str | os.PathLike[str] | MlicModel = "demo", device: str = "auto", engine: str = "auto"
+    model: str | os.PathLike[str] | MlicModel = "photo", device: str = "auto", engine: str = "auto"
 ) -> Codec:
     """Load a model and make a codec of it.
 
     Args:
-        model: ``"demo"`` (the weights that come with the package), a checkpoint file
+        model: ``"photo"`` (the weights that come with the package), a checkpoint file
             (:func:`mlic_fast.models.load_checkpoint`), a packed file (``mlic-fast pack``), or a
             model.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``"auto"`` is the CPU, unless the engine is
@@ -229,10 +229,10 @@ def load(
         # A copy: the caller may train on; a codec never changes.
         transforms, packed = _packed_now(copy.deepcopy(model))
     else:
-        if model == "demo":
-            model = WEIGHTS / "demo.safetensors"
+        if model == "photo":
+            model = WEIGHTS / "photo.safetensors"
         elif isinstance(model, str) and not Path(model).exists():
-            raise CheckpointError(f"no model called {model!r}: give 'demo' or a checkpoint file")
+            raise CheckpointError(f"no model called {model!r}: give 'photo' or a checkpoint file")
         transforms, packed = load_packed(model) or _packed_now(load_checkpoint(model))
     transforms = transforms.eval().requires_grad_(False).to(target)
     return Codec(transforms, packed, target, create_engine(engine, transforms, packed, target))

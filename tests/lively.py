@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,9 +27,24 @@ SMALL = {
     "mlic_plus": MlicConfig(variant="mlic_plus", M=96, slices=3, **_WIDTHS),
     "mlic_plus_plus": MlicConfig(variant="mlic_plus_plus", M=96, slices=3, **_WIDTHS),
 }
+#: Transforms on blocks of 8x8 pixels, several rates.
+BLOCKS = replace(
+    SMALL["mlic_plus_plus"],
+    M=64,
+    slices=2,
+    stage_channels=(0, 0, 0),
+    transforms="blocks",
+    block_channels=20,
+    analysis_blocks=(2, 1),
+    synthesis_blocks=(1, 2),
+    lambdas=(0.002, 0.02, 0.2),
+)
 #: Factors on the spread of the outputs of some layers.
 _GAINS = {
     "g_a.analysis_transform.6.weight": 1.0,
+    "g_a.embed.weight": 2.0,
+    "g_s.up.weight": 0.4,
+    "g_s.project.weight": 0.1,
     "h_a.reduction.8.weight": 12.0,
     "h_s.increase.0.weight": 0.3,
     "g_s.synthesis_transform.1.conv.weight": 0.4,

@@ -104,7 +104,7 @@ def test_model_options_are_handed_on(folder: Path, loads: list[tuple[Any, ...]])
     assert main(["encode", "a.png"]) == 0
     options = ["--model", "my.pth", "--device", "cuda", "--engine", "gpu"]
     assert main(["decode", "a.mlic", "x.png", *options]) == 0
-    assert loads == [("demo", "auto", "auto"), ("my.pth", "cuda", "gpu")]
+    assert loads == [("photo", "auto", "auto"), ("my.pth", "cuda", "gpu")]
 
 
 @pytest.mark.usefixtures("loads")
@@ -289,11 +289,11 @@ def test_info_names_the_models_of_the_package(
 ) -> None:
     (folder / "weights").mkdir()
     identity = {"identity": MODEL_ID.hex() + 28 * "00"}
-    save_file({"x": np.zeros(1)}, folder / "weights" / "demo.safetensors", metadata=identity)
+    save_file({"x": np.zeros(1)}, folder / "weights" / "photo.safetensors", metadata=identity)
     monkeypatch.setattr(mlic_fast, "__file__", str(folder / "__init__.py"))
     main(["encode", "a.png"])
     assert main(["info", "a.mlic"]) == 0
-    assert "deadbeef (demo)" in capsys.readouterr().out
+    assert "deadbeef (photo)" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("folder")
@@ -335,7 +335,7 @@ def test_what_goes_wrong_inside_is_one_line(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["pack", str(Path(mlic_fast.__file__).parent / "weights" / "demo.safetensors"), "NEW"],
+        ["pack", str(Path(mlic_fast.__file__).parent / "weights" / "photo.safetensors"), "NEW"],
         ["bench", "--size", "1x1", "--runs", "1", "--json", "NEW"],
         ["eval", "a.png", "--quality", "1", "--json", "NEW"],
     ],

@@ -291,8 +291,8 @@ def test_loading_leaves_the_model_alone(small_models: dict[str, MlicModel]) -> N
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(CheckpointError, match="demos"):
-        load("demos")
+    with pytest.raises(CheckpointError, match="photos"):
+        load("photos")
     model = lively_model(SMALL["mlic"])
     for arguments in ({"engine": "warp"}, {"device": "tpu"}, {"device": "meta"}, {"device": ""}):
         with pytest.raises(EngineError):

@@ -210,7 +210,7 @@ def test_command(
     files += ["--plot", tmp_path / "out.svg"]
     assert call(images, "--quality", 20, 60, 100, "--against", "jpeg", *files) == 0
     printed = capsys.readouterr().out
-    assert "mlic_fast demo quality 20" in printed and "jpeg 60" in printed and "BD-rate" in printed
+    assert "mlic_fast photo quality 20" in printed and "jpeg 60" in printed and "BD-rate" in printed
     document = json.loads((tmp_path / "out.json").read_text())
     ours = [row for row in document["measurements"] if row["codec"] == "mlic_fast"]
     assert [row["image"] for row in ours] == ["1.png", "mean"] * 3

@@ -20,7 +20,7 @@ def load_codecs(model: str, device: str, engine: str, against: str | None) -> li
     """One codec, or two that share a model, packed once.
 
     Args:
-        model: ``"demo"``, a checkpoint or packed file, or a preset, which is made with seeded
+        model: ``"photo"``, a checkpoint or packed file, or a preset, which is made with seeded
             weights (:mod:`mlic_fast.benchmark.models`).
         device: of the first; the second one's too, if it can run there.
         engine: of the first.
@@ -29,7 +29,7 @@ def load_codecs(model: str, device: str, engine: str, against: str | None) -> li
     Raises:
         EngineError: an engine is unknown or cannot run.
     """
-    seeded = model in PRESETS and model != "demo"
+    seeded = model in PRESETS and model != "photo"
     first = mlic_fast.load(trained_like_model(model) if seeded else model, device, engine)
     if against is None:
         return [first]

@@ -111,8 +111,8 @@ def _transform_modules(parts: Parts) -> Iterator[tuple[str, nn.Module]]:
     networks = {
         "g_a": transforms._g_a,
         "h_a": transforms._h_a,
-        "g_s.synthesis_transform": transforms._g_s,
-        "g_s.synthesis_transform.last": transforms._last,
+        "g_s": transforms._g_s,
+        "g_s.last": transforms._last,
     }
     for prefix, part in networks.items():
         for name, module in part.named_modules(prefix=prefix):

@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         nargs="+",
-        default=["demo"],
-        metavar="demo|FILE",
-        help="several single-rate models form one curve (default: demo)",
+        default=["photo"],
+        metavar="photo|FILE",
+        help="several single-rate models form one curve (default: photo)",
     )
     parser.add_argument(
         "--quality", nargs="+", type=int, metavar="1..100", help="of a model with several rates"

@@ -30,8 +30,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model does the work, and on what."""
     parser.add_argument(
         "--model",
-        default="demo",
-        metavar="demo|FILE",
+        default="photo",
+        metavar="photo|FILE",
         help="the model that comes with the package, or a checkpoint file (default: %(default)s)",
     )
     parser.add_argument(
@@ -46,8 +46,8 @@ def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     """Which model and engines are timed, and on what."""
     parser.add_argument(
         "--model",
-        default="demo",
-        metavar="demo|FILE|PRESET",
+        default="photo",
+        metavar="photo|FILE|PRESET",
         help="checkpoint, packed file, mlic, mlic_plus or mlic_plus_plus (default: %(default)s)",
     )
     parser.add_argument("--engine", default="auto", help="what to time (default: %(default)s)")

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("data", metavar="DIR", nargs="?", help="folder of photographs, searched recursively")
     add("--output", metavar="RUNDIR", help="run folder, for checkpoints and logs")
     add("--resume", metavar="RUN", help="run folder or its last.pt: go on with its options")
-    add("--model", help="preset (mlic, mlic_plus, mlic_plus_plus, demo) or checkpoint")
+    add("--model", help="preset (mlic, mlic_plus, mlic_plus_plus, photo, demo) or checkpoint")
     add(
         "--start",
         choices=("random", "klt"),

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
-        default="demo",
-        metavar="demo|FILE",
+        default="photo",
+        metavar="photo|FILE",
         help="model of the .mlic files: checkpoint or packed file (default: %(default)s)",
     )
     add_json_option(parser)

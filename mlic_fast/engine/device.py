@@ -25,6 +25,7 @@ from mlic_fast.engine.graphs import GATE, Pool, Recording
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import check_digest
+from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.errors import DeviceMemoryError
 from mlic_fast.kernels.functions import compile_only
 from mlic_fast.kernels.latents import digest
@@ -78,7 +79,7 @@ class GpuEngine:
         self._device = device
         self._packed = packed
         self._ops = ops or GpuOps(packed, device)
-        self._transforms = FusedTransforms(model, dtype)
+        self._transforms = device_transforms(model, dtype)
         self._tables = DeviceTables(packed.tables, device)
         self._medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
         self._compiled: set[bool] = set()
@@ -181,6 +182,12 @@ class GpuEngine:
         )
 
 
+def device_transforms(model: Transforms, dtype: torch.dtype) -> EngineTransforms | FusedTransforms:
+    """Transforms on blocks have no kernels of their own yet: they run on PyTorch's."""
+    kind = EngineTransforms if model.config.transforms == "blocks" else FusedTransforms
+    return kind(model, dtype)
+
+
 def workspace(config: MlicConfig, batch: int, height: int, width: int) -> int:
     """Bytes that images of H x W pixels need on the device (docs/architecture.md, Memory)."""
     positions = batch * height * width // 256
@@ -188,12 +195,14 @@ def workspace(config: MlicConfig, batch: int, height: int, width: int) -> int:
     residuals = 2 * positions * 2 * config.lrp_channels[0] * 4
     windows = positions // 2 * 25 * config.slice_channels * 2
     transforms = 4 * config.stage_channels[0] * 64 * positions * 2
+    if config.transforms == "blocks":
+        transforms = 4 * config.block_channels * 4 * positions * 4
     return hyper + residuals + windows + transforms
 
 
 def compile_path(
     ops: Any,
-    transforms: FusedTransforms,
+    transforms: EngineTransforms | FusedTransforms,
     device: torch.device,
     batch: int,
     height: int,

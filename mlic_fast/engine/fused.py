@@ -22,16 +22,19 @@ from mlic_fast.models.layers import (
     ResidualBlockWithStride,
 )
 from mlic_fast.models.mlic import Transforms
+from mlic_fast.models.transforms import AnalysisTransform, SynthesisTransform
 
 
 class FusedTransforms:
     """g_a, h_a and g_s in one dtype, like :class:`mlic_fast.engine.transforms.EngineTransforms`.
 
-    Biases, sums and latents are float32, and so is the last layer of g_s with its input. All weights
-    are copies.
+    Biases, sums and latents are float32, and so is the last layer of g_s with its input. All
+    weights are copies.
     """
 
     def __init__(self, model: Transforms, dtype: torch.dtype) -> None:
+        assert isinstance(model.g_a, AnalysisTransform)
+        assert isinstance(model.g_s, SynthesisTransform)
         self._gain = copy.deepcopy(model.gain) if model.config.rates else None
         self._dtype = dtype
         *g_a, y = model.g_a.analysis_transform

@@ -10,6 +10,7 @@ from mlic_fast.errors import CheckpointError
 
 Variant = Literal["mlic", "mlic_plus", "mlic_plus_plus"]
 WeightFamily = Literal["current", "2023"]
+TransformKind = Literal["residual", "blocks"]
 
 #: Lagrange multipliers of the papers, lowest rate first (MLIC++, section 4.1).
 MSE_LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483)
@@ -22,7 +23,17 @@ _HIDDEN = {
     "channel_context_channels": 2,
     "entropy_parameters_channels": 3,
     "lrp_channels": 2,
+    "analysis_blocks": 2,
+    "synthesis_blocks": 2,
 }
+#: Fields that only one kind of transforms reads: they are written with models of that kind alone.
+_OF_TRANSFORMS = {
+    "residual": ("stage_channels",),
+    "blocks": ("block_channels", "analysis_blocks", "synthesis_blocks"),
+}
+
+#: Lagrange multipliers of the photograph model, in equal ratios.
+PHOTO_LAMBDAS = tuple(0.0018 * 100 ** (i / 7) for i in range(8))
 
 
 def _is_width(value: object) -> bool:
@@ -40,7 +51,12 @@ class MlicConfig:
         N: channels of the hyper-latents z, and of the transforms without ``stage_channels``.
         M: channels of the latents y.
         slices: number of channel slices; M / slices channels each.
-        stage_channels: channels of the transforms at 1/2, 1/4 and 1/8 of the image.
+        transforms: ``"residual"``, g_a and g_s as published, or ``"blocks"``, which begin and end
+            with 8x8 blocks of pixels as vectors.
+        stage_channels: channels of residual transforms at 1/2, 1/4 and 1/8 of the image.
+        block_channels: channels of block transforms at 1/8 of the image; M are at 1/16.
+        analysis_blocks: number of blocks of g_a at 1/8 and at 1/16.
+        synthesis_blocks: number of blocks of g_s at 1/8 and at 1/16.
         hyper_channels: hidden channels of h_s at 1/64 and 1/32, and at 1/16; without, M and 3/2 M.
         channel_context_channels: hidden channels of the channel context.
         entropy_parameters_channels: hidden channels of the entropy parameters.
@@ -62,11 +78,15 @@ class MlicConfig:
     lrp_channels: tuple[int, int] = (224, 128)
     weight_family: WeightFamily = "current"
     lambdas: tuple[float, ...] = ()
+    transforms: TransformKind = "residual"
+    block_channels: int = 256
+    analysis_blocks: tuple[int, int] = (3, 2)
+    synthesis_blocks: tuple[int, int] = (4, 2)
 
     def __post_init__(self) -> None:
         if tuple(self.stage_channels) == (0, 0, 0):
             object.__setattr__(self, "stage_channels", (self.N, self.N, self.N))
-        for name in ("N", "M", "slices"):
+        for name in ("N", "M", "slices", "block_channels"):
             if not _is_width(getattr(self, name)):
                 raise ValueError(f"{name} must be a positive integer")
         for name, length in _HIDDEN.items():
@@ -79,6 +99,8 @@ class MlicConfig:
             raise ValueError(f"unknown variant {self.variant!r}")
         if self.weight_family not in ("current", "2023"):
             raise ValueError(f"unknown weight family {self.weight_family!r}")
+        if self.transforms not in _OF_TRANSFORMS:
+            raise ValueError(f"unknown transforms {self.transforms!r}")
         if self.M % self.slices:
             raise ValueError(f"M = {self.M} is not divisible by {self.slices} slices")
         if self.slice_channels % 2:
@@ -104,6 +126,11 @@ class MlicConfig:
         values = asdict(self)
         if self.hyper_channels is None:
             del values["hyper_channels"]  # so that the models before it keep their identities
+        for kind, names in _OF_TRANSFORMS.items():
+            for name in names if kind != self.transforms else ():
+                del values[name]
+        if self.transforms == "residual":
+            del values["transforms"]
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -135,5 +162,17 @@ PRESETS: dict[str, MlicConfig] = {
         entropy_parameters_channels=(128, 96, 64),
         lrp_channels=(64, 48),
         lambdas=MSE_LAMBDAS,
+    ),
+    "photo": MlicConfig(
+        variant="mlic_plus_plus",
+        N=64,
+        M=320,
+        slices=5,
+        hyper_channels=(96, 128),
+        channel_context_channels=(96, 64),
+        entropy_parameters_channels=(192, 128, 64),
+        lrp_channels=(64, 48),
+        lambdas=PHOTO_LAMBDAS,
+        transforms="blocks",
     ),
 }

@@ -25,6 +25,29 @@ def subpel_conv3x3(in_channels: int, out_channels: int, factor: int = 2) -> nn.S
     )
 
 
+class MixingBlock(nn.Module):
+    """x + 1x1(depthwise 3x3(gelu(1x1 x))), then x + 1x1(gelu(1x1 x)) of twice the width.
+
+    A fresh block is the identity.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix_in = conv1x1(channels, channels)
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.mix_out = conv1x1(channels, channels)
+        self.expand = conv1x1(channels, 2 * channels)
+        self.contract = conv1x1(2 * channels, channels)
+        for last in (self.mix_out, self.contract):
+            nn.init.zeros_(last.weight)
+            assert last.bias is not None
+            nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mix_out(self.depthwise(F.gelu(self.mix_in(x))))
+        return x + self.contract(F.gelu(self.expand(x)))
+
+
 class _LowerBound(torch.autograd.Function):
     """max(x, bound), with a gradient that lets x come back from below the bound."""
 

@@ -20,10 +20,9 @@ from mlic_fast.models.entropy import EntropyBottleneck, GaussianConditional, rou
 from mlic_fast.models.gain import GainUnits
 from mlic_fast.models.parameters import make_parameters
 from mlic_fast.models.transforms import (
-    AnalysisTransform,
     HyperAnalysis,
     HyperSynthesis,
-    SynthesisTransform,
+    make_transforms,
 )
 
 #: Height and width of the image must be multiples of this: z is at 1/64 of it.
@@ -62,8 +61,7 @@ class Transforms(nn.Module):
     def __init__(self, config: MlicConfig) -> None:
         super().__init__()
         self.config = config
-        self.g_a = AnalysisTransform(config)
-        self.g_s = SynthesisTransform(config)
+        self.g_a, self.g_s = make_transforms(config)
         self.h_a = HyperAnalysis(config)
         if config.rates:
             self.gain = GainUnits(config)

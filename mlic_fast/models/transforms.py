@@ -1,14 +1,21 @@
-"""Analysis, synthesis and hyper transforms (MLIC++, figure 3 and section 3.1)."""
+"""Analysis, synthesis and hyper transforms.
+
+Residual transforms are those of MLIC++ (figure 3 and section 3.1). Block transforms are this
+project's own: cheap 1x1 and depthwise layers on 8x8 blocks of pixels; the rest of MLIC++ stays.
+"""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlic_fast.models.config import MlicConfig
 from mlic_fast.models.layers import (
+    MixingBlock,
     ResidualBlock,
     ResidualBlockUpsample,
     ResidualBlockWithStride,
+    conv1x1,
     conv3x3,
     subpel_conv3x3,
 )
@@ -54,6 +61,50 @@ class SynthesisTransform(nn.Module):
 
     def forward(self, y_hat: Tensor) -> Tensor:
         return self.synthesis_transform(y_hat)
+
+
+#: Side of the blocks of pixels that block transforms take as vectors.
+BLOCK = 8
+
+
+class BlockAnalysisTransform(nn.Module):
+    """g_a on blocks: image [B, 3, H, W] in 0..1 -> latents y [B, M, H/16, W/16]."""
+
+    def __init__(self, config: MlicConfig) -> None:
+        super().__init__()
+        fine, coarse = config.analysis_blocks
+        width = config.block_channels
+        self.embed = conv1x1(3 * BLOCK**2, width)
+        self.fine = nn.Sequential(*(MixingBlock(width) for _ in range(fine)))
+        self.down = nn.Conv2d(width, config.M, 2, stride=2)
+        self.coarse = nn.Sequential(*(MixingBlock(config.M) for _ in range(coarse)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.coarse(self.down(self.fine(self.embed(F.pixel_unshuffle(x, BLOCK)))))
+
+
+class BlockSynthesisTransform(nn.Module):
+    """g_s on blocks: decoded latents [B, M, H/16, W/16] -> image [B, 3, H, W]."""
+
+    def __init__(self, config: MlicConfig) -> None:
+        super().__init__()
+        fine, coarse = config.synthesis_blocks
+        width = config.block_channels
+        self.coarse = nn.Sequential(*(MixingBlock(config.M) for _ in range(coarse)))
+        self.up = conv1x1(config.M, 4 * width)
+        self.fine = nn.Sequential(*(MixingBlock(width) for _ in range(fine)))
+        self.project = conv1x1(width, 3 * BLOCK**2)
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        x = F.pixel_shuffle(self.up(self.coarse(y_hat)), 2)
+        return F.pixel_shuffle(self.project(self.fine(x)), BLOCK)
+
+
+def make_transforms(config: MlicConfig) -> tuple[nn.Module, nn.Module]:
+    """g_a and g_s."""
+    if config.transforms == "blocks":
+        return BlockAnalysisTransform(config), BlockSynthesisTransform(config)
+    return AnalysisTransform(config), SynthesisTransform(config)
 
 
 class HyperAnalysis(nn.Module):

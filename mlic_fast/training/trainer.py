@@ -81,6 +81,10 @@ def build_model(config: TrainConfig, stored: MlicConfig | None = None) -> MlicMo
             f"--start {config.start} is for fresh networks: give a preset as --model, and no "
             "--warm-start"
         )
+    if config.start == "klt" and model.config.transforms != "residual":
+        raise TrainingError(
+            "--start klt is for residual transforms: leave it out for a model on blocks"
+        )
     for source in filter(None, sources):
         warm_start(model, source)
     return model

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lively import SMALL, lively_model, photograph
+from lively import BLOCKS, SMALL, lively_model, photograph
 
 import mlic_fast
 from mlic_fast.codec import Codec
@@ -57,9 +57,9 @@ def same_latents(stream: bytes, cpu: Codec, gpu: Codec) -> bool:
     return torch.equal(mine.view(torch.int32), theirs.view(torch.int32))
 
 
-@pytest.mark.parametrize("variant", list(SMALL))
-def test_both_engines_make_one_stream(device: torch.device, variant: str) -> None:
-    cpu, gpu = codecs(SMALL[variant], device)
+@pytest.mark.parametrize("name", [*SMALL, "blocks"])
+def test_both_engines_make_one_stream(device: torch.device, name: str) -> None:
+    cpu, gpu = codecs({**SMALL, "blocks": BLOCKS}[name], device)
     image = pixels(64, 128, 1)[0]
     stream = gpu.compress(image)
     if device.type == "cpu":  # the same transforms too, hence the same bytes and pixels
@@ -149,6 +149,7 @@ def test_workspace() -> None:
     config = PRESETS["mlic_plus_plus"]
     assert f"{workspace(config, 1, 2176, 3840) / 2**30:.1f}" == "3.5"  # docs/architecture.md
     assert f"{workspace(config, 1, 4352, 7680) / 2**30:.1f}" == "14.0"
+    assert workspace(PRESETS["photo"], 1, 2176, 3840) < workspace(config, 1, 2176, 3840)
     assert workspace(config, 3, 64, 128) == 6 * workspace(config, 1, 64, 64)
 
 
@@ -197,8 +198,8 @@ def test_full_size_follows_the_cpu_engine(device: torch.device) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is for machines without a GPU")
 def test_without_a_gpu_it_says_so() -> None:
     with pytest.raises(EngineError, match="no CUDA device"):
-        mlic_fast.load("demo", engine="gpu")
-    assert mlic_fast.load("demo").engine == "cpu"
+        mlic_fast.load("photo", engine="gpu")
+    assert mlic_fast.load("photo").engine == "cpu"
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""Compiles what encoding and decoding with the demo model launch, on a machine without a GPU.
+"""Compiles what encoding and decoding with the photograph model launch, on a machine without a GPU.
 
 A stub takes the place of Triton's driver, so that launches can be compiled but not run. Prints, as
 JSON, how many kernels were compiled and the seconds it took.
@@ -19,8 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 import mlic_fast
-from mlic_fast.engine.device import compile_path
-from mlic_fast.engine.fused import FusedTransforms
+from mlic_fast.engine.device import compile_path, device_transforms
 from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.kernels import configs
 from mlic_fast.kernels.functions import compile_only
@@ -48,9 +47,9 @@ def main() -> None:
         compiled.append(str(kwargs["repr"]))
 
     triton.knobs.runtime.jit_post_compile_hook = hook
-    codec = mlic_fast.load(sys.argv[1] if sys.argv[1:] else "demo", device="cpu")
+    codec = mlic_fast.load(sys.argv[1] if sys.argv[1:] else "photo", device="cpu")
     ops = GpuOps(codec.packed, torch.device("cpu"))
-    transforms = FusedTransforms(codec.model, torch.bfloat16)
+    transforms = device_transforms(codec.model, torch.bfloat16)
     start = time.perf_counter()
     for encoding in (True, False):
         work = partial(compile_path, ops, transforms, torch.device("cpu"), 1, 8, 12, encoding)

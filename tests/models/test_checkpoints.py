@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import re
@@ -12,12 +14,19 @@ from typing import Any
 
 import pytest
 import torch
-from lively import SMALL, lively_model
+from lively import BLOCKS, SMALL, lively_model
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mlic_fast.errors import CheckpointError
-from mlic_fast.models import MlicConfig, MlicModel, load_checkpoint, save_checkpoint
+from mlic_fast.models import (
+    PRESETS,
+    MlicConfig,
+    MlicModel,
+    create_model,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mlic_fast.models.checkpoints import CONFIG_KEY
 
 State = dict[str, Tensor]
@@ -41,12 +50,13 @@ def assert_same(actual: MlicModel, expected: MlicModel) -> None:
 # -- files that fit --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*sorted(SMALL), "variable", "2023"])
+@pytest.mark.parametrize("name", [*sorted(SMALL), "variable", "2023", "blocks"])
 def test_own_files(name: str, tmp_path: Path) -> None:
     config = {
         **SMALL,
         "variable": replace(SMALL["mlic_plus"], lambdas=(0.1, 0.2)),
         "2023": replace(SMALL["mlic_plus_plus"], weight_family="2023"),
+        "blocks": BLOCKS,
     }[name]
     model = lively_model(config).eval()
     save_checkpoint(model, tmp_path / "model.safetensors")
@@ -320,3 +330,20 @@ def test_damaged_files(tmp_path: Path, kind: str) -> None:
             load_checkpoint(path)
         except CheckpointError as error:
             assert str(error)
+
+
+def test_each_kind_of_transforms_writes_its_own_fields() -> None:
+    """The identities of models with residual transforms are what they were before blocks."""
+    residual = json.loads(MlicConfig().to_json())
+    assert not residual.keys() & {"transforms", "block_channels", "analysis_blocks"}
+    assert hashlib.sha256(PRESETS["demo"].to_json().encode()).hexdigest()[:8] == "24595aad"
+    blocks = PRESETS["photo"]
+    assert "stage_channels" not in json.loads(blocks.to_json())
+    for config in (blocks, BLOCKS, MlicConfig()):
+        assert MlicConfig.from_json(config.to_json()) == config
+
+
+def test_fresh_blocks_are_the_identity() -> None:
+    model = create_model(PRESETS["photo"])
+    x = torch.randn(1, 320, 4, 4)
+    assert torch.equal(model.g_s.coarse(x), x)

@@ -15,7 +15,7 @@ from mlic_fast.evaluation.metrics import psnr
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    return load("demo", device="cpu")
+    return load("photo", device="cpu")
 
 
 def test_quality_is_smooth(codec: Codec) -> None:
@@ -50,5 +50,5 @@ def test_engines_decode_to_the_encoders_latents(
     (latents,) = encoded
     for engine in ("cpu", "spec"):
         assert torch.equal(
-            load("demo", device="cpu", engine=engine).decode_latents(stream), latents[0]
+            load("photo", device="cpu", engine=engine).decode_latents(stream), latents[0]
         )
