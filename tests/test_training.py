@@ -449,6 +449,8 @@ def test_model_and_warm_start_from_checkpoints(photographs: Path, tmp_path: Path
     )
     with pytest.raises(TrainingError, match="--warm-start"):
         trainer_module.build_model(options(photographs, tmp_path, model=path, lmbda=lmbda))
+    with pytest.raises(TrainingError, match="--start klt is for residual transforms"):
+        trainer_module.build_model(options(photographs, tmp_path, model="photo", start="klt"))
     for source in ({"model": path}, {"warm_start": path}):
         with pytest.raises(TrainingError, match="--start klt is for fresh networks"):
             trainer_module.build_model(options(photographs, tmp_path, start="klt", **source))
