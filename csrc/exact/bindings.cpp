@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "exact/blocks.h"
 #include "exact/constants.h"
 #include "exact/dispatch.h"
 #include "exact/ops.h"
@@ -218,10 +219,10 @@ class Kernels {
     d.scales = s.data();
     d.unit = unit;
     d.gelu = gelu;
-    d.out = output<int16_t>(out, shape_of(x), "the output");
     d.out_scale = out_scale;
+    int16_t* to = output<int16_t>(out, shape_of(x), "the output");
     const py::gil_scoped_release release;
-    run_.depthwise(w.data(), act.batch, d);
+    run_.depthwise(w.data(), act.batch, d, to);
   }
 
   void layer_norm(const py::array& x, const py::array& gain, const py::array& bias, float epsilon,
@@ -302,6 +303,43 @@ class Kernels {
                        half[3], to);
   }
 
+  void mixing_blocks(const std::vector<std::shared_ptr<exact::MixingBlock>>& blocks,
+                     py::array x) const {
+    require(x.ndim() == 4, "x must be [B, H, W, C]");
+    require(!blocks.empty(), "there must be blocks");
+    std::vector<const exact::MixingBlock*> list;
+    for (const auto& block : blocks) {
+      require(block != nullptr, "a block is missing");
+      require(block->mix_in.weights->channels() == x.shape(3), "blocks and x differ in channels");
+      list.push_back(block.get());
+    }
+    float* to = output<float>(x, shape_of(x), "x");
+    const py::ssize_t batch = x.shape(0), height = x.shape(1), width = x.shape(2);
+    const py::ssize_t channels = x.shape(3);
+    const py::gil_scoped_release release;
+    exact::mixing_blocks(run_, list, batch, height, width, channels, to);
+  }
+
+  void to_blocks(const py::array& images, py::array out) const {
+    require(images.ndim() == 4 && out.ndim() == 4, "images must be [B, 3, H, W]");
+    const py::ssize_t batch = images.shape(0), height = out.shape(1), width = out.shape(2);
+    const Contiguous<uint8_t> from(images, {batch, exact::kColours, 8 * height, 8 * width},
+                                   "images");
+    int16_t* to = output<int16_t>(out, {batch, height, width, 192}, "the output");
+    const py::gil_scoped_release release;
+    exact::to_blocks(run_, from.data(), batch, height, width, to);
+  }
+
+  void to_pixels(const py::array& r, py::array images) const {
+    require(r.ndim() == 4, "the input must be [B, H, W, 192]");
+    const py::ssize_t batch = r.shape(0), height = r.shape(1), width = r.shape(2);
+    const Contiguous<float> from(r, {batch, height, width, 192}, "the input");
+    uint8_t* to =
+        output<uint8_t>(images, {batch, exact::kColours, 8 * height, 8 * width}, "images");
+    const py::gil_scoped_release release;
+    exact::to_pixels(run_, from.data(), batch, height, width, to);
+  }
+
   int64_t peak(int64_t iterations) const {
     const py::gil_scoped_release release;
     return run_.kernels->peak(iterations);
@@ -336,6 +374,41 @@ std::shared_ptr<exact::Weights> make_weights(const py::array& w, int threads) {
   return std::make_shared<exact::Weights>(from.data(), outputs, kernel, channels, threads);
 }
 
+exact::Scaling scaling_of(const py::array& bias, const py::array& scales, float unit,
+                          float out_scale) {
+  const Contiguous<float> b(bias, {bias.size()}, "the bias");
+  const Contiguous<float> s(scales, {bias.size()}, "scales");
+  return {{b.data(), b.data() + bias.size()}, {s.data(), s.data() + bias.size()}, unit, out_scale};
+}
+
+exact::Pointwise pointwise_of(const std::shared_ptr<exact::Weights>& weights, const py::array& bias,
+                              const py::array& scales, float unit, float out_scale) {
+  require(weights != nullptr && weights->kernel() == 1, "weights must be those of a 1x1 layer");
+  require(weights->outputs() == bias.size(), "weights and bias differ in channels");
+  require(weights->channels() % 2 == 0, "the channels must be even in number");
+  return {weights, scaling_of(bias, scales, unit, out_scale)};
+}
+
+std::shared_ptr<exact::MixingBlock> make_mixing_block(
+    const exact::Pointwise& mix_in, const py::array& taps, const py::array& bias,
+    const py::array& scales, float unit, float out_scale, const exact::Pointwise& mix_out,
+    const exact::Pointwise& expand, const exact::Pointwise& contract, float in_scale) {
+  const py::ssize_t channels = mix_in.weights->channels();
+  const auto fits = [](const exact::Pointwise& layer, py::ssize_t inputs, py::ssize_t outputs) {
+    require(layer.weights->channels() == inputs && layer.weights->outputs() == outputs,
+            "the layers of a block differ in channels");
+  };
+  fits(mix_in, channels, channels);
+  fits(mix_out, channels, channels);
+  fits(expand, channels, 2 * channels);
+  fits(contract, 2 * channels, channels);
+  require_shape(bias, {channels}, "the bias");
+  const Contiguous<int16_t> w(taps, {3, 3, channels}, "taps");
+  return std::make_shared<exact::MixingBlock>(exact::MixingBlock{
+      mix_in, exact::depthwise_taps(w.data(), channels), scaling_of(bias, scales, unit, out_scale),
+      mix_out, expand, contract, in_scale});
+}
+
 py::dict constants() {
   py::dict d;
   d["GELU_CLAMP"] = exact::kGeluClamp;
@@ -361,6 +434,13 @@ void bind_exact(py::module_& parent) {
   py::class_<exact::Weights, std::shared_ptr<exact::Weights>>(m, "Weights")
       .def(py::init(&make_weights), "weights"_a, "threads"_a = 1);
 
+  py::class_<exact::Pointwise>(m, "Pointwise")
+      .def(py::init(&pointwise_of), "weights"_a, "bias"_a, "scales"_a, py::kw_only(), "unit"_a,
+           "out_scale"_a);
+  py::class_<exact::MixingBlock, std::shared_ptr<exact::MixingBlock>>(m, "MixingBlock")
+      .def(py::init(&make_mixing_block), "mix_in"_a, "taps"_a, "bias"_a, "scales"_a, "unit"_a,
+           "out_scale"_a, "mix_out"_a, "expand"_a, "contract"_a, "in_scale"_a);
+
   py::class_<Kernels>(m, "Kernels")
       .def(py::init<const std::string&, int>(), "isa"_a, "threads"_a)
       .def("conv", &Kernels::conv, "inputs"_a, "weights"_a, "scales"_a, "units"_a, py::kw_only(),
@@ -378,5 +458,8 @@ void bind_exact(py::module_& parent) {
            "heads"_a, "exclude"_a, "logit_scale"_a, "value_scale"_a, "out"_a, "out_scale"_a)
       .def("quantise", &Kernels::quantise, "r"_a, py::kw_only(), "out"_a, "out_scale"_a)
       .def("add_half_tanh", &Kernels::add_half_tanh, "r"_a, "parity"_a, "y"_a)
+      .def("to_blocks", &Kernels::to_blocks, "images"_a, "out"_a)
+      .def("to_pixels", &Kernels::to_pixels, "r"_a, "images"_a)
+      .def("mixing_blocks", &Kernels::mixing_blocks, "blocks"_a, "x"_a)
       .def("peak", &Kernels::peak, "iterations"_a);
 }

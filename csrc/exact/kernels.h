@@ -55,7 +55,7 @@ struct Conv {
   const int16_t* residual_act;  // likewise, with a stride between positions
   ptrdiff_t residual_stride;
   float residual_scale;
-  float* out_float;  // one of the two is null
+  float* out_float;  // one of the two may be null; out_float may be the residual
   int16_t* out_act;
   float out_scale;
 };
@@ -70,7 +70,6 @@ struct Depthwise {
   float unit;
   bool gelu;
   const int16_t* zeros;  // [channels]
-  int16_t* out;
   float out_scale;
 };
 
@@ -123,8 +122,8 @@ struct SoftmaxAttention {
 struct Kernels {
   // Positions begin .. end of one panel.
   void (*conv)(const Conv&, int panel, ptrdiff_t begin, ptrdiff_t end);
-  // Row of the output, out of batch * height.
-  void (*depthwise)(const Depthwise&, ptrdiff_t row);
+  // Positions begin .. end, out of batch * height * width, into out [end - begin, channels].
+  void (*depthwise)(const Depthwise&, ptrdiff_t begin, ptrdiff_t end, int16_t* out);
   void (*layer_norm)(const LayerNorm&, ptrdiff_t begin, ptrdiff_t end);
   // Row of windows, out of batch * height.
   void (*window_attention)(const WindowAttention&, ptrdiff_t row);
@@ -142,6 +141,8 @@ struct Kernels {
   void (*quantise_ratio)(const float* r, float divisor, float real_scale, float scale, int16_t* out,
                          ptrdiff_t count);
   void (*quantise)(const float* r, float scale, int16_t* out, ptrdiff_t count);
+  // round(r[i]), clamped to 0 .. 255
+  void (*to_bytes)(const float* r, uint8_t* out, ptrdiff_t count);
   // y[i] = y[i] + half_tanh(r[i])
   void (*add_half_tanh)(const float* r, float* y, ptrdiff_t count);
   // A loop of products in registers alone; gives their number.

@@ -169,9 +169,8 @@ void conv_tile(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, in
       }
       if (c.out_act != nullptr) {
         S::narrow(c.out_act + at, quantise(y, S::set(c.out_scale)), left);
-      } else {
-        S::store(c.out_float + at, y, left);
       }
+      if (c.out_float != nullptr) S::store(c.out_float + at, y, left);
     }
   }
 }
@@ -197,19 +196,21 @@ void conv(const Conv& c, int index, ptrdiff_t begin, ptrdiff_t end) {
   }
 }
 
-void depthwise(const Depthwise& d, ptrdiff_t row) {
-  const ptrdiff_t y = row % d.height;
+void depthwise(const Depthwise& d, ptrdiff_t begin, ptrdiff_t end, int16_t* out) {
   const ptrdiff_t row_stride = d.width * d.pixel_stride;
-  const int16_t* middle = d.x + row * row_stride;
   const F scale = S::set(d.out_scale);
-  for (ptrdiff_t x = 0; x < d.width; ++x) {
+  for (ptrdiff_t n = begin; n < end; ++n, out += d.channels) {
+    const ptrdiff_t x = n % d.width;
+    const ptrdiff_t y = n / d.width % d.height;
+    const int16_t* middle = d.x + n * d.pixel_stride;
     const int16_t* taps[9];
     for (int dy = 0; dy < 3; ++dy) {
       for (int dx = 0; dx < 3; ++dx) {
         const ptrdiff_t yy = y + dy - 1;
         const ptrdiff_t xx = x + dx - 1;
         const bool inside = yy >= 0 && yy < d.height && xx >= 0 && xx < d.width;
-        taps[3 * dy + dx] = inside ? middle + (dy - 1) * row_stride + xx * d.pixel_stride : d.zeros;
+        taps[3 * dy + dx] =
+            inside ? middle + (dy - 1) * row_stride + (dx - 1) * d.pixel_stride : d.zeros;
       }
     }
     for (ptrdiff_t c = 0; c < d.channels; c += W) {
@@ -224,7 +225,7 @@ void depthwise(const Depthwise& d, ptrdiff_t row) {
       const F m = S::mul(S::load(d.scales + c, left), S::set(d.unit));
       F r = S::add(S::load(d.bias + c, left), S::mul(S::to_float(acc), m));
       if (d.gelu) r = gelu(r);
-      S::narrow(d.out + (row * d.width + x) * d.channels + c, quantise(r, scale), left);
+      S::narrow(out + c, quantise(r, scale), left);
     }
   }
 }
@@ -308,6 +309,16 @@ void quantise_ratio(const float* r, float divisor, float real_scale, float scale
 void quantise_all(const float* r, float scale, int16_t* out, ptrdiff_t count) {
   for (ptrdiff_t i = 0; i < count; i += W) {
     S::narrow(out + i, quantise(S::load(r + i, count - i), S::set(scale)), count - i);
+  }
+}
+
+void to_bytes(const float* r, uint8_t* out, ptrdiff_t count) {
+  int16_t rounded[W];
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const ptrdiff_t left = count - i < W ? count - i : W;
+    const F x = S::min(S::max(S::load(r + i, left), S::set(0.0f)), S::set(255.0f));
+    S::narrow(rounded, S::round(x), left);
+    for (ptrdiff_t j = 0; j < left; ++j) out[i + j] = static_cast<uint8_t>(rounded[j]);
   }
 }
 
@@ -573,10 +584,9 @@ int64_t peak(int64_t iterations) {
   return S::horizontal_add(total) == -1 ? 0 : iterations * P * V * 2 * W;
 }
 
-constexpr Kernels kKernels = {
-    &conv,       &depthwise,         &layer_norm,     &window_attention, &exp_table,
-    &accumulate, &softmax_attention, &quantise_ratio, &quantise_all,     &add_half_tanh,
-    &peak};
+constexpr Kernels kKernels = {&conv,         &depthwise,  &layer_norm,        &window_attention,
+                              &exp_table,    &accumulate, &softmax_attention, &quantise_ratio,
+                              &quantise_all, &to_bytes,   &add_half_tanh,     &peak};
 
 }  // namespace
 }  // namespace mlic::exact

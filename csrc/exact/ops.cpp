@@ -242,14 +242,22 @@ void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t posi
   });
 }
 
-void Runner::depthwise(const int16_t* weights, ptrdiff_t batch, Depthwise d) const {
-  std::vector<int32_t> lower_halves(static_cast<size_t>(9 * d.channels));
-  std::transform(weights, weights + 9 * d.channels, lower_halves.begin(),
+std::vector<int32_t> depthwise_taps(const int16_t* weights, ptrdiff_t channels) {
+  std::vector<int32_t> taps(static_cast<size_t>(9 * channels));
+  std::transform(weights, weights + 9 * channels, taps.begin(),
                  [](int16_t w) { return int32_t{static_cast<uint16_t>(w)}; });
+  return taps;
+}
+
+void Runner::depthwise(const int16_t* weights, ptrdiff_t batch, Depthwise d, int16_t* out) const {
+  const std::vector<int32_t> taps = depthwise_taps(weights, d.channels);
   const std::vector<int16_t> zeros(static_cast<size_t>(d.channels));
-  d.weights = lower_halves.data();
+  d.weights = taps.data();
   d.zeros = zeros.data();
-  parallel_for(batch * d.height, threads, [&](ptrdiff_t row) { kernels->depthwise(d, row); });
+  parallel_for(batch * d.height, threads, [&](ptrdiff_t row) {
+    const ptrdiff_t first = row * d.width;
+    kernels->depthwise(d, first, first + d.width, out + first * d.channels);
+  });
 }
 
 void Runner::layer_norm(const LayerNorm& l, ptrdiff_t positions) const {

@@ -28,6 +28,9 @@ struct Input {
   float unit;
 };
 
+// Weights [3, 3, channels] as Kernels::depthwise reads them.
+std::vector<int32_t> depthwise_taps(const int16_t* weights, ptrdiff_t channels);
+
 struct Runner {
   const Kernels* kernels;
   int threads;
@@ -35,7 +38,7 @@ struct Runner {
   // Fills in c's segments and pixels, and runs it. All inputs are of one size.
   void conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions, Conv c) const;
   // d lacks the weights, here [3, 3, channels], and the zeros.
-  void depthwise(const int16_t* weights, ptrdiff_t batch, Depthwise d) const;
+  void depthwise(const int16_t* weights, ptrdiff_t batch, Depthwise d, int16_t* out) const;
   void layer_norm(const LayerNorm& l, ptrdiff_t positions) const;
   // bias: [heads, kTokens, kTokens]; a lacks q, k, v, bias, sizes and depth.
   void window_attention(const Act& qkv, const float* bias, WindowAttention a) const;

@@ -24,7 +24,7 @@ from mlic_fast.benchmark.stages import (
 from mlic_fast.benchmark.tracing import TOTAL, Tracer, processor_time
 from mlic_fast.codec import Codec
 from mlic_fast.engine.arithmetic import SpecOps
-from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.exact import ExactEngine, cpu_transforms
 from mlic_fast.errors import MlicError
 
 Result = dict[str, Any]
@@ -46,8 +46,8 @@ def check_arithmetic(codecs: Sequence[Codec]) -> None:
     for codec in _exact(codecs):
         stream = codec.compress(picture)
         assert isinstance(stream, bytes)
-        ops = SpecOps(codec.packed)
-        judge = ExactEngine(codec.model, codec.packed, ops, "spec", torch.float32)
+        transforms = cpu_transforms(codec.model, SpecOps, torch.float32)
+        judge = ExactEngine(transforms, codec.packed, SpecOps(codec.packed), "spec")
         judged = Codec(codec.model, codec.packed, torch.device("cpu"), judge)
         _check_same_latents([codec, judged], stream)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlic_fast.engine import Engine
 from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.engine.operations import Operations
 from mlic_fast.engine.transforms import EngineTransforms
 
@@ -20,7 +21,7 @@ class Parts:
     """Of an exact engine."""
 
     ops: Operations
-    transforms: EngineTransforms | FusedTransforms
+    transforms: EngineTransforms | ExactTransforms | FusedTransforms
 
 
 def parts_of(engine: Engine) -> Parts | None:

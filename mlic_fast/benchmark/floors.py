@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from mlic_fast.benchmark.engines import parts_of
 from mlic_fast.benchmark.machine import integer_peak, matrix_peak
-from mlic_fast.benchmark.operations import count_entropy_path, count_transforms
+from mlic_fast.benchmark.operations import (
+    count_entropy_path,
+    count_exact_transforms,
+    count_transforms,
+)
 from mlic_fast.benchmark.stages import ENTROPY_PATH, Seconds
 from mlic_fast.codec import Codec
+from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.models.mlic import ALIGNMENT
 
 
@@ -16,8 +21,12 @@ def stage_floors(codec: Codec, width: int, height: int) -> Seconds:
     if parts is None:
         return {}
     padded = [-(-side // ALIGNMENT) * ALIGNMENT for side in (width, height)]
-    peak = matrix_peak(parts.transforms._dtype, codec.device)
-    transforms = count_transforms(codec.model, *padded)
+    integers = integer_peak(codec.device)
+    if isinstance(parts.transforms, ExactTransforms):
+        peak, transforms = integers, count_exact_transforms(parts.transforms.packed, *padded)
+    else:
+        peak = matrix_peak(parts.transforms._dtype, codec.device)
+        transforms = count_transforms(codec.model, *padded)
     floors = {name: count / peak for name, count in transforms.items()}
-    floors[ENTROPY_PATH] = count_entropy_path(codec.packed, *padded) / integer_peak(codec.device)
+    floors[ENTROPY_PATH] = count_entropy_path(codec.packed, *padded) / integers
     return floors

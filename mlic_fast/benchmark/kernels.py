@@ -14,14 +14,15 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlic_fast.benchmark.engines import Parts, is_gpu, parts_of
+from mlic_fast.benchmark.engines import is_gpu, parts_of
 from mlic_fast.benchmark.operations import Counter, read_planes, used_segments
 from mlic_fast.benchmark.stages import replaced, watched
 from mlic_fast.benchmark.tracing import Tracer
 from mlic_fast.codec import Codec
 from mlic_fast.engine import path
+from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.engine.operations import Act, Operations
-from mlic_fast.engine.packed import PackedModel, Segment
+from mlic_fast.engine.packed import PackedLayers, Segment
 from mlic_fast.engine.reference import ReferenceEngine
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.layers import GDN
@@ -72,8 +73,12 @@ def watched_kernels(codec: Codec, *, processor: bool = False) -> Iterator[Tracer
     with watched(codec, processor=processor) as tracer, ExitStack() as stack:
         parts = parts_of(engine)
         if parts is not None:
-            for name, timed in _timed_operations(tracer, parts.ops, codec.packed):
-                stack.enter_context(replaced(parts.ops, name, timed))
+            backends: list[tuple[Operations, PackedLayers]] = [(parts.ops, codec.packed)]
+            if isinstance(parts.transforms, ExactTransforms):
+                backends.append((parts.transforms.ops, parts.transforms.packed))
+            for ops, packed in backends:
+                for name, timed in _timed_operations(tracer, ops, packed):
+                    stack.enter_context(replaced(ops, name, timed))
             code_slice = tracer.wrap(SLICE, SLICE, path._Passes.code_slice)
             # A function, so that it becomes a method.
             stack.enter_context(
@@ -86,7 +91,7 @@ def watched_kernels(codec: Codec, *, processor: bool = False) -> Iterator[Tracer
                     describe = _epilogue_describer(name)
                     timed = tracer.wrap(KERNEL, name, getattr(epilogues, name), describe)
                     stack.enter_context(replaced(epilogues, name, timed))
-            for name, module in _transform_modules(parts):
+            for name, module in _transform_modules(parts.transforms):
                 timed = tracer.wrap(MODULE, name, module.forward)
                 stack.enter_context(replaced(module, "forward", timed))
             stack.enter_context(_WatchedOperators(tracer))
@@ -106,8 +111,9 @@ def _networks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _transform_modules(parts: Parts) -> Iterator[tuple[str, nn.Module]]:
-    transforms = parts.transforms
+def _transform_modules(transforms: Any) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(transforms, ExactTransforms):
+        return
     networks = {
         "g_a": transforms._g_a,
         "h_a": transforms._h_a,
@@ -172,7 +178,7 @@ class _WatchedOperators(TorchDispatchMode):
 
 
 def _timed_operations(
-    tracer: Tracer, ops: Operations, packed: PackedModel
+    tracer: Tracer, ops: Operations, packed: PackedLayers
 ) -> Iterator[tuple[str, Any]]:
     """The methods of a backend; networks that call its own operations get spans around those."""
     counter = Counter(packed)
@@ -187,7 +193,7 @@ def _timed_operations(
 
 
 def _describer(
-    packed: PackedModel, counter: Counter, name: str, signature: inspect.Signature
+    packed: PackedLayers, counter: Counter, name: str, signature: inspect.Signature
 ) -> Any:
     def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         arguments = signature.bind(*args, **kwargs).arguments
@@ -227,7 +233,7 @@ _MODULES = {
     "intra_queries_and_keys": "global_intra_context.{i}",
 }
 #: Methods that only call others, in a backend that does not fuse them.
-NETWORK_METHODS = {*_MODULES, "sums", "project"}
+NETWORK_METHODS = {*_MODULES, "sums", "project", "mixing_blocks"}
 
 
 def _layers_of(name: str, arguments: dict[str, Any]) -> list[str]:
@@ -235,12 +241,13 @@ def _layers_of(name: str, arguments: dict[str, Any]) -> list[str]:
     if name in _MODULES:
         colour = "nonanchor" if arguments.get("parity") is Parity.NON_ANCHOR else "anchor"
         return [_MODULES[name].format(i=arguments.get("i"), colour=colour)]
-    if "layer" in arguments:
-        return [arguments["layer"]]
+    for key in ("layer", "prefix"):
+        if key in arguments:
+            return [arguments[key]]
     return list(arguments.get("layers") or arguments.get("prefixes") or [])
 
 
-def _segments(packed: PackedModel, name: str) -> list[Segment]:
+def _segments(packed: PackedLayers, name: str) -> list[Segment]:
     """The weights of a layer, or of all layers of a module."""
     layers = packed.layers
     inside = [name] if name in layers else [key for key in layers if key.startswith(f"{name}.")]

@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlic_fast.engine.arithmetic import WINDOW, Float, Int32, SpecOps
+from mlic_fast.engine.exact_transforms import analysis, hyper_analysis, synthesis
 from mlic_fast.engine.operations import Act, Latents
-from mlic_fast.engine.packed import Layer, PackedModel, Segment
+from mlic_fast.engine.packed import Layer, PackedLayers, PackedModel, PackedTransforms, Segment
 from mlic_fast.engine.path import code_latents
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import Transforms
@@ -37,6 +38,16 @@ def count_entropy_path(packed: PackedModel, width: int, height: int) -> int:
     return ops.products
 
 
+def count_exact_transforms(packed: PackedTransforms, width: int, height: int) -> dict[str, int]:
+    """As :func:`count_transforms`, of what exact arithmetic multiplies."""
+    ops = _CountingOps(packed)
+    y = analysis(ops, torch.zeros(1, dtype=torch.uint8).expand(1, 3, height, width))
+    hyper_analysis(ops, y)
+    encoding = ops.products
+    synthesis(ops, y)
+    return {"g_a + h_a": encoding, "g_s": ops.products - encoding}
+
+
 def _count(module: nn.Module, shape: tuple[int, ...]) -> int:
     module = copy.deepcopy(module).to("meta")
     with FlopCounterMode(display=False) as counter:
@@ -53,7 +64,7 @@ def _no_symbols(
 class Counter:
     """Counts the products of single operations and networks of a backend, from shapes alone."""
 
-    def __init__(self, packed: PackedModel) -> None:
+    def __init__(self, packed: PackedLayers) -> None:
         self._ops = _CountingOps(packed)
 
     def count(self, name: str, arguments: Mapping[str, Any], result: Any) -> int:
@@ -80,6 +91,7 @@ _MULTIPLYING = {
     *("sums", "project", "hyper_synthesis", "entropy_parameters", "predict_residual"),
     *("channel_context", "local_context"),
     *("inter_context", "intra_context", "intra_queries_and_keys"),
+    "mixing_blocks",
 }
 
 
@@ -112,7 +124,7 @@ def read_planes(x: Any) -> torch.Tensor:
 class _CountingOps(SpecOps):
     """The specification without its products, which are zero, and with their number."""
 
-    def __init__(self, packed: PackedModel) -> None:
+    def __init__(self, packed: PackedLayers) -> None:
         super().__init__(packed)
         self.products = 0
 

@@ -38,6 +38,7 @@ from mlic_fast.benchmark.stages import (
 )
 from mlic_fast.benchmark.tracing import Span, Tracer, own_seconds, processor_time
 from mlic_fast.codec import Codec
+from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.errors import EngineError
 from mlic_fast.models.checkerboard import Parity
 
@@ -103,8 +104,10 @@ def measure_peaks(codec: Codec) -> Peaks:
     if parts is None:
         raise EngineError(f"the engine {codec.engine!r} can only be profiled --against another")
     device = codec.device
-    dtype = parts.transforms._dtype
-    return Peaks(matrix_peak(dtype, device), integer_peak(device), bandwidth(device))
+    integers = integer_peak(device)
+    if isinstance(parts.transforms, ExactTransforms):
+        return Peaks(integers, integers, bandwidth(device))
+    return Peaks(matrix_peak(parts.transforms._dtype, device), integers, bandwidth(device))
 
 
 def profile(

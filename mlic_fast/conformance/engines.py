@@ -10,7 +10,7 @@ import torch
 from mlic_fast.codec import Codec
 from mlic_fast.engine import Engine, gpu_problem
 from mlic_fast.engine.arithmetic import SpecOps
-from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.exact import ExactEngine, cpu_transforms
 from mlic_fast.engine.operations import Operations
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.errors import EngineError
@@ -58,7 +58,8 @@ def codec_on(
     used: Any = ops if recorder is None else recorder
     engine: Engine
     if isinstance(ops, SpecOps):
-        engine = ExactEngine(model, packed, used, "exact", torch.float32)
+        transforms = cpu_transforms(model, type(ops), torch.float32)
+        engine = ExactEngine(transforms, packed, used, "exact")
     else:
         from mlic_fast.engine.device import GpuEngine
 

@@ -95,13 +95,15 @@ def create_engine(
     if device.type != "cpu":
         raise EngineError(f"the engine {name!r} runs on the CPU only: load with device='cpu'")
 
-    from mlic_fast.engine.exact import ExactEngine
+    from mlic_fast.engine.exact import ExactEngine, cpu_transforms
 
     if name == "spec":
         from mlic_fast.engine.arithmetic import SpecOps
 
-        return ExactEngine(model, packed, SpecOps(packed), name, torch.float32)
+        transforms = cpu_transforms(model, SpecOps, torch.float32)
+        return ExactEngine(transforms, packed, SpecOps(packed), name)
     from mlic_fast.engine.cpu import CpuOps
     from mlic_fast.engine.transforms import cpu_dtype
 
-    return ExactEngine(model, packed, CpuOps(packed), name, cpu_dtype())
+    transforms = cpu_transforms(model, CpuOps, cpu_dtype())
+    return ExactEngine(transforms, packed, CpuOps(packed), name)

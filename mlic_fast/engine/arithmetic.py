@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mlic_fast.coder import scale_indexes
 from mlic_fast.engine.operations import Act, Latents, Operations
@@ -78,7 +79,7 @@ def power_of_two(exponent: Any) -> Any:
     return np.ldexp(f32(1.0), exponent)
 
 
-def exponents_of(largest: Float) -> Int32:
+def exponents_of(largest: Float | np.float32) -> Int32:
     """The largest exponents with which values of these magnitudes do not saturate; 0 for zero."""
     mantissa, exponent = np.frexp(largest)  # largest = mantissa * 2^exponent, mantissa in [1/2, 1)
     bits = ACTIVATION_LIMIT.bit_length()
@@ -230,6 +231,42 @@ class SpecOps(Operations):
         q = x.q.reshape(batch, height, width, channels // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
         q = np.ascontiguousarray(q).reshape(batch, 2 * height, 2 * width, channels // 4)
         return Act(q, x.exponent)
+
+    # -- block transforms ---------------------------------------------------------------------
+
+    def to_blocks(self, images: Tensor) -> Act:
+        batch, colours, height, width = images.shape
+        q = images.numpy().reshape(batch, colours, height // 8, 8, width // 8, 8)
+        q = q.transpose(0, 2, 4, 1, 3, 5).reshape(batch, height // 8, width // 8, 64 * colours)
+        return Act(q.astype(np.int16), 0)
+
+    def to_pixels(self, r: Float) -> Tensor:
+        batch, height, width, _ = r.shape
+        q = np.rint(np.fmin(np.fmax(r, f32(0)), f32(255))).astype(np.uint8)
+        q = q.reshape(batch, height, width, 3, 8, 8).transpose(0, 3, 1, 4, 2, 5)
+        return torch.from_numpy(q.reshape(batch, 3, 8 * height, 8 * width))
+
+    def from_tensor(self, x: Tensor) -> Float:
+        return np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
+
+    def to_tensor(self, r: Float) -> Tensor:
+        return torch.from_numpy(r).permute(0, 3, 1, 2)
+
+    def scale(self, r: Float, factors: Tensor) -> Float:
+        return r * factors.numpy()
+
+    def every_second(self, x: Act) -> Act:
+        return Act(x.q[:, ::2, ::2], x.exponent)
+
+    def space_to_depth(self, x: Act) -> Act:
+        batch, height, width, channels = x.q.shape
+        q = x.q.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+        return Act(q.reshape(batch, height // 2, width // 2, 4 * channels), x.exponent)
+
+    def depth_to_space(self, r: Float) -> Float:
+        batch, height, width, channels = r.shape
+        r = r.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+        return r.reshape(batch, 2 * height, 2 * width, channels // 4)
 
     # -- products -----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mlic_fast._C import exact
 from mlic_fast.engine.arithmetic import (
@@ -28,7 +29,7 @@ from mlic_fast.errors import EngineError
 from mlic_fast.models.checkerboard import Parity
 
 if TYPE_CHECKING:
-    from mlic_fast.engine.packed import PackedModel
+    from mlic_fast.engine.packed import PackedLayers
 
 #: Environment variable that overrides the instruction set.
 ISA_VARIABLE = "MLIC_FAST_ISA"
@@ -68,10 +69,10 @@ def _scale(exponent: int) -> float:
 
 
 class CpuOps(SpecOps):
-    """The operations of the entropy path on C++ kernels; layouts are inherited.
+    """The operations of the exact arithmetic on C++ kernels; layouts are inherited.
 
     Args:
-        packed: the packed model.
+        packed: the networks.
         isa: as in :func:`instruction_set`.
         threads: default: as many as PyTorch uses.
 
@@ -82,7 +83,7 @@ class CpuOps(SpecOps):
     """
 
     def __init__(
-        self, packed: PackedModel, *, isa: str | None = None, threads: int | None = None
+        self, packed: PackedLayers, *, isa: str | None = None, threads: int | None = None
     ) -> None:
         super().__init__(packed)
         self.threads = threads or torch.get_num_threads()
@@ -92,6 +93,7 @@ class CpuOps(SpecOps):
             name: [exact.Weights(segment.weight, self.threads) for segment in layer.segments]
             for name, layer in packed.layers.items()
         }
+        self._blocks: dict[str, Any] = {}
         #: [3, 3, C] of the layers that can be depthwise.
         self._taps = {
             name: np.ascontiguousarray(layer.segments[0].weight[..., 0].transpose(1, 2, 0))
@@ -111,6 +113,60 @@ class CpuOps(SpecOps):
         y = y.copy()
         self._kernels.add_half_tanh(r, int(parity), y)
         return y
+
+    # -- block transforms ---------------------------------------------------------------------
+
+    def to_blocks(self, images: Tensor) -> Act:
+        batch, _, height, width = images.shape
+        q = np.empty((batch, height // 8, width // 8, 192), np.int16)
+        self._kernels.to_blocks(images.numpy(), q)
+        return Act(q, 0)
+
+    def to_pixels(self, r: Float) -> Tensor:
+        batch, height, width, _ = r.shape
+        images = torch.empty((batch, 3, 8 * height, 8 * width), dtype=torch.uint8)
+        self._kernels.to_pixels(r, images.numpy())
+        return images
+
+    def mixing_blocks(self, prefix: str, count: int, r: Float) -> Float:
+        r = np.ascontiguousarray(r)
+        blocks = [self._mixing_block(prefix, index) for index in range(count)]
+        self._kernels.mixing_blocks(blocks, r)
+        return r
+
+    def _mixing_block(self, prefix: str, index: int) -> Any:
+        name = f"{prefix}.{index}"
+        if name not in self._blocks:
+            picture = self.exponents[prefix]
+
+            def pointwise(layer: str, before: int, after: int) -> Any:
+                (segment,) = self.layers[f"{name}.{layer}"].segments
+                return exact.Pointwise(
+                    self._weights[f"{name}.{layer}"][0],
+                    self.layers[f"{name}.{layer}"].bias,
+                    segment.scale,
+                    unit=_scale(-before),
+                    out_scale=_scale(after),
+                )
+
+            inner = {
+                layer: self.exponents[f"{name}.{layer}"]
+                for layer in ("mix_in", "depthwise", "expand")
+            }
+            depthwise = self.layers[f"{name}.depthwise"]
+            self._blocks[name] = exact.MixingBlock(
+                pointwise("mix_in", picture, inner["mix_in"]),
+                self._taps[f"{name}.depthwise"],
+                depthwise.bias,
+                depthwise.segments[0].scale,
+                _scale(-inner["mix_in"]),
+                _scale(inner["depthwise"]),
+                pointwise("mix_out", inner["depthwise"], picture),
+                pointwise("expand", picture, inner["expand"]),
+                pointwise("contract", inner["expand"], 0),
+                _scale(picture),
+            )
+        return self._blocks[name]
 
     # -- products -----------------------------------------------------------------------------
 

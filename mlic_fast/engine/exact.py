@@ -13,6 +13,8 @@ from mlic_fast.bitstream import EXACT
 from mlic_fast.coder import Decoder, Encoder
 from mlic_fast.engine.arithmetic import Float, Int32, SpecOps, to_symbols
 from mlic_fast.engine.digest import latents_digest
+from mlic_fast.engine.exact_transforms import ExactTransforms
+from mlic_fast.engine.pack_transforms import pack_transforms
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import PerImageEngine
@@ -24,23 +26,26 @@ Indexes = npt.NDArray[np.uint8]
 
 
 class ExactEngine(PerImageEngine):
-    """Transforms in PyTorch, the entropy path in exact arithmetic, the range coder in C++.
+    """The entropy path in exact arithmetic, the range coder in C++.
 
     Args:
-        model: the transforms.
-        packed: its entropy path.
+        transforms: see :func:`cpu_transforms`.
+        packed: the entropy path.
         ops: backend of the entropy path.
         name: of the engine.
-        dtype: of the transforms; pixels may differ by rounding between machines.
     """
 
     arithmetic_version = EXACT
 
     def __init__(
-        self, model: Transforms, packed: PackedModel, ops: SpecOps, name: str, dtype: torch.dtype
+        self,
+        transforms: EngineTransforms | ExactTransforms,
+        packed: PackedModel,
+        ops: SpecOps,
+        name: str,
     ) -> None:
         self.name = name
-        self._transforms = EngineTransforms(model, dtype)
+        self._transforms = transforms
         self._packed = packed
         self._ops = ops
 
@@ -62,6 +67,16 @@ class ExactEngine(PerImageEngine):
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
         return self._transforms.synthesise(y_hat, rate)
+
+
+def cpu_transforms(
+    model: Transforms, backend: type[SpecOps], dtype: torch.dtype
+) -> EngineTransforms | ExactTransforms:
+    """Block transforms in exact arithmetic on a backend, residual ones on PyTorch in a dtype."""
+    if model.config.transforms == "blocks":
+        packed = pack_transforms(model)
+        return ExactTransforms(model, packed, backend(packed))
+    return EngineTransforms(model, dtype)
 
 
 class _Encoding:

@@ -15,7 +15,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from mlic_fast.engine.packed import PackedModel
+from torch import Tensor
+
+from mlic_fast.engine.packed import PackedLayers
 from mlic_fast.models.checkerboard import Parity
 
 #: float32 array of the backend.
@@ -43,13 +45,13 @@ class Latents:
 
 
 class Operations(ABC):
-    """A backend of the entropy path of one packed model.
+    """A backend of the packed networks of one model.
 
-    ``layer`` arguments name layers of the packed model, ``out`` arguments name activations, whose
-    exponents the packed model knows too.
+    ``layer`` arguments name packed layers, ``out`` arguments name activations, whose exponents are
+    packed too.
     """
 
-    def __init__(self, packed: PackedModel) -> None:
+    def __init__(self, packed: PackedLayers) -> None:
         self.config = packed.config
         self.layers = packed.layers
         self.exponents = packed.exponents
@@ -171,6 +173,60 @@ class Operations(ABC):
         Channels of q, k and v are (d, head), the head fastest; of the output (token, head, d).
         """
         raise NotImplementedError
+
+    # What only block transforms use.
+
+    def to_blocks(self, images: Tensor) -> Act:
+        """uint8 [B, 3, H, W] -> 0 .. 255 [B, H/8, W/8, 192], exponent 0: channel 64c + 8v + u is
+        colour c of row v and column u of a block.
+        """
+        raise NotImplementedError
+
+    def to_pixels(self, r: Real) -> Tensor:
+        """The inverse of to_blocks: reals, clamped to 0 .. 255 and rounded, ties to even."""
+        raise NotImplementedError
+
+    def from_tensor(self, x: Tensor) -> Real:
+        """float32 [B, C, H, W] -> [B, H, W, C]."""
+        raise NotImplementedError
+
+    def to_tensor(self, r: Real) -> Tensor:
+        """The inverse of from_tensor."""
+        raise NotImplementedError
+
+    def scale(self, r: Real, factors: Tensor) -> Real:
+        """Times a factor for each channel, float32 [C]."""
+        raise NotImplementedError
+
+    def every_second(self, x: Act) -> Act:
+        """Even rows and columns."""
+        raise NotImplementedError
+
+    def space_to_depth(self, x: Act) -> Act:
+        """[B, H, W, C] -> [B, H/2, W/2, 4C]: channel (2v + u) C + c is row 2y + v, column
+        2x + u.
+        """
+        raise NotImplementedError
+
+    def depth_to_space(self, r: Real) -> Real:
+        """The inverse of space_to_depth, for reals."""
+        raise NotImplementedError
+
+    def mixing_blocks(self, prefix: str, count: int, r: Real) -> Real:
+        """The blocks ``prefix``.0, .1 .. of :class:`mlic_fast.models.layers.MixingBlock`.
+
+        May write into ``r`` [B, H, W, C]. Its activations have the exponent of ``prefix``.
+        """
+        for index in range(count):
+            block = f"{prefix}.{index}"
+            layers = (f"{block}.{name}" for name in ("mix_in", "depthwise", "mix_out"))
+            mix_in, depthwise, mix_out = layers
+            x = self.conv(mix_in, [self.quantise(r, prefix)], activation=True, out=mix_in)
+            r = self.conv(mix_out, [self.depthwise(depthwise, x, out=depthwise)], residual=r)
+            expand, contract = f"{block}.expand", f"{block}.contract"
+            x = self.conv(expand, [self.quantise(r, prefix)], activation=True, out=expand)
+            r = self.conv(contract, [x], residual=r)
+        return r
 
     # -- networks -----------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ def pack(model: MlicModel) -> PackedModel:
     Raises CheckpointError for weights that are not finite, or so large that activations overflow.
     """
     for name, parameter in model.named_parameters():
-        if not np.isfinite(_array(parameter)).all():
+        if not np.isfinite(float_array(parameter)).all():
             raise CheckpointError(
                 f"the model cannot be packed: {name} has values that are not finite"
             )
@@ -268,19 +268,19 @@ class _Noise:
 def _tables(model: MlicModel) -> Tables:
     prior = model.entropy_bottleneck
     parts = (prior.matrices, prior.biases, prior.factors)
-    matrices, biases, factors = ([_array(parameter) for parameter in part] for part in parts)
-    medians = _array(prior.quantiles)[:, 0, 1]
+    matrices, biases, factors = ([float_array(parameter) for parameter in part] for part in parts)
+    medians = float_array(prior.quantiles)[:, 0, 1]
     hyper_tables = factorized_tables(matrices, biases, factors, medians)
     return Tables.concatenate([gaussian_tables(), hyper_tables])
 
 
-def _array(tensor: Any) -> Array:
+def float_array(tensor: Any) -> Array:
     """A copy, which nobody else can free or change: the packed model outlives the float one."""
     return np.array(tensor.detach().float().cpu().numpy(), order="C")
 
 
 def _layers(model: MlicModel) -> dict[str, Layer]:
-    medians = _array(model.entropy_bottleneck.quantiles)[:, 0, 1]
+    medians = float_array(model.entropy_bottleneck.quantiles)[:, 0, 1]
     layers = {"medians": Layer(np.ascontiguousarray(medians))}
     for name, module in model.named_modules():
         if name.startswith(_TRANSFORMS):
@@ -288,22 +288,22 @@ def _layers(model: MlicModel) -> dict[str, Layer]:
         if isinstance(module, nn.Conv2d):
             layers[name] = _conv_layer(model, name, module)
         elif isinstance(module, nn.Linear):
-            weight = _array(module.weight)[:, None, None, :]
-            layers[name] = Layer(_array(module.bias), (pack_weight(weight),))
+            weight = float_array(module.weight)[:, None, None, :]
+            layers[name] = Layer(float_array(module.bias), (pack_weight(weight),))
         elif isinstance(module, nn.LayerNorm):
-            layers[name] = Layer(_array(module.bias), gain=_array(module.weight))
+            layers[name] = Layer(float_array(module.bias), gain=float_array(module.weight))
         elif isinstance(module, LocalContext):
             bias = module.relative_position_table[module.relative_position_index]
-            layers[f"{name}.attention"] = Layer(_array(bias.permute(2, 0, 1)))
+            layers[f"{name}.attention"] = Layer(float_array(bias.permute(2, 0, 1)))
     return layers
 
 
 def _conv_layer(model: MlicModel, name: str, conv: nn.Conv2d) -> Layer:
-    weight = _array(conv.weight)
-    bias = _array(conv.bias)
+    weight = float_array(conv.weight)
+    bias = float_array(conv.bias)
     parent = model.get_submodule(".".join(name.split(".")[:2]))
     if isinstance(parent, StackedCheckerboardContext):
-        weight = weight * _array(parent.mask)
+        weight = weight * float_array(parent.mask)
     weight = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))  # [O, k, k, C]
     if isinstance(parent, LocalContext):
         # The windows come as vectors of 25 tokens times C: the fusion is a 1x1 convolution.

@@ -34,19 +34,41 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class PackedModel:
-    """All that an encoder and a decoder must share to agree on every bit.
+class PackedLayers:
+    """Networks in integers.
 
     Attributes:
         config: hyper-parameters.
         layers: by the names of the float model.
         exponents: of every activation, by name.
-        tables: 64 Gaussian tables, then one for each channel of z.
     """
 
     config: MlicConfig
     layers: dict[str, Layer]
     exponents: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PackedTransforms(PackedLayers):
+    """g_a, h_a and g_s of a model with block transforms.
+
+    Attributes:
+        analysis_scale: float32 [M], powers of two: latents are what g_a gives times these.
+        synthesis_scale: likewise, what g_s takes is latents times these.
+    """
+
+    analysis_scale: npt.NDArray[np.float32]
+    synthesis_scale: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PackedModel(PackedLayers):
+    """All that an encoder and a decoder must share to agree on every bit.
+
+    Attributes:
+        tables: 64 Gaussian tables, then one for each channel of z.
+    """
+
     tables: Tables
 
     def hyper_indexes(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint16]:

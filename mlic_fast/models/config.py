@@ -99,6 +99,8 @@ class MlicConfig:
             raise ValueError(f"unknown variant {self.variant!r}")
         if self.weight_family not in ("current", "2023"):
             raise ValueError(f"unknown weight family {self.weight_family!r}")
+        if self.block_channels % 2:
+            raise ValueError("block_channels must be even")
         if self.transforms not in _OF_TRANSFORMS:
             raise ValueError(f"unknown transforms {self.transforms!r}")
         if self.M % self.slices:

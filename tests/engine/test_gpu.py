@@ -17,7 +17,7 @@ from lively import BLOCKS, SMALL, lively_model, photograph
 import mlic_fast
 from mlic_fast.codec import Codec
 from mlic_fast.engine.cpu import CpuOps
-from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.exact import ExactEngine, cpu_transforms
 from mlic_fast.engine.graphs import Gate, Pool, Recording
 from mlic_fast.engine.pack import pack
 from mlic_fast.errors import CorruptStreamError, DeviceMemoryError, EngineError
@@ -40,7 +40,8 @@ def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:
 
     model = lively_model(config).eval()
     packed = pack(model)
-    cpu = ExactEngine(model, packed, CpuOps(packed), "cpu", torch.float32)
+    transforms = cpu_transforms(model, CpuOps, torch.float32)
+    cpu = ExactEngine(transforms, packed, CpuOps(packed), "cpu")
     there = lively_model(config).eval().to(device)
     gpu = GpuEngine(there, packed, device, dtype=torch.float32)
     if device.type == "cpu":

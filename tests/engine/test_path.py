@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlic_fast.coder import SCALES
 from mlic_fast.engine.arithmetic import SpecOps, squeeze
-from mlic_fast.engine.exact import ExactEngine
+from mlic_fast.engine.exact import ExactEngine, cpu_transforms
 from mlic_fast.engine.operations import Latents
 from mlic_fast.engine.pack import pack
 from mlic_fast.engine.packed import PackedModel
@@ -188,8 +188,9 @@ def test_the_smallest_drift_shows_in_the_digest(small_models: dict[str, MlicMode
 
     model = small_models["mlic_plus_plus"]
     packed = pack(model)
-    encoder = ExactEngine(model, packed, SpecOps(packed), "spec", torch.float32)
-    decoder = ExactEngine(model, packed, Perturbed(packed), "spec", torch.float32)
+    transforms = cpu_transforms(model, SpecOps, torch.float32)
+    encoder = ExactEngine(transforms, packed, SpecOps(packed), "spec")
+    decoder = ExactEngine(transforms, packed, Perturbed(packed), "spec")
     with torch.inference_mode():
         payload, lanes = encoder.encode(photograph(64, 64), None)
         y_hat, digest = encoder.decode(payload, lanes, (1, 1))

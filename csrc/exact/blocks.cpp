@@ -1,0 +1,163 @@
+#include "exact/blocks.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "exact/pool.h"
+
+namespace mlic::exact {
+namespace {
+
+// Positions of a tile: activations of 512 channels take 96 KiB, so all of a tile lies in the second
+// level cache, and the weights of a layer are read once for many positions.
+constexpr ptrdiff_t kTile = 96;
+
+constexpr ptrdiff_t kBlockSize = kColours * kBlock * kBlock;
+
+// Where position n of a tile lies in it, for Conv.
+constexpr std::array<ptrdiff_t, kTile> kPositions = [] {
+  std::array<ptrdiff_t, kTile> positions{};
+  for (ptrdiff_t n = 0; n < kTile; ++n) positions[static_cast<size_t>(n)] = n;
+  return positions;
+}();
+
+// Memory of a thread, kept for the next tile.
+int16_t* scratch(ptrdiff_t size) {
+  thread_local std::vector<int16_t> memory;
+  if (static_cast<ptrdiff_t>(memory.size()) < size) memory.resize(static_cast<size_t>(size));
+  return memory.data();
+}
+
+// The layer at the positions of one tile; c lacks all but what its outputs become.
+void pointwise(const Kernels& kernels, const Pointwise& layer, const int16_t* x, ptrdiff_t count,
+               Conv c) {
+  const ptrdiff_t channels = layer.weights->channels();
+  const Segment segment{x,
+                        channels,
+                        0,
+                        channels / 2,
+                        layer.weights->data(),
+                        layer.scaling.scales.data(),
+                        layer.scaling.unit};
+  c.segments = &segment;
+  c.segment_count = 1;
+  c.rows = 1;
+  c.outputs = static_cast<int>(layer.weights->outputs());
+  c.pixels = kPositions.data();
+  c.bias = layer.scaling.bias.data();
+  c.out_scale = layer.scaling.out_scale;
+  const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
+  for (int panel = 0; panel < panels; ++panel) kernels.conv(c, panel, 0, count);
+}
+
+void activated(const Kernels& kernels, const Pointwise& layer, const int16_t* x, ptrdiff_t count,
+               int16_t* out) {
+  Conv c{};
+  c.gelu = true;
+  c.out_act = out;
+  pointwise(kernels, layer, x, count, c);
+}
+
+// Adds the layer to r; `out`, unless null, is the activation of the sum.
+void added(const Kernels& kernels, const Pointwise& layer, const int16_t* x, ptrdiff_t count,
+           float* r, int16_t* out) {
+  Conv c{};
+  c.residual = r;
+  c.out_float = r;
+  c.out_act = out;
+  pointwise(kernels, layer, x, count, c);
+}
+
+}  // namespace
+
+void mixing_blocks(const Runner& run, const std::vector<const MixingBlock*>& blocks,
+                   ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width, ptrdiff_t channels,
+                   float* x) {
+  const Kernels& kernels = *run.kernels;
+  const ptrdiff_t positions = batch * height * width;
+  const auto size = static_cast<size_t>(positions * channels);
+  // What mix_in makes of the whole picture, for the depthwise layer: of this block and of the next.
+  const std::unique_ptr<int16_t[]> mixed(new int16_t[size]);
+  const std::unique_ptr<int16_t[]> next_mixed(new int16_t[size]);
+  const std::vector<int16_t> zeros(static_cast<size_t>(channels));
+  int16_t* now = mixed.get();
+  int16_t* next = next_mixed.get();
+
+  const auto tiles = [&](auto work) {
+    parallel_for((positions + kTile - 1) / kTile, run.threads, [&](ptrdiff_t tile) {
+      const ptrdiff_t begin = tile * kTile;
+      work(begin, std::min(kTile, positions - begin));
+    });
+  };
+  const auto mix_in = [&](const MixingBlock& block, ptrdiff_t begin, ptrdiff_t count,
+                          int16_t* out) {
+    int16_t* q = scratch(kTile * 4 * channels);
+    kernels.quantise(x + begin * channels, block.in_scale, q, count * channels);
+    activated(kernels, block.mix_in, q, count, out + begin * channels);
+  };
+
+  tiles([&](ptrdiff_t begin, ptrdiff_t count) { mix_in(*blocks[0], begin, count, now); });
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const MixingBlock& block = *blocks[i];
+    Depthwise d{};
+    d.x = now;
+    d.pixel_stride = channels;
+    d.height = height;
+    d.width = width;
+    d.channels = channels;
+    d.weights = block.taps.data();
+    d.bias = block.depthwise.bias.data();
+    d.scales = block.depthwise.scales.data();
+    d.unit = block.depthwise.unit;
+    d.zeros = zeros.data();
+    d.out_scale = block.depthwise.out_scale;
+    tiles([&](ptrdiff_t begin, ptrdiff_t count) {
+      float* r = x + begin * channels;
+      int16_t* local = scratch(kTile * 4 * channels);
+      int16_t* sum = local + kTile * channels;
+      int16_t* expanded = local + kTile * 2 * channels;
+      kernels.depthwise(d, begin, begin + count, local);
+      added(kernels, block.mix_out, local, count, r, sum);
+      activated(kernels, block.expand, sum, count, expanded);
+      added(kernels, block.contract, expanded, count, r, nullptr);
+      if (i + 1 < blocks.size()) mix_in(*blocks[i + 1], begin, count, next);
+    });
+    std::swap(now, next);
+  }
+}
+
+void to_blocks(const Runner& run, const uint8_t* images, ptrdiff_t batch, ptrdiff_t height,
+               ptrdiff_t width, int16_t* out) {
+  parallel_for(batch * height, run.threads, [&](ptrdiff_t row) {
+    for (ptrdiff_t line = 0; line < kColours * kBlock; ++line) {
+      const ptrdiff_t plane = row / height * kColours + line / kBlock;
+      const ptrdiff_t y = row % height * kBlock + line % kBlock;
+      const uint8_t* from = images + (plane * height * kBlock + y) * width * kBlock;
+      int16_t* to = out + row * width * kBlockSize + line * kBlock;
+      for (ptrdiff_t x = 0; x < width; ++x, from += kBlock, to += kBlockSize) {
+        for (ptrdiff_t i = 0; i < kBlock; ++i) to[i] = from[i];
+      }
+    }
+  });
+}
+
+void to_pixels(const Runner& run, const float* r, ptrdiff_t batch, ptrdiff_t height,
+               ptrdiff_t width, uint8_t* images) {
+  parallel_for(batch * height, run.threads, [&](ptrdiff_t row) {
+    uint8_t bytes[kBlockSize];
+    for (ptrdiff_t x = 0; x < width; ++x) {
+      run.kernels->to_bytes(r + (row * width + x) * kBlockSize, bytes, kBlockSize);
+      for (ptrdiff_t line = 0; line < kColours * kBlock; ++line) {
+        const ptrdiff_t plane = row / height * kColours + line / kBlock;
+        const ptrdiff_t y = row % height * kBlock + line % kBlock;
+        std::memcpy(images + ((plane * height * kBlock + y) * width + x) * kBlock,
+                    bytes + line * kBlock, kBlock);
+      }
+    }
+  });
+}
+
+}  // namespace mlic::exact

@@ -1,0 +1,54 @@
+// Mixing blocks, the layers of block transforms, in chains: what lies between two depthwise layers
+// is computed position by position, a tile of them at a time, so that it stays in the cache.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "exact/ops.h"
+#include "exact/weights.h"
+
+namespace mlic::exact {
+
+// A 1x1 convolution, or the depthwise one: how its sums become reals, and these an activation.
+struct Scaling {
+  std::vector<float> bias;
+  std::vector<float> scales;  // of the weights
+  float unit;                 // of the input
+  float out_scale;            // of the activation that is its output
+};
+
+struct Pointwise {
+  std::shared_ptr<const Weights> weights;
+  Scaling scaling;
+};
+
+struct MixingBlock {
+  Pointwise mix_in;           // GELU, then an activation
+  std::vector<int32_t> taps;  // of the depthwise layer, as in Depthwise
+  Scaling depthwise;
+  Pointwise mix_out;   // plus the input; a real, and its activation
+  Pointwise expand;    // GELU, then an activation
+  Pointwise contract;  // plus the input; a real
+  float in_scale;      // of the activations of the input, and of the sum after mix_out
+};
+
+// Blocks of `channels` channels, even in number, one after the other on x [batch, height, width,
+// channels], in place.
+void mixing_blocks(const Runner& run, const std::vector<const MixingBlock*>& blocks,
+                   ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width, ptrdiff_t channels,
+                   float* x);
+
+// Side of the blocks of pixels that block transforms take as vectors.
+constexpr ptrdiff_t kBlock = 8;
+constexpr ptrdiff_t kColours = 3;
+
+// images [batch, kColours, 8 height, 8 width] <-> [batch, height, width, kColours * 64].
+void to_blocks(const Runner& run, const uint8_t* images, ptrdiff_t batch, ptrdiff_t height,
+               ptrdiff_t width, int16_t* out);
+void to_pixels(const Runner& run, const float* r, ptrdiff_t batch, ptrdiff_t height,
+               ptrdiff_t width, uint8_t* images);
+
+}  // namespace mlic::exact
