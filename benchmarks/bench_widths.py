@@ -64,7 +64,8 @@ class _Float(_Meter):
     def __call__(self, index: int, parity: Parity, scales: Tensor, means: Tensor) -> Tensor:
         means = squeeze(means, parity)
         symbols = torch.round(squeeze(self.y[index], parity) - means)
-        self.add(symbols.numpy().astype(np.int32), scale_indexes(squeeze(scales, parity)))
+        indexes = scale_indexes(squeeze(scales, parity) * pack.SCALE_FACTOR)
+        self.add(symbols.numpy().astype(np.int32), indexes)
         return unsqueeze(symbols + means, parity)
 
 

@@ -14,7 +14,7 @@ from lively import SMALL, lively_model
 
 import mlic_fast
 from mlic_fast.cli import main
-from mlic_fast.conformance import golden_files
+from mlic_fast.conformance import engines, golden_files
 from mlic_fast.conformance.engines import backends, codec_on, create_ops
 from mlic_fast.conformance.golden import read_golden, write_golden
 from mlic_fast.conformance.recorder import Recorder
@@ -30,7 +30,9 @@ def test_there_are_golden_files_of_every_variant() -> None:
     configs = [read_golden(path).packed.config for path in golden_files()]
     assert {config.variant for config in configs} == VARIANTS
     assert {config.weight_family for config in configs} == {"current", "2023"}
+    assert {config.transforms for config in configs} == {"residual", "blocks"}
     assert any(config.rates for config in configs)
+    assert any(read_golden(path).shipped for path in golden_files())
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -48,8 +50,9 @@ def test_a_golden_stream_on_the_gpu_kernels() -> None:
 
     (path,) = [path for path in golden_files() if "2023" in path.stem]
     golden = read_golden(path)
-    ops = GpuOps(golden.packed, torch.device("cpu"))
-    found = record(golden.model, golden.packed, ops, golden.streams["one_pixel"])
+    recorder = Recorder(GpuOps(golden.packed, torch.device("cpu")))
+    codec = codec_on(recorder, golden.model, golden.packed)
+    found = record(codec, recorder, golden.streams["one_pixel"])
     assert found == golden.expected["one_pixel"]
 
 
@@ -57,12 +60,12 @@ def test_the_latest_coding_is_recorded() -> None:
     golden = read_golden(golden_files()[0])
     ops = create_ops("cpu:scalar", golden.packed)
     recorder = Recorder(ops)
-    codec = codec_on(ops, golden.model, golden.packed, recorder)
+    codec = codec_on(recorder, golden.model, golden.packed)
     for stream in ("odd", "one_pixel"):
         codec.decode_latents(golden.streams[stream])
         assert len(recorder.symbols) == 1 + len(recorder.indexes)
     alone = Recorder(ops)
-    codec_on(ops, golden.model, golden.packed, alone).decode_latents(golden.streams["one_pixel"])
+    codec_on(alone, golden.model, golden.packed).decode_latents(golden.streams["one_pixel"])
     assert recorder.hashes == alone.hashes
     assert all(map(np.array_equal, recorder.symbols, alone.symbols))
 
@@ -74,8 +77,8 @@ def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, packed: object, *, isa: str | None = None) -> None:
             super().__init__(packed, isa=isa, threads=counts[-1])
 
-    monkeypatch.setattr(cpu, "CpuOps", SeveralThreads)
-    for threads in (1, 3):
+    monkeypatch.setattr(engines, "CpuOps", SeveralThreads)
+    for threads in (1, 3, 7):
         counts.append(threads)
         assert create_ops("cpu:scalar", read_golden(golden_files()[0]).packed).threads == threads
         checks = list(verify_golden(golden_files()[0], ["cpu"]))

@@ -2,10 +2,12 @@
 
 A golden file (``*.zip`` in this folder) is a model and some of its streams:
 
-- ``model.safetensors``: a packed model (:mod:`mlic_fast.engine.pack`);
+- ``model.safetensors``: a packed model (:mod:`mlic_fast.engine.pack`); without it, the model is the
+  one that comes with the package;
 - ``NAME.mlic``: streams;
 - ``expected.json``: for every stream the digest of its latents, and SHA-256 hashes of the symbols
-  of z, then of every pass in coding order: scale indexes, means, symbols, decoded latents.
+  of z, then of every pass in coding order: scale indexes, means, symbols, decoded latents; for
+  block transforms also of the pixels, uint8 [H, W, 3], and of the stream that these make.
 
 Hashes are of little-endian bytes in (channel, row, column) order, the order of the stream: symbols
 int32, scale indexes uint8, means and latents float32; those of a pass are of its half of a slice,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 
 from mlic_fast.codec import Codec
+from mlic_fast.conformance.recorder import Recorder
 from mlic_fast.engine import Engine, gpu_problem
 from mlic_fast.engine.arithmetic import SpecOps
+from mlic_fast.engine.cpu import CpuOps
 from mlic_fast.engine.exact import ExactEngine, cpu_transforms
 from mlic_fast.engine.operations import Operations
 from mlic_fast.engine.packed import PackedModel
@@ -45,20 +48,17 @@ def create_ops(backend: str, packed: PackedModel) -> Operations:
         from mlic_fast.engine.gpu import GpuOps
 
         return GpuOps(packed, torch.device("cuda"))
-    from mlic_fast.engine.cpu import CpuOps
-
     return CpuOps(packed, isa=isa)
 
 
-def codec_on(
-    ops: Operations, model: Transforms, packed: PackedModel, recorder: Any = None
-) -> Codec:
-    """A codec on a backend; the coding loop runs on ``recorder``, which passes on to it."""
+def codec_on(recorder: Recorder, model: Transforms, packed: PackedModel) -> Codec:
+    """A codec on the backend of a recorder."""
+    ops, used = recorder.ops, cast(Any, recorder)
     device = torch.device(getattr(ops, "device", "cpu"))
-    used: Any = ops if recorder is None else recorder
     engine: Engine
     if isinstance(ops, SpecOps):
-        transforms = cpu_transforms(model, type(ops), torch.float32)
+        backend = partial(type(ops), isa=ops.isa) if isinstance(ops, CpuOps) else type(ops)
+        transforms = cpu_transforms(model, backend, torch.float32)
         engine = ExactEngine(transforms, packed, used, "exact")
     else:
         from mlic_fast.engine.device import GpuEngine

@@ -1,28 +1,31 @@
-"""``python -m mlic_fast.conformance.make [FOLDER]``: makes the golden files.
+"""``python -m mlic_fast.conformance.make [NAME ..]``: makes the golden files, or some of them.
 
 Only for a new version of the arithmetic or of the format: golden files are never remade to make a
 check pass. Weights are seeded and lively: scales from far below the lowest table to the highest
 one, means of tens. Symbols are drawn about the scales that the model itself predicts, some of them
 escapes, so no image and no float transform is involved. In the stream ``extreme`` the symbols are
-enormous, and activations saturate.
+enormous, and activations saturate. The golden file ``photo`` is made of parts of a photograph
+instead, and made again for new weights of the shipped model.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+import mlic_fast
 from mlic_fast import bitstream
 from mlic_fast.benchmark.weights import seed_weights
 from mlic_fast.coder import SCALES, Encoder
 from mlic_fast.conformance import FOLDER
+from mlic_fast.conformance.engines import codec_on
 from mlic_fast.conformance.golden import Golden, write_golden
+from mlic_fast.conformance.recorder import Recorder
 from mlic_fast.conformance.verify import record
 from mlic_fast.engine.arithmetic import SYMBOL_LIMIT, SpecOps
 from mlic_fast.engine.digest import latents_digest
@@ -51,6 +54,14 @@ CONFIGS = {
     "mlic_plus": dataclasses.replace(_SMALL, variant="mlic_plus"),
     "mlic_plus_plus": dataclasses.replace(_SMALL, M=96, slices=3, lambdas=(0.0018, 0.013, 0.0483)),
     "mlic_plus_plus_2023": dataclasses.replace(_SMALL, weight_family="2023"),
+    "blocks": dataclasses.replace(
+        _SMALL,
+        transforms="blocks",
+        block_channels=22,
+        analysis_blocks=(1, 2),
+        synthesis_blocks=(2, 1),
+        lambdas=(0.0018, 0.013, 0.0483),
+    ),
 }
 #: Width, height and quality (where the model has several rates) by name of the stream.
 STREAMS = {
@@ -64,19 +75,48 @@ _DENSE = 1600
 _ESCAPES = 0.004
 
 
-def main(folder: Path) -> None:
-    for seed, (name, config) in enumerate(CONFIGS.items()):
-        path = folder / f"{name}.zip"
-        write_golden(make_golden(config, seed), path)
+#: Top, left, height, width and quality of the parts of a photograph that ``photo`` is made of.
+PARTS = {
+    "one_pixel": (100, 200, 1, 1, 60),
+    "odd": (40, 170, 131, 77, 1),
+    "face": (10, 120, 193, 200, 60),
+    "wide": (300, 0, 65, 320, 100),
+}
+
+
+def main(names: list[str]) -> None:
+    for name in names or [*CONFIGS, "photo"]:
+        golden = make_photo() if name == "photo" else make_golden(name)
+        path = FOLDER / f"{name}.zip"
+        write_golden(golden, path)
         print(f"{path}  {path.stat().st_size} bytes")
 
 
-def make_golden(config: MlicConfig, seed: int) -> Golden:
+def make_photo() -> Golden:
+    """Streams of the shipped model."""
+    from skimage.data import astronaut
+
+    codec = mlic_fast.load("photo", device="cpu", engine="spec")
+    recorder = Recorder(SpecOps(codec.packed))
+    judge = codec_on(recorder, codec.model, codec.packed)
+    streams = {}
+    for name, (top, left, height, width, quality) in PARTS.items():
+        data = judge.compress(astronaut()[top : top + height, left : left + width], quality)
+        assert isinstance(data, bytes)
+        streams[name] = data
+    expected = {name: record(judge, recorder, data) for name, data in streams.items()}
+    return Golden(codec.model, codec.packed, streams, expected, shipped=True)
+
+
+def make_golden(name: str) -> Golden:
     """A model of seeded weights, its streams and what they decode to."""
+    config, seed = CONFIGS[name], list(CONFIGS).index(name)
     model = golden_model(config, seed)
     packed = pack(model)
     transforms = Transforms(config)
     transforms.load_state_dict({k: model.state_dict()[k] for k in transforms.state_dict()})
+    recorder = Recorder(SpecOps(packed))
+    codec = codec_on(recorder, transforms, packed)
     streams, expected = {}, {}
     for number, (name, (width, height, quality)) in enumerate(STREAMS.items()):
         source = _Drawn(packed, seed=1000 * seed + number, extreme=name == "extreme")
@@ -90,7 +130,7 @@ def make_golden(config: MlicConfig, seed: int) -> Golden:
             height=height,
         )
         streams[name] = bitstream.write(header, payload)
-        expected[name] = record(transforms, packed, SpecOps(packed), streams[name])
+        expected[name] = record(codec, recorder, streams[name])
     return Golden(transforms, packed, streams, expected)
 
 
@@ -114,7 +154,10 @@ def golden_model(config: MlicConfig, seed: int) -> MlicModel:
             if name.endswith("relative_position_table"):
                 parameter.copy_(uniform(-2, 2, *parameter.shape))
             elif name.startswith(("g_a.", "g_s.", "h_a.")):
-                parameter.zero_()  # latents are what is compared
+                if config.transforms == "residual":
+                    parameter.zero_()  # latents are what is compared
+                elif name.startswith(("g_a.embed.", "g_s.project.")):
+                    parameter.mul_(0.1)
         for colour in ("anchor", "nonanchor"):
             for parameters in getattr(model, f"entropy_parameters_{colour}"):
                 last = parameters.fusion[-1]
@@ -179,4 +222,4 @@ class _Drawn:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
+    main(sys.argv[1:])

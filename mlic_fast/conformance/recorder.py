@@ -18,27 +18,28 @@ class Recorder:
     """A backend of the coding loop that passes everything on to another and hashes the results.
 
     Attributes:
+        ops: the backend.
         hashes: SHA-256 of the symbols of z and of every pass, by name, in coding order.
         symbols, indexes: of z (symbols alone) and of the passes, as int32 and uint8 [1, H, W, C].
             All of the latest coding: the engine gpu goes through one to compile its kernels.
     """
 
     def __init__(self, ops: Any) -> None:
-        self._ops = ops
+        self.ops = ops
         self.hashes: dict[str, str] = {}
         self.symbols: list[npt.NDArray[np.int32]] = []
         self.indexes: list[npt.NDArray[np.uint8]] = []
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._ops, name)
+        return getattr(self.ops, name)
 
     def hyper_synthesis(self, symbols: Any) -> Any:
         self.symbols, self.indexes = [_host(symbols)], []
         self.hashes = {"z symbols": _hash(symbols, "<i4")}
-        return self._ops.hyper_synthesis(symbols)
+        return self.ops.hyper_synthesis(symbols)
 
     def entropy_parameters(self, i: int, parity: Parity, *arguments: Any) -> Any:
-        indexes, means, symbols = self._ops.entropy_parameters(i, parity, *arguments)
+        indexes, means, symbols = self.ops.entropy_parameters(i, parity, *arguments)
         self.indexes.append(_host(indexes))
         self.hashes[f"{_pass(i, parity)} scale indexes"] = _hash(indexes, "u1")
         return indexes, means, symbols
@@ -50,7 +51,7 @@ class Recorder:
         self.hashes[f"{name} symbols"] = _hash(symbols, "<i4")
         # The latents follow when they are all known; the name keeps its place.
         self.hashes[f"{name} latents"] = ""
-        self._ops.decoded(latents, i, symbols, means, parity)
+        self.ops.decoded(latents, i, symbols, means, parity)
 
     def latents(self, y_hat: Tensor, slices: int) -> None:
         """Hash the decoded latents [1, M, H, W] of every pass: its colour of its slice."""

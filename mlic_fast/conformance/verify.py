@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 
 from mlic_fast import bitstream
+from mlic_fast.codec import Codec
 from mlic_fast.coder import Encoder
 from mlic_fast.conformance.engines import backends, codec_on, create_ops
 from mlic_fast.conformance.golden import Expected, read_golden
 from mlic_fast.conformance.recorder import Recorder
 from mlic_fast.engine.digest import latents_digest
-from mlic_fast.engine.operations import Operations
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.errors import MlicError
 from mlic_fast.models.mlic import Transforms
@@ -41,11 +42,14 @@ def verify_golden(path: str | os.PathLike[str], engines: Sequence[str] = ()) -> 
     Raises CheckpointError for a file that is no golden file, EngineError for an unknown engine.
     """
     golden = read_golden(path)
-    ops = {backend: create_ops(backend, golden.packed) for backend in backends(engines)}
+    codecs = {}
+    for backend in backends(engines):
+        recorder = Recorder(create_ops(backend, golden.packed))
+        codecs[backend] = codec_on(recorder, golden.model, golden.packed), recorder
     for stream, data in golden.streams.items():
-        for backend in ops:
+        for backend, (codec, recorder) in codecs.items():
             try:
-                found = record(golden.model, golden.packed, ops[backend], data)
+                found = record(codec, recorder, data)
                 problem = _first_difference(golden.expected[stream], found)
             except MlicError as error:
                 problem = str(error)
@@ -64,7 +68,8 @@ def verify_stream(
     for backend in backends(engines):
         problem = None
         try:
-            y_hat = codec_on(create_ops(backend, packed), model, packed).decode_latents(data).cpu()
+            ops = Recorder(create_ops(backend, packed))
+            y_hat = codec_on(ops, model, packed).decode_latents(data).cpu()
             if first is None:
                 first = backend, y_hat
             elif not torch.equal(y_hat.view(torch.int32), first[1].view(torch.int32)):
@@ -74,21 +79,29 @@ def verify_stream(
         yield Check(str(path), Path(path).stem, backend, problem)
 
 
-def record(model: Transforms, packed: PackedModel, ops: Operations, data: bytes) -> Expected:
+def record(codec: Codec, recorder: Recorder, data: bytes) -> Expected:
     """Decode a stream and hash everything on the way; then code its symbols again.
+
+    Block transforms are exact too: their pixels are hashed, and the stream that these make.
 
     Raises what :meth:`Codec.decode_latents` raises.
     """
-    recorder = Recorder(ops)
-    y_hat = codec_on(ops, model, packed, recorder).decode_latents(data).cpu()
-    recorder.latents(y_hat[None], packed.config.slices)
+    y_hat = codec.decode_latents(data).cpu()
+    recorder.latents(y_hat[None], codec.packed.config.slices)
     digest = latents_digest(y_hat)
-    encoded = _encode_again(packed, recorder, data, digest)
-    return {
+    encoded = _encode_again(codec.packed, recorder, data, digest)
+    found = {
         **recorder.hashes,
         "digest": f"{digest:08x}",
         "encoded again": "the same" if encoded == data else "other bytes",
     }
+    if codec.model.config.transforms == "blocks":
+        pixels = codec.decompress(data, output="numpy")
+        compressed = codec.compress(pixels, quality=bitstream.read(data)[0].quality or None)
+        assert isinstance(compressed, bytes)
+        found["pixels"] = hashlib.sha256(pixels.tobytes()).hexdigest()
+        found["pixels compressed"] = hashlib.sha256(compressed).hexdigest()
+    return found
 
 
 def _encode_again(packed: PackedModel, recorder: Recorder, data: bytes, digest: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mlic_fast.engine.arithmetic import Float, Int32, SpecOps, to_symbols
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.engine.pack_transforms import pack_transforms
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packed import PackedLayers, PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import PerImageEngine
 from mlic_fast.engine.transforms import EngineTransforms
@@ -70,7 +71,7 @@ class ExactEngine(PerImageEngine):
 
 
 def cpu_transforms(
-    model: Transforms, backend: type[SpecOps], dtype: torch.dtype
+    model: Transforms, backend: Callable[[PackedLayers], SpecOps], dtype: torch.dtype
 ) -> EngineTransforms | ExactTransforms:
     """Block transforms in exact arithmetic on a backend, residual ones on PyTorch in a dtype."""
     if model.config.transforms == "blocks":

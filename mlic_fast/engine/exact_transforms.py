@@ -32,14 +32,17 @@ class ExactTransforms:
         if model.config.rates:
             logs = model.gain.log_gain, model.gain.log_inverse_gain
             self._gains = logs[0].detach().double(), logs[1].detach().double()
-        self._analysis_scale = torch.from_numpy(packed.analysis_scale)
-        self._synthesis_scale = torch.from_numpy(packed.synthesis_scale)
+        self._analysis_scale, self._hyper_scale, self._synthesis_scale = (
+            torch.from_numpy(each)
+            for each in (packed.analysis_scale, packed.hyper_scale, packed.synthesis_scale)
+        )
 
     def analyse(self, images: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
         ops = self.ops
         y = ops.scale(analysis(ops, images), self.scales(rate)[0])
-        return ops.to_tensor(y), ops.to_tensor(hyper_analysis(ops, y))
+        z = hyper_analysis(ops, ops.scale(y, self._hyper_scale))
+        return ops.to_tensor(y), ops.to_tensor(z)
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
         """Decoded latents [B, M, H/16, W/16] -> uint8 [B, 3, H, W]."""
@@ -49,7 +52,7 @@ class ExactTransforms:
     def scales(self, rate: Tensor | None) -> tuple[Tensor, Tensor]:
         """What g_a gives times the first, [M], are latents; these times the second are for g_s.
 
-        The gains at ``rate`` [1], and the powers of two of the channels.
+        The gains at ``rate`` [1], and the scales of the channels.
         """
         if self._gains is None:
             return self._analysis_scale, self._synthesis_scale
@@ -67,8 +70,8 @@ def analysis(ops: Operations, images: Tensor) -> Real:
 
 
 def hyper_analysis(ops: Operations, y: Real) -> Real:
-    """h_a: y [B, H/16, W/16, M] -> z [B, H/64, W/64, N]."""
-    x = ops.quantise(y, "y")
+    """h_a: latents [B, H/16, W/16, M], their channels scaled -> z [B, H/64, W/64, N]."""
+    x = ops.quantise(y, "h_a")
     for index in (0, 2, 4, 6):
         layer = f"h_a.reduction.{index}"
         x = ops.conv(layer, [x], activation=True, out=layer)

@@ -32,8 +32,8 @@ from mlic_fast.models.layers import MixingBlock
 from mlic_fast.models.mlic import Transforms
 from mlic_fast.models.transforms import BlockAnalysisTransform, BlockSynthesisTransform
 
-#: Where channels are scaled: the picture at 1/8 and 1/16 in g_a, at 1/16 and 1/8 in g_s.
-STAGES = ("g_a.fine", "g_a.coarse", "g_s.coarse", "g_s.fine")
+#: Where channels are scaled: the picture at 1/8 and 1/16 in g_a, latents, the picture in g_s.
+STAGES = ("g_a.fine", "g_a.coarse", "h_a", "g_s.coarse", "g_s.fine")
 #: How far a channel may exceed the largest value seen before it saturates.
 HEADROOM = 1.5
 #: Largest values below this count as this.
@@ -53,7 +53,7 @@ def pack_transforms(model: Transforms) -> PackedTransforms:
     Raises CheckpointError for weights so large that activations overflow.
     """
     config = model.config
-    widths = config.block_channels, config.M, config.M, config.block_channels
+    widths = config.block_channels, config.M, config.M, config.M, config.block_channels
     ones = {stage: np.ones(width, np.float32) for stage, width in zip(STAGES, widths, strict=True)}
     ranges = _Ranges(_packed(model, ones))
     _run(model, ranges.packed, ranges)
@@ -73,7 +73,7 @@ def _run(model: Transforms, packed: PackedTransforms, ops: Operations) -> None:
     rates = (0.0, model.config.rates - 1.0) if model.config.rates else (None,)
     scales = [transforms.scales(None if rate is None else torch.tensor([rate])) for rate in rates]
     latents = [ops.scale(y, analysis_scale) for analysis_scale, _ in scales]
-    hyper_analysis(ops, np.concatenate(latents))
+    hyper_analysis(ops, np.concatenate(latents) * packed.hyper_scale)
     scaled = [ops.scale(np.rint(y), scale) for y, (_, scale) in zip(latents, scales, strict=True)]
     synthesis(ops, np.concatenate(scaled))
 
@@ -122,7 +122,7 @@ def _packed(model: Transforms, scales: Scales) -> PackedTransforms:
     """All layers, for channels that are scaled; no exponents but those of the scaled channels."""
     g_a, g_s = model.g_a, model.g_s
     assert isinstance(g_a, BlockAnalysisTransform) and isinstance(g_s, BlockSynthesisTransform)
-    fine_a, coarse_a, coarse_s, fine_s = (scales[stage] for stage in STAGES)
+    fine_a, coarse_a, hyper, coarse_s, fine_s = (scales[stage] for stage in STAGES)
     pixels = np.full(192, 1 / 255, np.float32)
     layers = {
         "g_a.embed": _layer(g_a.embed, inputs=pixels, outputs=fine_a),
@@ -130,13 +130,20 @@ def _packed(model: Transforms, scales: Scales) -> PackedTransforms:
         "g_s.up": _subpixel_layer(g_s.up, inputs=1 / coarse_s, outputs=np.tile(fine_s, 4)),
         "g_s.project": _layer(g_s.project, inputs=1 / fine_s, outputs=np.full(192, 255, "f4")),
     }
-    for stage, blocks in zip(STAGES, (g_a.fine, g_a.coarse, g_s.coarse, g_s.fine), strict=True):
+    chains = {
+        "g_a.fine": g_a.fine,
+        "g_a.coarse": g_a.coarse,
+        "g_s.coarse": g_s.coarse,
+        "g_s.fine": g_s.fine,
+    }
+    for stage, blocks in chains.items():
         layers |= _block_layers(stage, blocks, scales[stage])
     for index, layer in enumerate(model.h_a.reduction):
         if isinstance(layer, nn.Conv2d):
-            layers[f"h_a.reduction.{index}"] = _layer(layer)
+            inputs = 1 / hyper if index == 0 else None
+            layers[f"h_a.reduction.{index}"] = _layer(layer, inputs=inputs)
     return PackedTransforms(
-        model.config, layers, dict.fromkeys(STAGES, 0), np.float32(1) / coarse_a, coarse_s
+        model.config, layers, dict.fromkeys(STAGES, 0), 1 / coarse_a, hyper, coarse_s
     )
 
 

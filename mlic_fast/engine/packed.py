@@ -53,11 +53,13 @@ class PackedTransforms(PackedLayers):
     """g_a, h_a and g_s of a model with block transforms.
 
     Attributes:
-        analysis_scale: float32 [M], powers of two: latents are what g_a gives times these.
-        synthesis_scale: likewise, what g_s takes is latents times these.
+        analysis_scale: float32 [M]: latents are what g_a gives times these.
+        hyper_scale: what h_a takes is latents times these.
+        synthesis_scale: what g_s takes is latents times these.
     """
 
     analysis_scale: npt.NDArray[np.float32]
+    hyper_scale: npt.NDArray[np.float32]
     synthesis_scale: npt.NDArray[np.float32]
 
 

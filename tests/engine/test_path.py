@@ -102,10 +102,11 @@ def compare(model: MlicModel, x: Tensor) -> tuple[float, float, float]:
     assert np.isfinite(np.concatenate(y_hat, -1)).all()
     seen = in_float(model, z, recorder.symbols)
     tables = np.asarray(SCALES, np.float64)
+    nearest = np.sqrt(tables[:-1] * tables[1:])
     moved, error, spread, own, theirs = [], 0.0, 0.0, 0.0, 0.0
     for number, (scales, means) in enumerate(seen):
         expected = last(means)
-        index = np.searchsorted(tables[:-1], last(scales))
+        index = np.searchsorted(nearest, last(scales))
         moved.append((index != recorder.indexes[number]).mean())
         error += float(np.square(recorder.means[number] - expected).sum())
         spread += float(np.square(expected).sum())
