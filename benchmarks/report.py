@@ -287,13 +287,13 @@ def _rate_tables(document: Document, result: Document) -> Lines:
     yield f"`{document['model']}`, {document['images']} images, {result['date']}, commit {commit}:"
     yield ""
     yield from table(
-        "setting | bits a pixel | PSNR | MS-SSIM | in dB",
+        "setting | bits a pixel | PSNR | MS-SSIM | in dB | SSIMULACRA 2",
         (_rate_row(m) for m in document["measurements"] if m["codec"] == "mlic_fast"),
     )
     rates = {name: value for name, value in document["bd_rate_percent"].items() if value}
-    columns = ("PSNR", "MS-SSIM")
+    columns = ("PSNR", "MS-SSIM", "SSIMULACRA 2")
     yield from table(
-        "BD-rate against | by PSNR | by MS-SSIM",
+        "BD-rate against | by PSNR | by MS-SSIM | by SSIMULACRA 2",
         (
             [name, *(f"{value[m]:+.1f} %" if m in value else "" for m in columns)]
             for name, value in rates.items()
@@ -324,6 +324,7 @@ def _rate_row(m: Document) -> list[str]:
         f"{m['psnr']:.2f} dB",
         "" if m["ms_ssim"] is None else f"{m['ms_ssim']:.4f}",
         "" if m["ms_ssim_db"] is None else f"{m['ms_ssim_db']:.2f}",
+        "" if m.get("ssimulacra2") is None else f"{m['ssimulacra2']:.1f}",
     ]
 
 

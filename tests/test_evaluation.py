@@ -28,6 +28,7 @@ from mlic_fast.evaluation import (
     ms_ssim,
     ms_ssim_db,
     psnr,
+    ssimulacra2,
 )
 from mlic_fast.evaluation.bdrate import pchip_slopes
 from mlic_fast.evaluation.published import AGAINST_VTM, KODAK
@@ -176,10 +177,20 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
+def test_ssimulacra2() -> None:
+    image = noise(1, 64, 80)
+    near, far = image // 8 * 8, image // 64 * 64
+    assert ssimulacra2(image, image) == pytest.approx(100)
+    assert ssimulacra2(image, far) < ssimulacra2(image, near) < 95
+    with pytest.raises(ValueError):
+        ssimulacra2(image[:, :7], image[:, :7])
+
+
 def test_measurements_are_of_real_bytes(images: Path) -> None:
     files = sorted(images.iterdir())
     codec = Coarse()
-    curve = measure_curve("coarse", [("60", codec, 60), ("100", codec, 100)], files)
+    settings = [("60", codec, 60), ("100", codec, 100)]
+    curve = measure_curve("coarse", settings, files, perceptual=True)
     point, lossless = curve.points
     small, large = point.images
     image = noise(0, 40, 51)
@@ -190,7 +201,8 @@ def test_measurements_are_of_real_bytes(images: Path) -> None:
     assert large.ms_ssim_db == ms_ssim_db(large.ms_ssim)
     assert point.mean.psnr == (small.psnr + large.psnr) / 2
     assert point.mean.ms_ssim is None
-    assert lossless.mean.psnr == math.inf
+    assert point.mean.ssimulacra2 == (small.ssimulacra2 + large.ssimulacra2) / 2
+    assert lossless.mean.psnr == math.inf and lossless.mean.ssimulacra2 == pytest.approx(100)
 
 
 def call(*arguments: object) -> int:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from mlic_fast.evaluation.published import Points
 
 _CURVE = (1, 20, 40, 60, 80, 100)
+_METRICS = {"PSNR": "psnr", "MS-SSIM": "ms_ssim_db", "SSIMULACRA 2": "ssimulacra2"}
 _WIDTH = 36
-_HEADER = f"{'bpp':>8} {'PSNR':>7} {'MS-SSIM':>8} {'dB':>6} {'enc s':>8} {'dec s':>8}"
+_HEADER = f"{'bpp':>8} {'PSNR':>7} {'MS-SSIM':>8} {'dB':>6} {'SSIMU2':>6} {'enc s':>8} {'dec s':>8}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--engine", default="auto", help="what computes (default: the best here)")
+    parser.add_argument(
+        "--ssimulacra2", action="store_true", help="measure SSIMULACRA 2 too, which takes longer"
+    )
     parser.add_argument("--json", metavar="FILE", help="write all measurements as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write all measurements as CSV")
     parser.add_argument(
@@ -76,7 +80,10 @@ def run(args: argparse.Namespace) -> int:
         curves.append((name, [(str(q), codec, q) for q in CURVE_QUALITIES[name]]))
     steps = len(files) * sum(len(settings) for _, settings in curves)
     with _progress(steps) as bar:
-        measured = [measure_curve(name, s, files, bar.update) for name, s in curves]
+        measured = [
+            measure_curve(name, settings, files, bar.update, perceptual=args.ssimulacra2)
+            for name, settings in curves
+        ]
     published = _published(files)
     rates = _bd_rates(measured, published)
     _print_images(measured[0])
@@ -141,7 +148,7 @@ def _published(files: list[Path]) -> dict[str, Points]:
 
 
 def _bd_rates(curves: list[Curve], published: dict[str, Points]) -> dict[str, dict[str, float]]:
-    """Against every other codec: by PSNR and by MS-SSIM, where the curves have a common range.
+    """Against every other codec by what was measured, where the curves have a common range.
 
     By PSNR against the published curves too.
     """
@@ -150,7 +157,7 @@ def _bd_rates(curves: list[Curve], published: dict[str, Points]) -> dict[str, di
     rates: dict[str, dict[str, float]] = {}
     for other in curves[1:]:
         rates[other.name] = {}
-        for label, metric in (("PSNR", "psnr"), ("MS-SSIM", "ms_ssim_db")):
+        for label, metric in _METRICS.items():
             with suppress(EvaluationError):
                 rates[other.name][label] = curves[0].bd_rate_against(other, metric)
     for name, points in published.items():
@@ -181,8 +188,10 @@ def _print_means(curves: list[Curve]) -> None:
 def _line(name: str, m: Measurement) -> str:
     similarity = "-" if m.ms_ssim is None else f"{m.ms_ssim:.4f}"
     decibel = "-" if m.ms_ssim_db is None else f"{m.ms_ssim_db:.2f}"
+    perceptual = "-" if m.ssimulacra2 is None else f"{m.ssimulacra2:.2f}"
     return (
         f"{name:{_WIDTH}}{m.bits_per_pixel:8.4f} {m.psnr:7.3f} {similarity:>8} {decibel:>6} "
+        f"{perceptual:>6} "
         f"{m.encode_seconds:8.3f} {m.decode_seconds:8.3f}"
     )
 

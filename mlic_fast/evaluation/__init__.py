@@ -3,7 +3,7 @@
 from mlic_fast.evaluation.bdrate import bd_rate
 from mlic_fast.evaluation.errors import EvaluationError
 from mlic_fast.evaluation.measure import Curve, Measurement, measure, measure_curve
-from mlic_fast.evaluation.metrics import ms_ssim, ms_ssim_db, psnr
+from mlic_fast.evaluation.metrics import ms_ssim, ms_ssim_db, psnr, ssimulacra2
 from mlic_fast.evaluation.pillow_codecs import PILLOW_CODECS, PillowCodec
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "ms_ssim",
     "ms_ssim_db",
     "psnr",
+    "ssimulacra2",
 ]

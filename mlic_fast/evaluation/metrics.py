@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from io import BytesIO
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mlic_fast.evaluation.errors import EvaluationError
+from mlic_fast.images import to_array
 
 # MS-SSIM halves an image four times and then needs a window of 11 pixels.
 SMALLEST_SIDE = 161
@@ -69,6 +72,35 @@ def multi_scale(reference: Tensor, image: Tensor, data_range: float) -> Tensor:
 def ms_ssim_db(value: float) -> float:
     """MS-SSIM on a logarithmic scale, ``-10 log10(1 - value)`` in dB; infinite for 1."""
     return math.inf if value >= 1 else -10 * math.log10(1 - value)
+
+
+def ssimulacra2(reference: Tensor, image: Tensor) -> float:
+    """SSIMULACRA 2: how like the reference people find an image; 100 is equal, 90 hardly differs.
+
+    Args:
+        reference: uint8 [3, H, W], both sides at least 8 pixels.
+        image: uint8 [3, H, W].
+
+    Raises:
+        EvaluationError: the package ssimulacra2 is not installed.
+        ValueError: the shapes differ, the values are not uint8 or a side is too short.
+    """
+    _check(reference, image)
+    if min(image.shape[1:]) < 8:
+        raise ValueError("SSIMULACRA 2 needs sides of at least 8 pixels")
+    try:
+        from ssimulacra2 import compute_ssimulacra2
+    except ImportError as error:
+        raise EvaluationError(
+            "SSIMULACRA 2 needs the package ssimulacra2: pip install 'mlic_fast[bench]'"
+        ) from error
+    return float(compute_ssimulacra2(_as_file(reference), _as_file(image)))
+
+
+def _as_file(image: Tensor) -> BytesIO:
+    file = BytesIO()
+    Image.fromarray(to_array(image)).save(file, "BMP")
+    return file
 
 
 def _check(reference: Tensor, image: Tensor) -> None:
