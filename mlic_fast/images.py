@@ -93,6 +93,8 @@ def pad(x: torch.Tensor, multiple: int = 64) -> torch.Tensor:
     Edges that go on cost fewer bits, and look better near them, than a step to black.
     """
     height, width = x.shape[-2:]
+    if height % multiple == width % multiple == 0:
+        return x
     rows = torch.arange(height + -height % multiple, device=x.device).clamp(max=height - 1)
     columns = torch.arange(width + -width % multiple, device=x.device).clamp(max=width - 1)
     return x[..., rows, :][..., columns]

@@ -329,6 +329,39 @@ void add_half_tanh(const float* r, float* y, ptrdiff_t count) {
   }
 }
 
+// ---- Latents ----
+
+void scale_indexes(const float* s, const float* bounds, int bound_count, uint8_t* out,
+                   ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const ptrdiff_t left = count - i < W ? count - i : W;
+    const F x = S::load(s + i, left);
+    I index = S::zero();
+    for (int b = 0; b < bound_count; ++b) index = S::add_unless_le(index, x, S::set(bounds[b]));
+    int32_t indexes[W];
+    S::store(indexes, index);
+    for (ptrdiff_t j = 0; j < left; ++j) out[i + j] = static_cast<uint8_t>(indexes[j]);
+  }
+}
+
+void symbols(const float* y, const float* means, int32_t* out, ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const ptrdiff_t left = count - i < W ? count - i : W;
+    const F x = S::zero_unless_ordered(S::sub(S::load(y + i, left), S::load(means + i, left)));
+    int32_t rounded[W];
+    S::store(rounded, S::round(clamp(x, kSymbolLimit)));
+    memcpy(out + i, rounded, static_cast<size_t>(left) * sizeof(int32_t));
+  }
+}
+
+void decoded(const int32_t* symbols, const float* means, float* y, ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const ptrdiff_t left = count - i;
+    const F symbol = S::to_float(S::load(symbols + i, left));
+    S::store(y + i, S::add(symbol, S::load(means + i, left)), left);
+  }
+}
+
 // ---- Window attention ----
 
 // Keys [pairs, kPaddedTokens, 2] and values [kPaddedTokens / 2, columns, 2] of one window and head.
@@ -584,9 +617,10 @@ int64_t peak(int64_t iterations) {
   return S::horizontal_add(total) == -1 ? 0 : iterations * P * V * 2 * W;
 }
 
-constexpr Kernels kKernels = {&conv,         &depthwise,  &layer_norm,        &window_attention,
-                              &exp_table,    &accumulate, &softmax_attention, &quantise_ratio,
-                              &quantise_all, &to_bytes,   &add_half_tanh,     &peak};
+constexpr Kernels kKernels = {
+    &conv,          &depthwise,         &layer_norm,     &window_attention, &exp_table,
+    &accumulate,    &softmax_attention, &quantise_ratio, &quantise_all,     &to_bytes,
+    &add_half_tanh, &scale_indexes,     &symbols,        &decoded,          &peak};
 
 }  // namespace
 }  // namespace mlic::exact

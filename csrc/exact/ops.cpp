@@ -59,6 +59,22 @@ void copy_padded_row(const Act& x, ptrdiff_t border, ptrdiff_t channels, ptrdiff
   std::memset(to, 0, bytes(border * channels));
 }
 
+// ---- Latents ----
+
+// Positions that a task turns round at a time.
+constexpr ptrdiff_t kRun = 64;
+
+// to[n, c] = from[n, c] for other strides of positions and channels.
+template <class T>
+void transpose(const T* from, ptrdiff_t positions, ptrdiff_t channels, ptrdiff_t from_position,
+               ptrdiff_t from_channel, T* to, ptrdiff_t to_position, ptrdiff_t to_channel) {
+  for (ptrdiff_t c = 0; c < channels; ++c) {
+    for (ptrdiff_t n = 0; n < positions; ++n) {
+      to[n * to_position + c * to_channel] = from[n * from_position + c * from_channel];
+    }
+  }
+}
+
 // ---- Attention ----
 
 // Rows 2i and 2i + 1 side by side, as products read them: `rows` rows of `depth` integers become
@@ -404,6 +420,50 @@ void Runner::softmax_attention(const Act& q, const Act& k, const Act& v, int hea
       to_float(sums + n * columns, depth, real);
       const auto total = static_cast<float>(std::max<int64_t>(totals[n], 1));
       kernels->quantise_ratio(real, total, value_scale, out_scale, to, depth);
+    }
+  });
+}
+
+void Runner::scale_indexes(const float* scales, ptrdiff_t stride, ptrdiff_t positions,
+                           ptrdiff_t channels, const float* bounds, int bound_count,
+                           uint8_t* out) const {
+  parallel_for(divide_up(positions, kRun), threads, [&](ptrdiff_t task) {
+    const ptrdiff_t first = task * kRun;
+    const ptrdiff_t count = std::min(kRun, positions - first);
+    const auto tile = buffer<uint8_t>(count * channels);
+    for (ptrdiff_t n = 0; n < count; ++n) {
+      kernels->scale_indexes(scales + (first + n) * stride, bounds, bound_count,
+                             tile.get() + n * channels, channels);
+    }
+    transpose(tile.get(), count, channels, channels, 1, out + first, 1, positions);
+  });
+}
+
+void Runner::symbols(const Latents& y, const float* means, ptrdiff_t stride, int32_t* out) const {
+  const ptrdiff_t half = y.width / 2;
+  parallel_for(y.rows, threads, [&](ptrdiff_t row) {
+    const auto tile = buffer<int32_t>(half * y.channels);
+    for (ptrdiff_t j = 0; j < half; ++j) {
+      kernels->symbols(y.squeezed(row, j), means + (row * half + j) * stride,
+                       tile.get() + j * y.channels, y.channels);
+    }
+    transpose(tile.get(), half, y.channels, y.channels, 1, out + row * half, 1, y.rows * half);
+  });
+}
+
+void Runner::decoded(const int32_t* symbols, const float* means, ptrdiff_t stride, bool clear,
+                     const Latents& y) const {
+  const ptrdiff_t half = y.width / 2;
+  parallel_for(y.rows, threads, [&](ptrdiff_t row) {
+    const auto tile = buffer<int32_t>(half * y.channels);
+    transpose(symbols + row * half, half, y.channels, 1, y.rows * half, tile.get(), y.channels, 1);
+    if (clear) {
+      float* first = y.data + row * y.width * y.stride;
+      for (ptrdiff_t x = 0; x < y.width; ++x) std::fill_n(first + x * y.stride, y.channels, 0.0f);
+    }
+    for (ptrdiff_t j = 0; j < half; ++j) {
+      kernels->decoded(tile.get() + j * y.channels, means + (row * half + j) * stride,
+                       y.squeezed(row, j), y.channels);
     }
   });
 }

@@ -47,6 +47,11 @@ struct Simd {
   static I round(F a) { return _mm256_cvtps_epi32(a); }
   static I truncate(F a) { return _mm256_cvttps_epi32(a); }
   static F from_bits(I a) { return _mm256_castsi256_ps(a); }
+  static F zero_unless_ordered(F a) { return _mm256_and_ps(a, _mm256_cmp_ps(a, a, _CMP_ORD_Q)); }
+  // count + 1 where a <= b is false, also for NaN.
+  static I add_unless_le(I count, F a, F b) {
+    return sub(count, _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)));
+  }
   static float horizontal_max(F a) {
     float all[width];
     store(all, a);

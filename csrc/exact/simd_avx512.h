@@ -37,6 +37,14 @@ struct Simd {
   static I round(F a) { return _mm512_cvtps_epi32(a); }
   static I truncate(F a) { return _mm512_cvttps_epi32(a); }
   static F from_bits(I a) { return _mm512_castsi512_ps(a); }
+  static F zero_unless_ordered(F a) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a);
+  }
+  // count + 1 where a <= b is false, also for NaN.
+  static I add_unless_le(I count, F a, F b) {
+    const __mmask16 above = _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ);
+    return _mm512_mask_add_epi32(count, above, count, set(1));
+  }
   static float horizontal_max(F a) { return _mm512_reduce_max_ps(a); }
 
   static I set(int32_t a) { return _mm512_set1_epi32(a); }

@@ -80,6 +80,13 @@ struct Simd {
     std::memcpy(r.v, a.v, sizeof r.v);
     return r;
   }
+  static F zero_unless_ordered(F a) {
+    return map<F>([&](int i) { return a.v[i] == a.v[i] ? a.v[i] : 0.0f; });
+  }
+  // count + 1 where a <= b is false, also for NaN.
+  static I add_unless_le(I count, F a, F b) {
+    return map<I>([&](int i) { return count.v[i] + (a.v[i] <= b.v[i] ? 0 : 1); });
+  }
   static float horizontal_max(F a) {
     float top = a.v[0];
     for (int i = 1; i < width; ++i) top = a.v[i] > top ? a.v[i] : top;

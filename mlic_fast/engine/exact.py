@@ -111,7 +111,7 @@ def _encode_pass(encoder: Encoder, symbols: Int32, indexes: npt.NDArray[Any]) ->
 
 
 def _decode_pass(decoder: Decoder, indexes: npt.NDArray[Any]) -> Int32:
-    return np.ascontiguousarray(np.moveaxis(decoder.decode(np.moveaxis(indexes, -1, 1)), 1, -1))
+    return np.moveaxis(decoder.decode(np.moveaxis(indexes, -1, 1)), 1, -1)
 
 
 def _channels_last(x: Tensor) -> Float:
