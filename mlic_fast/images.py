@@ -353,6 +353,8 @@ def _from_array(array: npt.NDArray[Any]) -> torch.Tensor:
 
 def _from_tensor(tensor: torch.Tensor) -> torch.Tensor:
     _check_uint8(tensor.dtype == torch.uint8, tensor.dtype)
+    if tensor.device.type == "meta":
+        raise UnsupportedImageError("a tensor on the device 'meta' has no pixels")
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise UnsupportedImageError(
             f"a tensor must have the shape [3, H, W], not {list(tensor.shape)}; an image with its "

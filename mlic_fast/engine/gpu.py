@@ -86,7 +86,7 @@ class GpuOps(Operations):
             ("out scale", *names),
             lambda: torch.cat(
                 [
-                    torch.full((n,), self._scale(name))
+                    torch.full((n,), self._scale(name), dtype=torch.float32)
                     for name, n in zip(names, outputs, strict=True)
                 ]
             ).to(self.device),
