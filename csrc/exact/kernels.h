@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "exact/constants.h"
+
 namespace mlic::exact {
 
 // Outputs come in groups of 16; up to three groups are computed together and share a panel of the
@@ -84,20 +86,25 @@ struct LayerNorm {
   float out_scale;
 };
 
-// Queries, keys and values of all positions, each [positions, heads, 2 * pairs], depth padded to
-// even; kTokens keys are padded to kPaddedTokens.
-constexpr int kPaddedTokens = 32;
 // Of the heads of all attentions; the difference of two logits must fit int32.
 constexpr int kMaxDepth = 64;
 
+// A window's queries in lanes: five for each row of the window, each row's followed by one of no
+// meaning, and two at the end. Its keys come in pairs within a row, the third with none.
+constexpr int kRowLanes = kWindow + 1;
+constexpr int kRowPairs = (kWindow + 1) / 2;
+constexpr int kWindowLanes = 32;
+
+// Queries, keys and values of images with a border of two zeros, depth padded to even.
 struct WindowAttention {
-  const int16_t* q;
-  const int16_t* k;
-  const int16_t* v;
+  const int32_t* q;  // pairs of channels [batch, heads, pairs, padded positions], readable 3 beyond
+  const int16_t* k;  // [batch, padded positions, heads, 2 * pairs]
+  const int16_t* v;  // [batch, padded positions, heads, columns, 2], of a position and the next one
   ptrdiff_t height, width;
+  ptrdiff_t padded_width, padded_positions;
   int heads, depth;
   float logit_scale;
-  const float* bias;  // [heads, kTokens, kPaddedTokens], -infinity in the padding
+  const float* bias;  // [heads, keys, kWindowLanes]
   float value_scale;
   int16_t* out;  // [positions / 2, kTokens, heads, depth]
   float out_scale;

@@ -92,7 +92,7 @@ MLIC_INLINE void copy(const I (&from)[P][V], I (&to)[P][V]) {
 }
 
 // acc[p][v] += sum over 2 * pairs integers of x[p] and of column vector v of packed weights.
-template <int P, int V>
+template <int P, int V, int XStep = 2>
 MLIC_INLINE void dot(I (&acc)[P][V], const int16_t* const (&x)[P], ptrdiff_t pairs,
                      const int16_t* w, ptrdiff_t w_step) {
   I sums[P][V];
@@ -101,7 +101,7 @@ MLIC_INLINE void dot(I (&acc)[P][V], const int16_t* const (&x)[P], ptrdiff_t pai
     I column[V];
     unroll<V>([&](auto v) MLIC_LAMBDA { column[v] = S::load_pairs(w + 2 * W * v); });
     unroll<P>([&](auto p) MLIC_LAMBDA {
-      const I pair = S::set_pair(x[p] + 2 * i);
+      const I pair = S::set_pair(x[p] + XStep * i);
       unroll<V>([&](auto v) MLIC_LAMBDA { sums[p][v] = S::dot(sums[p][v], pair, column[v]); });
     });
   }
@@ -364,111 +364,140 @@ void decoded(const int32_t* symbols, const float* means, float* y, ptrdiff_t cou
 
 // ---- Window attention ----
 
-// Keys [pairs, kPaddedTokens, 2] and values [kPaddedTokens / 2, columns, 2] of one window and head.
+// Of one window and head. Queries lie side by side in lanes, keys below one another: so the softmax
+// needs no sums or maxima across lanes.
 struct WindowScratch {
-  alignas(64) int16_t keys[kMaxDepth * kPaddedTokens];
-  alignas(64) int16_t values[kMaxDepth * kPaddedTokens];
+  alignas(64) int32_t queries[kMaxDepth / 2 * kWindowLanes];  // pairs of channels
+  alignas(64) float logits[kTokens * kWindowLanes];
+  alignas(64) int32_t weights[kWindow * kRowPairs * kWindowLanes];  // pairs of keys
+  int32_t totals[kWindowLanes];
 };
 
-// Tokens outside the image are zero.
-inline void pack_window(const WindowAttention& a, const ptrdiff_t (&positions)[kTokens], int head,
-                        WindowScratch& scratch) {
-  const ptrdiff_t pairs = (a.depth + 1) / 2;
-  const ptrdiff_t columns = (a.depth + kGroup - 1) / kGroup * kGroup;
-  memset(scratch.keys, 0, sizeof(int16_t) * static_cast<size_t>(pairs) * kPaddedTokens * 2);
-  memset(scratch.values, 0, sizeof(int16_t) * static_cast<size_t>(columns) * kPaddedTokens);
-  for (int b = 0; b < kTokens; ++b) {
-    if (positions[b] < 0) continue;
-    const ptrdiff_t at = (positions[b] * a.heads + head) * 2 * pairs;
-    for (ptrdiff_t i = 0; i < pairs; ++i) {
-      memcpy(scratch.keys + (i * kPaddedTokens + b) * 2, a.k + at + 2 * i, 2 * sizeof(int16_t));
+// The lanes of a row of the window overlap with those of the next, which is copied later.
+inline void gather_queries(const WindowAttention& a, const int32_t* q, ptrdiff_t pairs,
+                           int32_t* to) {
+  constexpr int first_lanes = kWindowLanes - (kWindow - 1) * kRowLanes;
+  const ptrdiff_t plane = a.padded_positions;
+  for (ptrdiff_t i = 0; i < pairs; ++i, q += plane, to += kWindowLanes) {
+    for (int row = 0; row < kWindow; ++row) {
+      memcpy(to + row * kRowLanes, q + row * a.padded_width, first_lanes * sizeof(int32_t));
     }
-    int16_t* values = scratch.values + b / 2 * columns * 2 + b % 2;
-    for (int d = 0; d < a.depth; ++d) values[2 * d] = a.v[at + d];
   }
 }
 
-// Softmax weights of query a: logits where `limits` is infinite, 0 where it is -infinity.
-// Returns their sum.
-inline int32_t window_weights(const I* logits, float logit_scale, const float* bias,
-                              const float* limits, int16_t* weights) {
-  constexpr int vectors = kPaddedTokens / W;
-  F x[vectors];
-  F top = S::set(-__builtin_inff());
-  for (int v = 0; v < vectors; ++v) {
-    x[v] = S::add(S::mul(S::to_float(logits[v]), S::set(logit_scale)), S::load(bias + v * W));
-    x[v] = S::min(x[v], S::load(limits + v * W));
-    top = S::max(top, x[v]);
+// For V vectors of queries: products of the softmax weights and values need these pairs of keys.
+// An anchor query (limit -infinity) has the anchors as keys, any other has all.
+template <int V>
+inline void window_weights(const WindowAttention& a, const int16_t* keys, ptrdiff_t pairs,
+                           const float* bias, const bool* anchor, const float* limits, int lane,
+                           WindowScratch& scratch) {
+  constexpr int P = kWindow;
+  F top[V];
+  for (int v = 0; v < V; ++v) top[v] = S::set(-__builtin_inff());
+  for (int row = 0; row < kWindow; ++row) {
+    const int16_t* k[P];
+    for (int p = 0; p < P; ++p) k[p] = keys + (row * a.padded_width + p) * a.heads * 2 * pairs;
+    I acc[P][V];
+    clear(acc);
+    dot(acc, k, pairs, reinterpret_cast<const int16_t*>(scratch.queries + lane), 2 * kWindowLanes);
+    unroll<P>([&](auto p) MLIC_LAMBDA {
+      const int token = row * P + p;
+      unroll<V>([&](auto v) MLIC_LAMBDA {
+        const ptrdiff_t at = lane + v * W;
+        F x = S::mul(S::to_float(acc[p][v]), S::set(a.logit_scale));
+        x = S::add(x, S::load(bias + token * kWindowLanes + at));
+        if (!anchor[token]) x = S::min(x, S::load(limits + at));
+        top[v] = S::max(top[v], x);
+        S::store(scratch.logits + token * kWindowLanes + at, x);
+      });
+    });
   }
-  top = S::set(S::horizontal_max(top));
-  I total = S::zero();
-  for (int v = 0; v < vectors; ++v) {
-    const I p = exp_int(S::sub(x[v], top));
-    total = S::add(total, p);
-    S::narrow(weights + v * W, p, W);
+  for (int v = 0; v < V; ++v) {
+    const ptrdiff_t at = lane + v * W;
+    I total = S::zero();
+    for (int row = 0; row < kWindow; ++row) {
+      const float* logits = scratch.logits + row * kWindow * kWindowLanes + at;
+      I p[2 * kRowPairs];
+      unroll<kWindow>([&](auto i) MLIC_LAMBDA {
+        p[i] = exp_int(S::sub(S::load(logits + i * kWindowLanes), top[v]));
+        total = S::add(total, p[i]);
+      });
+      p[kWindow] = S::zero();
+      for (int i = 0; i < kRowPairs; ++i) {
+        S::store(scratch.weights + (row * kRowPairs + i) * kWindowLanes + at,
+                 S::pair(p[2 * i], p[2 * i + 1]));
+      }
+    }
+    S::store(scratch.totals + at, total);
   }
-  return S::horizontal_add(total);
+}
+
+// A row of queries times V vectors of columns.
+template <int V>
+inline void window_values(const WindowAttention& a, const WindowScratch& scratch, int row,
+                          const int16_t* values, ptrdiff_t value_step, ptrdiff_t left,
+                          int16_t* out) {
+  constexpr int P = kWindow;
+  I acc[P][V];
+  clear(acc);
+  const int32_t* weights = scratch.weights + row * kRowLanes;
+  for (int r = 0; r < kWindow; ++r) {
+    const int16_t* p[P];
+    for (int i = 0; i < P; ++i) {
+      p[i] = reinterpret_cast<const int16_t*>(weights + r * kRowPairs * kWindowLanes + i);
+    }
+    dot<P, V, 2 * kWindowLanes>(acc, p, kRowPairs, values + r * a.padded_width * value_step,
+                                2 * value_step);
+  }
+  for (int i = 0; i < P; ++i) {
+    const auto total = static_cast<float>(scratch.totals[row * kRowLanes + i]);
+    for (int v = 0; v < V; ++v) {
+      const F real =
+          S::mul(S::div(S::to_float(acc[i][v]), S::set(total)), S::set(a.value_scale));
+      S::narrow(out + ptrdiff_t{i} * a.heads * a.depth + v * W,
+                quantise(real, S::set(a.out_scale)), left - v * W);
+    }
+  }
 }
 
 void window(const WindowAttention& a, ptrdiff_t batch, ptrdiff_t y, ptrdiff_t x, int16_t* out) {
-  constexpr int P = kWindow;  // queries at a time: a row of the window
-  constexpr int vectors = kPaddedTokens / W;
+  constexpr int V = 2;
   const float infinity = __builtin_inff();
   const ptrdiff_t pairs = (a.depth + 1) / 2;
   const ptrdiff_t columns = (a.depth + kGroup - 1) / kGroup * kGroup;
+  const ptrdiff_t value_step = a.heads * columns * 2;
 
-  ptrdiff_t positions[kTokens];
   bool anchor[kTokens];
-  float all[kPaddedTokens];
-  float anchors[kPaddedTokens];
-  for (int i = 0; i < kPaddedTokens; ++i) all[i] = anchors[i] = infinity;
+  float limits[kWindowLanes];
+  for (float& limit : limits) limit = infinity;
   for (int t = 0; t < kTokens; ++t) {
     const ptrdiff_t yy = y + t / kWindow - kWindow / 2;
     const ptrdiff_t xx = x + t % kWindow - kWindow / 2;
     const bool inside = yy >= 0 && yy < a.height && xx >= 0 && xx < a.width;
-    positions[t] = inside ? (batch * a.height + yy) * a.width + xx : -1;
     anchor[t] = inside && t % 2 == 1;  // the centre, token 12, is a non-anchor
-    if (!anchor[t]) anchors[t] = -infinity;
+    if (anchor[t]) limits[t / kWindow * kRowLanes + t % kWindow] = -infinity;
   }
 
-  static constexpr int16_t zeros[kMaxDepth] = {};
+  const ptrdiff_t corner = y * a.padded_width + x;
+  const ptrdiff_t position = batch * a.padded_positions + corner;
   WindowScratch scratch;
-  int16_t weights[P][kPaddedTokens];
   for (int head = 0; head < a.heads; ++head) {
-    pack_window(a, positions, head, scratch);
-    const float* bias = a.bias + ptrdiff_t{head} * kTokens * kPaddedTokens;
-    for (int first = 0; first < kTokens; first += P) {
-      const int16_t* queries[P];
-      for (int p = 0; p < P; ++p) {
-        const ptrdiff_t at = positions[first + p];
-        queries[p] = at < 0 ? zeros : a.q + (at * a.heads + head) * 2 * pairs;
-      }
-      I logits[P][vectors];
-      for (int v = 0; v < vectors; ++v) {
-        I acc[P][1];
-        clear(acc);
-        dot(acc, queries, pairs, scratch.keys + 2 * W * v, 2 * kPaddedTokens);
-        for (int p = 0; p < P; ++p) logits[p][v] = acc[p][0];
-      }
-      float totals[P];
-      const int16_t* rows[P];
-      for (int p = 0; p < P; ++p) {
-        const int token = first + p;
-        const float* limits = anchor[token] ? anchors : all;
-        const int32_t total = window_weights(
-            logits[p], a.logit_scale, bias + ptrdiff_t{token} * kPaddedTokens, limits, weights[p]);
-        totals[p] = static_cast<float>(total);
-        rows[p] = weights[p];
-      }
-      for (ptrdiff_t column = 0; column < a.depth; column += W) {
-        I acc[P][1];
-        clear(acc);
-        dot(acc, rows, (kTokens + 1) / 2, scratch.values + 2 * column, 2 * columns);
-        for (int p = 0; p < P; ++p) {
-          const F real =
-              S::mul(S::div(S::to_float(acc[p][0]), S::set(totals[p])), S::set(a.value_scale));
-          int16_t* to = out + (ptrdiff_t{first + p} * a.heads + head) * a.depth + column;
-          S::narrow(to, quantise(real, S::set(a.out_scale)), a.depth - column);
+    const ptrdiff_t planes = (batch * a.heads + head) * pairs * a.padded_positions;
+    gather_queries(a, a.q + planes + corner, pairs, scratch.queries);
+    const int16_t* keys = a.k + (position * a.heads + head) * 2 * pairs;
+    const float* bias = a.bias + ptrdiff_t{head} * kTokens * kWindowLanes;
+    for (int lane = 0; lane < kWindowLanes; lane += V * W) {
+      window_weights<V>(a, keys, pairs, bias, anchor, limits, lane, scratch);
+    }
+    for (int row = 0; row < kWindow; ++row) {
+      int16_t* to = out + (ptrdiff_t{row} * kWindow * a.heads + head) * a.depth;
+      for (ptrdiff_t column = 0; column < a.depth; column += V * W) {
+        const int16_t* values = a.v + position * value_step + (head * columns + column) * 2;
+        const ptrdiff_t left = a.depth - column;
+        if (columns - column >= V * W) {
+          window_values<V>(a, scratch, row, values, value_step, left, to + column);
+        } else {
+          window_values<1>(a, scratch, row, values, value_step, left, to + column);
         }
       }
     }

@@ -284,33 +284,72 @@ void Runner::layer_norm(const LayerNorm& l, ptrdiff_t positions) const {
 }
 
 void Runner::window_attention(const Act& qkv, const float* bias, WindowAttention a) const {
+  constexpr ptrdiff_t border = kWindow / 2;
   const ptrdiff_t dim = qkv.channels / 3;
   a.depth = static_cast<int>(dim / a.heads);
   a.height = qkv.height;
   a.width = qkv.width;
-  const ptrdiff_t row = round_up(a.depth, 2);
-  const ptrdiff_t position = a.heads * row;
-  const ptrdiff_t size = qkv.positions() * position;
-  const auto heads_first = buffer<int16_t>(3 * size);
-  a.q = heads_first.get();
-  a.k = a.q + size;
-  a.v = a.k + size;
+  const ptrdiff_t pairs = divide_up(a.depth, 2);
+  const ptrdiff_t columns = round_up(a.depth, kGroup);
+  const ptrdiff_t height = a.height + 2 * border;
+  const ptrdiff_t width = a.width + 2 * border;
+  const ptrdiff_t plane = height * width;
+  a.padded_width = width;
+  a.padded_positions = plane;
+  const ptrdiff_t positions = qkv.batch * plane;
+  const ptrdiff_t q_size = positions * a.heads * pairs;
+  constexpr ptrdiff_t beyond = kWindowLanes - (kWindow - 1) * kRowLanes - kWindow;
+  const auto q = buffer<int32_t>(q_size + beyond);
+  const auto k = buffer<int16_t>(positions * a.heads * 2 * pairs);
+  const auto v = buffer<int16_t>(positions * a.heads * columns * 2);
+  std::fill_n(q.get() + q_size, beyond, 0);
+  a.q = q.get();
+  a.k = k.get();
+  a.v = v.get();
 
-  constexpr float infinity = std::numeric_limits<float>::infinity();
-  std::vector<float> padded(static_cast<size_t>(a.heads * kTokens * kPaddedTokens), -infinity);
-  for (ptrdiff_t i = 0; i < ptrdiff_t{a.heads} * kTokens; ++i) {
-    std::copy_n(bias + i * kTokens, kTokens, padded.data() + i * kPaddedTokens);
+  // Zero in the lanes of no meaning.
+  std::vector<float> lanes(static_cast<size_t>(a.heads * kTokens * kWindowLanes));
+  for (ptrdiff_t head = 0; head < a.heads; ++head) {
+    for (ptrdiff_t query = 0; query < kTokens; ++query) {
+      const ptrdiff_t lane = query / kWindow * kRowLanes + query % kWindow;
+      for (ptrdiff_t key = 0; key < kTokens; ++key) {
+        lanes[static_cast<size_t>((head * kTokens + key) * kWindowLanes + lane)] =
+            bias[(head * kTokens + query) * kTokens + key];
+      }
+    }
   }
-  a.bias = padded.data();
+  a.bias = lanes.data();
 
-  parallel_for(qkv.batch * qkv.height, threads, [&](ptrdiff_t image_row) {
-    for (ptrdiff_t n = image_row * qkv.width; n < (image_row + 1) * qkv.width; ++n) {
-      for (int part = 0; part < 3; ++part) {
-        const int16_t* from = qkv.data + n * qkv.stride + part * dim;
-        int16_t* to = heads_first.get() + part * size + n * position;
-        for (int head = 0; head < a.heads; ++head, to += row) {
-          to[row - 1] = 0;
-          for (int d = 0; d < a.depth; ++d) to[d] = from[d * a.heads + head];
+  const std::vector<int16_t> zeros(static_cast<size_t>(qkv.channels));
+  parallel_for(qkv.batch * height, threads, [&](ptrdiff_t row) {
+    const ptrdiff_t b = row / height;
+    const ptrdiff_t y = row % height - border;
+    const auto at = [&](ptrdiff_t x) {
+      const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
+      return inside ? qkv.data + ((b * a.height + y) * a.width + x) * qkv.stride : zeros.data();
+    };
+    for (ptrdiff_t x = 0; x < width; ++x) {
+      const int16_t* from = at(x - border);
+      const int16_t* next = at(x - border + 1);
+      const ptrdiff_t n = row * width + x;
+      for (ptrdiff_t head = 0; head < a.heads; ++head) {
+        const auto channel = [&](ptrdiff_t part, ptrdiff_t d) {
+          return part * dim + d * a.heads + head;
+        };
+        int32_t* to_q = q.get() + (b * a.heads + head) * pairs * plane + n - b * plane;
+        int16_t* to_k = k.get() + (n * a.heads + head) * 2 * pairs;
+        int16_t* to_v = v.get() + (n * a.heads + head) * columns * 2;
+        for (ptrdiff_t d = 0; d < 2 * pairs; d += 2) {
+          const bool odd = d + 1 == a.depth;
+          const int16_t queries[2] = {from[channel(0, d)],
+                                      odd ? int16_t{0} : from[channel(0, d + 1)]};
+          std::memcpy(to_q + d / 2 * plane, queries, sizeof queries);
+          to_k[d] = from[channel(1, d)];
+          to_k[d + 1] = odd ? int16_t{0} : from[channel(1, d + 1)];
+        }
+        for (ptrdiff_t d = 0; d < columns; ++d) {
+          to_v[2 * d] = d < a.depth ? from[channel(2, d)] : int16_t{0};
+          to_v[2 * d + 1] = d < a.depth ? next[channel(2, d)] : int16_t{0};
         }
       }
     }

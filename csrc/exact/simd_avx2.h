@@ -111,6 +111,8 @@ struct Simd {
     std::memcpy(p, all, bytes(n, sizeof(int16_t)));
   }
 
+  // Of values in 0 .. 32767.
+  static I pair(I low, I high) { return _mm256_or_si256(low, _mm256_slli_epi32(high, 16)); }
   static I load_pairs(const int16_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }

@@ -68,6 +68,8 @@ struct Simd {
   }
 
   // Pairs of 16-bit integers.
+  // Of values in 0 .. 32767.
+  static I pair(I low, I high) { return _mm512_or_si512(low, _mm512_slli_epi32(high, 16)); }
   static I load_pairs(const int16_t* p) { return _mm512_loadu_si512(p); }
   static I set_pair(const int16_t* p) {
     int32_t pair;

@@ -140,6 +140,10 @@ struct Simd {
     std::memcpy(p, all, bytes(n, sizeof(int16_t)));
   }
 
+  // Of values in 0 .. 32767.
+  static I pair(I low, I high) {
+    return map<I>([&](int i) { return low.v[i] | high.v[i] << 16; });
+  }
   static I load_pairs(const int16_t* p) {
     I r;
     std::memcpy(r.v, p, sizeof r.v);
