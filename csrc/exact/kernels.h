@@ -66,7 +66,7 @@ struct Depthwise {
   const int16_t* x;
   ptrdiff_t pixel_stride;
   ptrdiff_t height, width, channels;
-  const int32_t* weights;  // [9, channels], each in 0 .. 65535: the bits of an int16
+  const int32_t* weights;  // see depthwise_taps
   const float* bias;
   const float* scales;
   float unit;
@@ -110,6 +110,27 @@ struct WindowAttention {
   float out_scale;
 };
 
+// One head of linear attention; columns are its depth, padded to groups.
+struct LinearKeys {
+  const int16_t* k;
+  ptrdiff_t k_stride;
+  const int16_t* v;
+  ptrdiff_t v_stride;
+  ptrdiff_t positions, depth;
+  float scale;  // of keys
+};
+
+struct LinearQueries {
+  const int16_t* q;
+  ptrdiff_t q_stride, depth;
+  float scale;             // of queries
+  const int16_t* context;  // [pairs of channels, columns, 2]
+  float real_scale;        // of the context
+  int16_t* out;
+  ptrdiff_t out_stride;
+  float out_scale;
+};
+
 // One head of softmax attention.
 constexpr int kQueryRows = 8;
 constexpr int kKeyBlock = 256;
@@ -134,12 +155,10 @@ struct Kernels {
   void (*layer_norm)(const LayerNorm&, ptrdiff_t begin, ptrdiff_t end);
   // Row of windows, out of batch * height.
   void (*window_attention)(const WindowAttention&, ptrdiff_t row);
-  // exp_int(-i * scale) for i < count.
-  void (*exp_table)(float scale, int16_t* table, ptrdiff_t count);
-  // sums[row, 16 * groups] += x[row, 2 * pairs] times packed weights [pairs, 16 * groups, 2].
-  // Products of a softmax weight and an activation: any number of them.
-  void (*accumulate)(const int16_t* x, ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t pairs,
-                     const int16_t* weights, int groups, int64_t* sums);
+  // Adds one head's sums of softmax weights times values, [depth, columns], and sums of weights,
+  // [columns].
+  void (*linear_keys)(const LinearKeys&, int64_t* sums, int64_t* totals);
+  void (*linear_queries)(const LinearQueries&, ptrdiff_t count);
   // At most kQueryRows queries from `first` on: sums [kQueryRows, 16 * value_groups] (zeroed by the
   // caller) and totals [kQueryRows].
   void (*softmax_attention)(const SoftmaxAttention&, ptrdiff_t first, int count, int64_t* sums,
