@@ -362,7 +362,10 @@ void scale_indexes(const float* s, const float* bounds, int bound_count, uint8_t
     const ptrdiff_t left = count - i < W ? count - i : W;
     const F x = S::load(s + i, left);
     I index = S::zero();
-    for (int b = 0; b < bound_count; ++b) index = S::add_unless_le(index, x, S::set(bounds[b]));
+    for (int b = 0; b < bound_count && S::any_above(x, S::set(bounds[b])); b += 4) {
+      const int last = b + 4 < bound_count ? b + 4 : bound_count;
+      for (int j = b; j < last; ++j) index = S::add_unless_le(index, x, S::set(bounds[j]));
+    }
     int32_t indexes[W];
     S::store(indexes, index);
     for (ptrdiff_t j = 0; j < left; ++j) out[i + j] = static_cast<uint8_t>(indexes[j]);
