@@ -261,36 +261,43 @@ void Runner::window_attention(const Act& qkv, const float* bias, WindowAttention
   }
   a.bias = lanes.data();
 
-  const std::vector<int16_t> zeros(static_cast<size_t>(qkv.channels));
+  const ptrdiff_t part = a.heads * columns;
   parallel_for(qkv.batch * height, threads, [&](ptrdiff_t row) {
     const ptrdiff_t b = row / height;
     const ptrdiff_t y = row % height - border;
-    const auto at = [&](ptrdiff_t x) {
-      const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
-      return inside ? qkv.data + ((b * a.height + y) * a.width + x) * qkv.stride : zeros.data();
+    // Queries, keys and values of a position, [3, heads, columns].
+    const auto split = [&](ptrdiff_t x, int16_t* to) {
+      if (y < 0 || y >= a.height || x < 0 || x >= a.width) {
+        std::fill_n(to, 3 * part, int16_t{0});
+        return;
+      }
+      const int16_t* from = qkv.data + ((b * a.height + y) * a.width + x) * qkv.stride;
+      for (ptrdiff_t i = 0; i < 3 * a.heads; ++i, to += columns) {
+        const int16_t* channel = from + i / a.heads * dim + i % a.heads;
+        for (ptrdiff_t d = 0; d < a.depth; ++d) to[d] = channel[d * a.heads];
+        std::fill(to + a.depth, to + columns, int16_t{0});
+      }
     };
-    for (ptrdiff_t x = 0; x < width; ++x) {
-      const int16_t* from = at(x - border);
-      const int16_t* next = at(x - border + 1);
+    const auto both = buffer<int16_t>(6 * part);
+    int16_t* now = both.get();
+    int16_t* next = now + 3 * part;
+    split(-border, now);
+    for (ptrdiff_t x = 0; x < width; ++x, std::swap(now, next)) {
+      split(x + 1 - border, next);
       const ptrdiff_t n = row * width + x;
       for (ptrdiff_t head = 0; head < a.heads; ++head) {
-        const auto channel = [&](ptrdiff_t part, ptrdiff_t d) {
-          return part * dim + d * a.heads + head;
-        };
+        const int16_t* queries = now + head * columns;
         int32_t* to_q = q.get() + (b * a.heads + head) * pairs * plane + n - b * plane;
-        int16_t* to_k = k.get() + (n * a.heads + head) * 2 * pairs;
-        int16_t* to_v = v.get() + (n * a.heads + head) * columns * 2;
-        for (ptrdiff_t d = 0; d < 2 * pairs; d += 2) {
-          const bool odd = d + 1 == a.depth;
-          const int16_t queries[2] = {from[channel(0, d)],
-                                      odd ? int16_t{0} : from[channel(0, d + 1)]};
-          std::memcpy(to_q + d / 2 * plane, queries, sizeof queries);
-          to_k[d] = from[channel(1, d)];
-          to_k[d + 1] = odd ? int16_t{0} : from[channel(1, d + 1)];
+        for (ptrdiff_t i = 0; i < pairs; ++i) {
+          std::memcpy(to_q + i * plane, queries + 2 * i, 2 * sizeof(int16_t));
         }
+        std::copy_n(queries + part, 2 * pairs, k.get() + (n * a.heads + head) * 2 * pairs);
+        const int16_t* values = queries + 2 * part;
+        const int16_t* next_values = next + 2 * part + head * columns;
+        int16_t* to_v = v.get() + (n * a.heads + head) * columns * 2;
         for (ptrdiff_t d = 0; d < columns; ++d) {
-          to_v[2 * d] = d < a.depth ? from[channel(2, d)] : int16_t{0};
-          to_v[2 * d + 1] = d < a.depth ? next[channel(2, d)] : int16_t{0};
+          to_v[2 * d] = values[d];
+          to_v[2 * d + 1] = next_values[d];
         }
       }
     }
