@@ -23,10 +23,11 @@ import contextlib
 import io
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union
+from typing import IO, Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,9 @@ from .image_files import (
     is_camera_raw,
 )
 
-ImageSource = Union[str, "os.PathLike[str]", Image.Image, npt.NDArray[Any], torch.Tensor]
+ImageSource = Union[
+    str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, npt.NDArray[Any], torch.Tensor
+]
 
 # Suffix -> Pillow's format and options. The lossy formats are written at a quality that adds little
 # to what is lost.
@@ -84,10 +87,10 @@ _MAX_TEXT = 1 << 28
 def load_image(source: ImageSource) -> torch.Tensor:
     """Return an image as a contiguous uint8 tensor of shape [3, H, W], RGB (sRGB), upright.
 
-    ``source`` is a path, a PIL image (its current frame), a uint8 array of shape [H, W, 3]
-    or [H, W] (greyscale), or a uint8 tensor of shape [3, H, W], which keeps its device. Raises
-    `UnsupportedImageError` for what the text at the top of this module refuses, and for files that
-    are missing, damaged or not images.
+    ``source`` is a path, the bytes of a file, an open file, a PIL image (its current frame), a
+    uint8 array of shape [H, W, 3] or [H, W] (greyscale), or a uint8 tensor of shape [3, H, W],
+    which keeps its device. Raises `UnsupportedImageError` for what the text at the top of this
+    module refuses, and for files that are missing, damaged or not images.
     """
     if isinstance(source, Image.Image):
         return _from_pil(source, "the image")
@@ -97,9 +100,13 @@ def load_image(source: ImageSource) -> torch.Tensor:
         return _from_array(source)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_open(io.BytesIO(source), "the image")
+    if hasattr(source, "read"):  # all of it at once: pipes cannot be sought in
+        return _from_open(io.BytesIO(source.read()), "the image")
     raise UnsupportedImageError(
-        f"cannot take an image from a {type(source).__name__}; give a path, a PIL image, "
-        "a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]"
+        f"cannot take an image from a {type(source).__name__}; give a path, bytes, a file, a PIL "
+        "image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]"
     )
 
 
@@ -148,17 +155,21 @@ def save_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
     `OSError` if the file cannot be written.
     """
     check_save_suffix(path)
+    write_atomically(path, image_bytes(image, Path(path).suffix))
+
+
+def image_bytes(image: torch.Tensor, suffix: str) -> bytes:
+    """What `save_image` writes to a file of this suffix."""
     picture = Image.fromarray(to_array(image))
-    name, options = _SAVE_FORMATS[Path(path).suffix.lower()]
+    name, options = _SAVE_FORMATS[suffix.lower()]
     buffer = io.BytesIO()
     try:
         picture.save(buffer, format=name, **options)
     except (OSError, ValueError, KeyError) as error:  # KeyError: a Pillow without this format
         raise UnsupportedImageError(
-            f"cannot write {os.fspath(path)} ({picture.width}x{picture.height}) as {name}: "
-            f"{error}; use .png"
+            f"cannot write {picture.width}x{picture.height} pixels as {name}: {error}; use .png"
         ) from error
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -174,6 +185,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         with open(temporary, "xb") as file:
             file.write(data)
+        if path.exists():
+            _take_over(path, temporary)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -183,17 +196,30 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
+def _take_over(old: Path, new: Path) -> None:
+    """The mode and owner of a file that is to be replaced, as far as this user may."""
+    status = os.stat(old)
+    os.chmod(new, stat.S_IMODE(status.st_mode))
+    if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+        with contextlib.suppress(PermissionError):
+            os.chown(new, status.st_uid, status.st_gid)
+
+
 def _from_file(path: Path) -> torch.Tensor:
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise UnsupportedImageError(f"{path} {what}; give the path of an image file")
-    with _reading(str(path)), _raised_limits, Image.open(path) as picture:
+    return _from_open(path, str(path))
+
+
+def _from_open(file: Path | IO[bytes], name: str) -> torch.Tensor:
+    with _reading(name), _raised_limits, Image.open(file) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format not in _STILL_FORMATS:
             raise UnsupportedImageError(
-                f"{path} has {frames} frames or pages; extract the one to compress first"
+                f"{name} has {frames} frames or pages; extract the one to compress first"
             )
-        return _from_pil(picture, str(path))
+        return _from_pil(picture, name)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from mlic_fast.cli import explain, print_error
-from mlic_fast.cli.files import Job
+from mlic_fast.cli import explain, print_error, printable
+from mlic_fast.cli.files import STREAM, Job
 
 Result = dict[str, Any]
 
@@ -61,8 +61,8 @@ def run_batch(
                 if "error" in result:
                     failures += 1
                     print_error(result["error"])
-                elif not as_json:
-                    print(describe(result), flush=True)
+                elif not as_json and result.get("output") != STREAM:
+                    print("\n".join(map(printable, describe(result).splitlines())), flush=True)
             bar.update()
     seconds = time.perf_counter() - start
     done = len(jobs) - failures

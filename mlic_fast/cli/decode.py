@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.encode import SUFFIX, describe, result_of
-from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs, is_pattern
+from mlic_fast.cli.files import (
+    INPUTS_TEXT,
+    STREAM,
+    Job,
+    find_jobs,
+    is_pattern,
+    open_input,
+    write_output,
+)
 from mlic_fast.cli.options import add_model_options, add_output_options
 
 if TYPE_CHECKING:
@@ -21,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s INPUT.. [OUTPUT] [options]"
     parser.epilog = (
         "A last argument that does not end in .mlic is the output, for a single input; its suffix "
-        "is the format:\n.png .webp .tif .bmp .ppm (lossless), .jpg .avif. Otherwise each result "
-        "is a .png beside its input, or in\n--output-dir.\n\n"
+        "is the format (of -, .png):\n.png .webp .tif .bmp .ppm (lossless), .jpg .avif. Otherwise "
+        "each result is a .png beside its input,\nor in --output-dir.\n\n"
         + INPUTS_TEXT.format(what=".mlic files", example=".mlic")
     )
     parser.add_argument(
@@ -42,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     inputs, output = list(args.paths), None
     if len(inputs) > 1 and _is_output(inputs[-1]):
         output = inputs.pop()
-        check_save_suffix(output)
+        if output != STREAM:
+            check_save_suffix(output)
     jobs = find_jobs(
         inputs,
         suffixes=(SUFFIX,),
@@ -55,15 +65,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_output(argument: str) -> bool:
-    path = Path(argument)
-    return not (path.suffix.lower() == SUFFIX or path.is_dir() or is_pattern(argument))
+    suffix = Path(argument).suffix.lower()
+    return not (suffix == SUFFIX or os.path.isdir(argument) or is_pattern(argument))
 
 
 def _decoder(args: argparse.Namespace) -> Steps:
     import mlic_fast
-    from mlic_fast.images import save_image
+    from mlic_fast.images import image_bytes
 
     codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
+
+    def read(job: Job) -> bytes:
+        source = open_input(job.source)
+        return source.read_bytes() if isinstance(source, Path) else source.read()
 
     def decode(data: bytes) -> tuple[Tensor, int, float]:
         start = time.perf_counter()
@@ -75,7 +89,8 @@ def _decoder(args: argparse.Namespace) -> Steps:
         assert job.target is not None
         if args.output_dir is not None:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        save_image(image, job.target)
+        suffix = ".png" if str(job.target) == STREAM else job.target.suffix
+        write_output(job.target, image_bytes(image, suffix))
         return result_of(job, image, size, seconds)
 
-    return Steps(lambda job: job.source.read_bytes(), decode, write)
+    return Steps(read, decode, write)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlic_fast.cli import UsageError
 from mlic_fast.cli.batch import Result, Steps, run_batch
-from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs
+from mlic_fast.cli.files import INPUTS_TEXT, STREAM, Job, find_jobs, open_input, write_output
 from mlic_fast.cli.options import add_model_options, add_output_options
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.usage = "%(prog)s INPUT.. [OUTPUT] [options]"
     parser.epilog = (
-        "A last argument that ends in .mlic is the output, for a single input. Otherwise each "
-        "result lies beside\nits image, with the suffix .mlic, or in --output-dir.\n\n"
+        "A last argument that ends in .mlic, or -, is the output, for a single input. Otherwise "
+        "each result lies beside\nits image, with the suffix .mlic, or in --output-dir.\n\n"
         + INPUTS_TEXT.format(what="images", example=".jpg")
     )
     parser.add_argument(
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             "compare with it by mlic-fast bench or eval"
         )
     inputs, output = list(args.paths), None
-    if len(inputs) > 1 and Path(inputs[-1]).suffix.lower() == SUFFIX:
+    if len(inputs) > 1 and (inputs[-1] == STREAM or Path(inputs[-1]).suffix.lower() == SUFFIX):
         output = inputs.pop()
     jobs = find_jobs(
         inputs,
@@ -91,7 +91,7 @@ def _quality(text: str) -> int:
 
 def _encoder(args: argparse.Namespace) -> Steps:
     import mlic_fast
-    from mlic_fast.images import load_image, write_atomically
+    from mlic_fast.images import load_image
 
     codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
 
@@ -106,7 +106,7 @@ def _encoder(args: argparse.Namespace) -> Steps:
         assert job.target is not None
         if args.output_dir is not None:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_atomically(job.target, data)
+        write_output(job.target, data)
         return result_of(job, image, len(data), seconds)
 
-    return Steps(lambda job: load_image(job.source), encode, write)
+    return Steps(lambda job: load_image(open_input(job.source)), encode, write)

@@ -17,8 +17,13 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir", metavar="DIR", help="write the results into this folder, made if missing"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    add_force_option(parser)
     add_json_option(parser)
+
+
+def add_force_option(parser: argparse.ArgumentParser) -> None:
+    """``--force``."""
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
