@@ -26,6 +26,7 @@ from mlic_fast.errors import (
     CorruptStreamError,
     EngineError,
     QualityError,
+    TooManyPixelsError,
     UnsupportedStreamError,
     WrongModelError,
 )
@@ -35,6 +36,8 @@ from mlic_fast.models.mlic import ALIGNMENT, MlicModel, Transforms
 Output = Literal["torch", "numpy", "pil"]
 
 WEIGHTS = Path(__file__).parent / "weights"
+#: Pixels of a stream that is decoded, unless another limit is given: 16384x8192.
+MAX_PIXELS = 1 << 27
 #: Quality of a variable-rate model when none is given.
 DEFAULT_QUALITY = 60
 
@@ -104,18 +107,22 @@ class Codec:
             return self._compress(image, quality)
         return self._compress(images.load_image(image)[None], quality)[0]
 
-    def decompress(self, data: Any, output: Output = "torch") -> Any:
+    def decompress(
+        self, data: Any, output: Output = "torch", *, max_pixels: int = MAX_PIXELS
+    ) -> Any:
         """Decompress a stream, or a list of them.
 
         Args:
             data: bytes, the path of a file, an open file; or a list of those.
             output: ``"torch"``, ``"numpy"`` or ``"pil"``.
+            max_pixels: of a picture; what it would cost is known before anything is decoded.
 
         Returns a uint8 tensor [3, H, W] on the codec's device, a uint8 array [H, W, 3]
         (``output="numpy"``) or a PIL image (``output="pil"``); a list of those for a list.
 
         Raises:
             CorruptStreamError: not a stream, cut short, altered, or decoded out of step.
+            TooManyPixelsError: more than ``max_pixels``.
             WrongModelError: made with another model.
             UnsupportedStreamError: of another version of the arithmetic.
             DeviceMemoryError: on a GPU, for more than it has memory for.
@@ -123,17 +130,17 @@ class Codec:
         if output not in ("torch", "numpy", "pil"):
             raise ValueError(f"output must be 'torch', 'numpy' or 'pil', not {output!r}")
         if isinstance(data, Iterable) and not _is_stream(data):
-            opened = [self._open(single) for single in data]
+            opened = [self._open(single, max_pixels) for single in data]
             return [_converted(image, output) for image in self._decompress(opened)]
-        (image,) = self._decompress([self._open(data)])
+        (image,) = self._decompress([self._open(data, max_pixels)])
         return _converted(image, output)
 
-    def decode_latents(self, data: Any) -> Tensor:
+    def decode_latents(self, data: Any, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         """The decoded latents of a stream, as :meth:`decompress` takes them.
 
         float32 [M, ceil(H/64) * 4, ceil(W/64) * 4].
         """
-        header, payload = self._open(data)
+        header, payload = self._open(data, max_pixels)
         with surroundings():
             return self._engine.decode_latents([(payload, header.lanes)], _hyper_size(header))[0]
 
@@ -193,8 +200,13 @@ class Codec:
                         decoded[number] = images.crop(image, height, width).contiguous()
         return [decoded[number] for number in range(len(opened))]
 
-    def _open(self, data: Any) -> tuple[bitstream.Header, bytes]:
+    def _open(self, data: Any, max_pixels: int) -> tuple[bitstream.Header, bytes]:
         header, payload = bitstream.read(_stream_bytes(data))
+        if header.pixels > max_pixels:
+            raise TooManyPixelsError(
+                f"the stream holds {header.width}x{header.height} pixels, more than the limit of "
+                f"{max_pixels}; raise max_pixels (--max-pixels) if you trust it"
+            )
         if header.arithmetic_version != self._engine.arithmetic_version:
             made = "provisional" if header.arithmetic_version == bitstream.PROVISIONAL else "exact"
             raise UnsupportedStreamError(

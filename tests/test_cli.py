@@ -40,7 +40,7 @@ class StoringCodec:
         header = Header(0, 8, MODEL_ID, quality or 0, width, height)
         return bitstream.write(header, zlib.compress(image.numpy().tobytes()))
 
-    def decompress(self, data: bytes, output: str = "torch") -> torch.Tensor:
+    def decompress(self, data: bytes, max_pixels: int = 1 << 27) -> torch.Tensor:
         header, payload = bitstream.read(data)
         if header.model_id != MODEL_ID:
             raise WrongModelError("made with another model")

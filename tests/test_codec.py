@@ -16,11 +16,12 @@ import pytest
 import torch
 from lively import SMALL, lively_model, photograph
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 import mlic_fast
 from mlic_fast import bitstream
-from mlic_fast.codec import Codec, load
+from mlic_fast.codec import WEIGHTS, Codec, load
 from mlic_fast.engine import exact
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.pack import pack, save_packed
@@ -30,6 +31,7 @@ from mlic_fast.errors import (
     EngineError,
     MlicError,
     QualityError,
+    TooManyPixelsError,
     UnsupportedImageError,
     UnsupportedStreamError,
     WrongModelError,
@@ -234,6 +236,26 @@ def test_latents_that_are_not_numbers_still_make_a_stream(
     codec._engine._transforms = type(codec._engine._transforms)(broken, torch.float32)  # type: ignore[attr-defined]
     data = codec.compress(picture(64, 64))
     assert codec.decode_latents(data).isfinite().all()
+
+
+def test_pixels_are_limited_before_anything_is_decoded(variable: Codec) -> None:
+    data = variable.compress(picture(64, 65))
+    for limit in (64 * 65, 1 << 27):
+        assert variable.decompress(data, max_pixels=limit).shape == (3, 64, 65)
+    for decode in (variable.decompress, variable.decode_latents):
+        with pytest.raises(TooManyPixelsError, match="65x64 pixels, more than the limit of 4159"):
+            decode(data, max_pixels=64 * 65 - 1)
+    header, payload = bitstream.read(data)
+    huge = bitstream.write(replace(header, width=16385, height=8192), payload)
+    with pytest.raises(TooManyPixelsError):
+        variable.decompress([data, huge])
+
+
+def test_the_shipped_weights_name_themselves() -> None:
+    """So that ``mlic-fast info`` needs no model."""
+    codec = load()
+    with safe_open(WEIGHTS / "photo.safetensors", framework="numpy") as file:
+        assert bytes.fromhex(file.metadata()["identity"])[:4] == codec.model_id
 
 
 # -- models, qualities, engines --------------------------------------------------------------

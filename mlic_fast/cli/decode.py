@@ -19,7 +19,7 @@ from mlic_fast.cli.files import (
     open_input,
     write_output,
 )
-from mlic_fast.cli.options import add_model_options, add_output_options
+from mlic_fast.cli.options import add_model_options, add_output_options, pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="INPUT.. [OUTPUT]",
         help=".mlic files, folders, patterns; output",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=pixels,
+        default=1 << 27,
+        metavar="N",
+        help="refuse larger pictures before they are decoded (default: %(default)s)",
     )
     add_model_options(parser)
     add_output_options(parser)
@@ -81,7 +88,7 @@ def _decoder(args: argparse.Namespace) -> Steps:
 
     def decode(data: bytes) -> tuple[Tensor, int, float]:
         start = time.perf_counter()
-        image = codec.decompress(data, output="torch").cpu()
+        image = codec.decompress(data, max_pixels=args.max_pixels).cpu()
         return image, len(data), time.perf_counter() - start
 
     def write(job: Job, decoded: tuple[Tensor, int, float]) -> Result:

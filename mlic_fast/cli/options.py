@@ -69,6 +69,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def pixels(text: str) -> int:
+    """Type of an argument: a number of pixels."""
+    if not text.isdecimal() or not 1 <= int(text) <= 1 << 28:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 2^28, not {text!r}")
+    return int(text)
+
+
 def picture_size(text: str) -> tuple[int, int]:
     """Type of an argument: width and height."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
