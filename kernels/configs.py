@@ -7,6 +7,7 @@ positions to fill the device with wide blocks, so narrow ones spread them over m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -30,21 +31,20 @@ SMALL_PRODUCT = 32768
 CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     "product": {
         ("interpreter", "any"): Config(128, outputs=128),
+        ("sm80", "large"): Config(128, warps=8, outputs=64, stages=2),  # with 3 it would spill
         ("any", "small"): Config(64, stages=4),
         ("any", "large"): Config(128, warps=8, outputs=64),
     },
-    # 32 positions of the pass kernel would spill. Where there is shared memory for it (170 kB), the
-    # weights of the next block of outputs are on their way while one is multiplied.
+    # 32 positions of the pass kernel would spill. Its stages are as many as shared memory holds.
     "pass": {
         ("interpreter", "any"): Config(64),
-        ("sm90", "any"): Config(16, warps=8, stages=3),
-        ("sm100", "any"): Config(16, warps=8, stages=3),
-        ("any", "any"): Config(16, warps=8, stages=1),
+        ("any", "any"): Config(16, warps=8, stages=3),
     },
     "elements": {
         ("interpreter", "any"): Config(512, outputs=128),
         ("any", "any"): Config(32),
     },
+    "scales": {("any", "any"): Config(1, warps=1, outputs=64)},
     "window_qkv": {
         ("any", "small"): Config(16, warps=2),
         ("any", "large"): Config(64, warps=4),
@@ -84,12 +84,25 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
 }
 
 
+#: Bytes of shared memory that a block may have, by architecture; others have the least.
+SHARED_MEMORY = {
+    **{"sm80": 163 << 10, "sm86": 99 << 10, "sm89": 99 << 10},
+    **{"sm90": 227 << 10, "sm100": 227 << 10, "sm120": 99 << 10},
+}
+
+
+@cache
 def architecture(device: torch.device) -> str:
     """``sm80``, ``sm90``, .. by the compute capability, ``interpreter`` without a GPU."""
     if device.type != "cuda":
         return "interpreter"
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm{major}{minor}"
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have."""
+    return SHARED_MEMORY.get(architecture(device), min(SHARED_MEMORY.values()))
 
 
 def config(kernel: str, device: torch.device, positions: int) -> Config:

@@ -11,8 +11,9 @@ rounds once where the arithmetic rounds twice. ``/`` and ``tl.sqrt`` are approxi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any
 
@@ -61,6 +62,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         kernel[grid](*args, **options)
 
 
+@contextmanager
+def compiling_only() -> Iterator[None]:
+    """While entered, this thread's launches compile and run nothing."""
+    token = _COMPILES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _COMPILES_ONLY.reset(token)
+
+
 def compile_only(work: Callable[[], object], workers: int) -> None:
     """Do ``work``, whose launches only compile, ``workers`` kernels at a time.
 
@@ -69,8 +80,11 @@ def compile_only(work: Callable[[], object], workers: int) -> None:
     """
 
     def compiling() -> None:
-        _COMPILES_ONLY.set(True)
-        with ThreadPoolExecutor(workers) as executor, triton.AsyncCompileMode(executor):
+        with (
+            ThreadPoolExecutor(workers) as executor,
+            compiling_only(),
+            triton.AsyncCompileMode(executor),
+        ):
             work()
 
     # In a context of its own: Triton's mode stays active in it after a compile that fails.

@@ -19,15 +19,13 @@ Bytes at 32 x 48 positions, inter context of the last slice (9 heads of 32): k t
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, EXPONENT_LIMIT
-from mlic_fast.kernels.configs import CONFIGS, Config, config
+from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
     exp_int,
     exp_int_twin,
@@ -44,8 +42,6 @@ from mlic_fast.kernels.functions import (
 )
 from mlic_fast.kernels.planes import (
     ALL,
-    ANCHORS,
-    NON_ANCHORS,
     SMALLEST_SIDE,
     add_product,
     check_planes,
@@ -58,7 +54,6 @@ from mlic_fast.kernels.planes import (
     store_planes,
     wide_product,
 )
-from mlic_fast.kernels.specialisation import Specialisation
 
 #: Most chunks of an image; a chunk has a multiple of SMALLEST_CHUNK positions.
 CHUNKS = 64
@@ -399,57 +394,3 @@ def linear_attention(
         num_warps=c.warps,
         num_stages=c.stages,
     )
-
-
-# -- ahead of time ----------------------------------------------------------------------------
-
-
-def _specialisations() -> list[Specialisation]:
-    """Of the full-size model: the inter context (heads of 32) and the intra context (of 16)."""
-    types = dict.fromkeys("qkv", "*i8:16") | {"out": "*i8:16", "maxima": "*i32:16"}
-    types |= dict.fromkeys(("contexts", "totals"), "*i64:16")
-    types |= dict.fromkeys(("positions", "half_width", "length", "v_exponent"), "i32")
-    types |= dict.fromkeys(("q_scale", "k_scale", "out_scale"), "fp32")
-    result = []
-
-    def add(label: str, kernel: Any, depth: int, c: Config, colour: int, **constants: Any) -> None:
-        constants |= {"DEPTH": depth, "BLOCK": c.block, "COLOUR": colour}
-        # What is not in ``types`` are strides.
-        names = [name for name in kernel.arg_names if name not in constants]
-        arguments: dict[str, str | tuple[str, ...]] = {n: types.get(n, "i32:16") for n in names}
-        cores = kernel is not _maxima_kernel
-        result.append(Specialisation(label, kernel, arguments, constants, c.warps, c.stages, cores))
-
-    for name, depth, q_colour, kv_colour in (
-        ("inter", 32, ALL, ALL),
-        ("intra", 16, NON_ANCHORS, ANCHORS),
-    ):
-        side = padded(depth, SMALLEST_SIDE)
-        c = CONFIGS["linear_maxima"]["any", "any"]
-        add(f"linear_maxima_{name}", _maxima_kernel, depth, c, kv_colour, WIDTH=side)
-        c = CONFIGS["linear_contexts"]["any", "any"]
-        c = Config(c.block, contexts_warps(side), c.stages)
-        add(
-            f"linear_contexts_{name}",
-            _contexts_kernel,
-            depth,
-            c,
-            kv_colour,
-            WIDTH=side,
-            CHUNKS=CHUNKS,
-        )
-        for (_, size), c in CONFIGS["linear_apply"].items():
-            add(
-                f"linear_apply_{name}_{size}",
-                _apply_kernel,
-                depth,
-                c,
-                q_colour,
-                WIDTH=padded(depth),
-                VALUES=side,
-                WIDE=depth > NARROW_DEPTH,
-            )
-    return result
-
-
-SPECIALISATIONS = _specialisations()

@@ -43,5 +43,9 @@ class DeviceMemoryError(EngineError):
     """The images need more memory than the device has free."""
 
 
+class KernelResourcesError(EngineError):
+    """A kernel of the model needs more shared memory or registers than the device has."""
+
+
 class QualityError(MlicError, ValueError):
     """The quality is out of range, or the model has a single rate and takes none."""
