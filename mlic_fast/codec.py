@@ -15,7 +15,7 @@ from typing import Any, Literal, SupportsIndex
 import torch
 from torch import Tensor
 
-from mlic_fast import bitstream, images
+from mlic_fast import bitstream, images, targets
 from mlic_fast.engine import Engine, create_engine, gpu_problem
 from mlic_fast.engine.identity import model_identity
 from mlic_fast.engine.pack import load_packed, pack, packed_bytes
@@ -30,6 +30,7 @@ from mlic_fast.errors import (
     UnsupportedStreamError,
     WrongModelError,
 )
+from mlic_fast.evaluation import metrics
 from mlic_fast.models.checkpoints import checkpoint_bytes, load_checkpoint
 from mlic_fast.models.mlic import ALIGNMENT, MlicModel, Transforms
 
@@ -87,19 +88,35 @@ class Codec:
             source = packed_bytes(self.model, self.packed)
         return _again, (source, self._identity, str(self.device), self.engine)
 
-    def compress(self, image: Any, quality: int | None = None) -> bytes | list[bytes]:
+    def compress(
+        self,
+        image: Any,
+        quality: int | None = None,
+        *,
+        target_bytes: int | None = None,
+        target_psnr: float | None = None,
+    ) -> bytes | list[bytes]:
         """Compress an image, or a batch.
 
         Args:
             image: a path, a PIL image, a uint8 array [H, W, 3], a uint8 tensor [3, H, W]; or a
                 uint8 tensor [B, 3, H, W], which gives a list of B streams.
             quality: 1 (smallest) .. 100 (best) for a model with several rates, 60 if not given.
+            target_bytes: instead: the best quality whose stream is not larger.
+            target_psnr: instead: the lowest quality that has this PSNR over RGB, in dB.
 
         Raises:
             UnsupportedImageError: for what :mod:`mlic_fast.images` refuses.
-            QualityError: for a quality out of range, or given to a model of a single rate.
+            QualityError: for a quality out of range, or given to a model of a single rate; for a
+                target that no quality meets.
             DeviceMemoryError: on a GPU, for more than it has memory for.
         """
+        if target_bytes is not None or target_psnr is not None:
+            if (quality, target_bytes, target_psnr).count(None) != 2:
+                raise QualityError("give one of quality, target_bytes and target_psnr")
+            if isinstance(image, Tensor) and image.dim() == 4:
+                return [self._compress_to(each, target_bytes, target_psnr) for each in image]
+            return self._compress_to(image, target_bytes, target_psnr)
         quality = self._check_quality(quality)
         if isinstance(image, Tensor) and image.dim() == 4:
             for single in image:
@@ -159,6 +176,26 @@ class Codec:
             for _ in range(2):
                 self.decompress(self.compress(images))
 
+    def _compress_to(self, source: Any, size: int | None, psnr: float | None) -> bytes:
+        if not self.model.config.rates:
+            raise QualityError("this model has a single rate: it meets no target")
+        image = images.load_image(source)
+        with surroundings():
+            padded = images.pad(image[None].to(self.device), ALIGNMENT)
+            encode_at = self._engine.encoder(padded)
+
+            def encode(quality: int) -> bytes:
+                return self._streams([encode_at(self._rate(quality))], quality, *image.shape[1:])[0]
+
+            if size is not None:
+                return targets.largest_within(encode, size)
+            assert psnr is not None
+            return targets.smallest_reaching(
+                encode,
+                lambda data: metrics.psnr(image, self.decompress(data).to(image.device)),
+                psnr,
+            )
+
     def _compress(self, batch: Tensor, quality: int) -> list[bytes]:
         """uint8 [B, 3, H, W] -> streams."""
         height, width = batch.shape[2:]
@@ -168,6 +205,11 @@ class Codec:
             for part in batch.split(self._engine.batch_limit(height, width)):
                 padded = images.pad(part.to(self.device), ALIGNMENT)
                 payloads += self._engine.encode_images(padded, self._rate(quality))
+        return self._streams(payloads, quality, height, width)
+
+    def _streams(
+        self, payloads: Sequence[tuple[bytes, int]], quality: int, height: int, width: int
+    ) -> list[bytes]:
         header = bitstream.Header(
             arithmetic_version=self._engine.arithmetic_version,
             lanes=0,

@@ -36,6 +36,7 @@ from mlic_fast.errors import (
     UnsupportedStreamError,
     WrongModelError,
 )
+from mlic_fast.evaluation import psnr
 from mlic_fast.models import MlicModel, save_checkpoint
 
 RATES = replace(SMALL["mlic_plus_plus"], lambdas=(0.01, 0.02, 0.08))
@@ -249,6 +250,31 @@ def test_pixels_are_limited_before_anything_is_decoded(variable: Codec) -> None:
     huge = bitstream.write(replace(header, width=16385, height=8192), payload)
     with pytest.raises(TooManyPixelsError):
         variable.decompress([data, huge])
+
+
+def test_targets(variable: Codec) -> None:
+    image = picture(70, 130)
+    streams = [variable.compress(image, quality=quality) for quality in range(1, 101)]
+    for size in (len(streams[0]), len(streams[40]) + 1, 1 << 20):
+        data = variable.compress(image, target_bytes=size)
+        assert data in streams and len(data) <= size
+        quality = streams.index(data)
+        assert quality == 99 or len(streams[quality + 1]) > size
+    photo = load()  # of random weights PSNR does not grow with quality
+    for quality in (1, 31):
+        right = photo.compress(image, quality=quality)
+        target = psnr(image, photo.decompress(right))
+        assert photo.compress(image, target_psnr=target) == right
+    (one,) = variable.compress(image[None], target_bytes=1 << 20)
+    assert one == streams[-1]
+    for options in (
+        {"target_bytes": len(streams[0]) - 1},
+        {"target_psnr": 99},
+        {"target_bytes": 9, "target_psnr": 9},
+        {"quality": 9, "target_bytes": 9},
+    ):
+        with pytest.raises(QualityError):
+            variable.compress(image, **options)
 
 
 def test_the_shipped_weights_name_themselves() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlic_fast.cli import UsageError
 from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.files import INPUTS_TEXT, STREAM, Job, find_jobs, open_input, write_output
-from mlic_fast.cli.options import add_model_options, add_output_options
+from mlic_fast.cli.options import add_model_options, add_output_options, count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,11 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths", nargs="+", metavar="INPUT.. [OUTPUT]", help="images, folders, patterns; output"
     )
-    parser.add_argument(
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument(
+        "-q",
         "--quality",
         type=_quality,
         metavar="1..100",
         help="for models with several rates: higher is better and larger",
+    )
+    rate.add_argument(
+        "--target-bytes", type=count, metavar="N", help="best quality of at most N bytes a file"
+    )
+    rate.add_argument(
+        "--target-psnr", type=float, metavar="DB", help="lowest quality of this PSNR over RGB"
     )
     add_model_options(parser)
     add_output_options(parser)
@@ -97,7 +105,9 @@ def _encoder(args: argparse.Namespace) -> Steps:
 
     def encode(image: Tensor) -> tuple[Tensor, bytes, float]:
         start = time.perf_counter()
-        data = codec.compress(image, quality=args.quality)
+        targets = {"target_bytes": args.target_bytes, "target_psnr": args.target_psnr}
+        wanted = {name: value for name, value in targets.items() if value is not None}
+        data = codec.compress(image, quality=args.quality, **wanted)
         assert isinstance(data, bytes)  # a list only for a batch
         return image, data, time.perf_counter() - start
 

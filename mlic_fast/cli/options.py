@@ -64,8 +64,8 @@ def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
 
 def count(text: str) -> int:
     """Type of an argument."""
-    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 10000, not {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= 1 << 30:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 2^30, not {text!r}")
     return int(text)
 
 

@@ -125,6 +125,9 @@ class GpuEngine:
         """PyTorch's and Triton's launches go to the current device."""
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
+    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+        return lambda rate: self.encode_images(image, rate)[0]
+
     def decode_images(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
     ) -> Tensor:
