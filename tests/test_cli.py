@@ -337,6 +337,34 @@ def test_closed_streams(folder: Path, closed: str) -> None:
 
 
 @pytest.mark.usefixtures("loads")
+def test_trees(folder: Path) -> None:
+    (folder / "more" / ".hidden").mkdir()
+    (folder / "more" / ".hidden" / "e.png").write_bytes((folder / "a.png").read_bytes())
+    assert main(["encode", ".", "-r", "--output-dir", "out", "--quiet", "-j", "1"]) == 0
+    assert files(folder / "out") == {"a.mlic", "b.c.mlic", "more/d.mlic"}
+    assert main(["decode", "out", "--recursive"]) == 0
+    assert {name for name in files(folder / "out") if name.endswith(".png")} == {
+        *("a.png", "b.c.png", "more/d.png")
+    }
+
+
+@pytest.mark.usefixtures("loads")
+def test_skipping_what_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "a.mlic").write_bytes(b"there")
+    assert main(["encode", ".", "--skip-existing"]) == 0
+    assert (folder / "a.mlic").read_bytes() == b"there" and (folder / "b.c.mlic").is_file()
+    assert main(["encode", ".", "--skip-existing"]) == 0
+    with pytest.raises(SystemExit):
+        main(["encode", ".", "--skip-existing", "--force"])
+    capsys.readouterr()
+    assert main(["encode", "a.png", "-o", "new.mlic", "--quiet"]) == 0
+    assert main(["decode", "new.mlic", "-o", "new.bmp", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert torch.equal(load_image(folder / "new.bmp"), load_image(folder / "a.png"))
+    assert main(["decode", "new.mlic", "-o", "new.xyz"]) == 1
+
+
+@pytest.mark.usefixtures("loads")
 def test_force_keeps_the_mode(folder: Path) -> None:
     target = folder / "a.mlic"
     target.write_bytes(b"")

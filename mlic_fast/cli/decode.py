@@ -19,7 +19,7 @@ from mlic_fast.cli.files import (
     open_input,
     write_output,
 )
-from mlic_fast.cli.options import add_model_options, add_output_options, pixels
+from mlic_fast.cli.options import add_model_options, add_output_options, pixels, set_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,11 +55,11 @@ def run(args: argparse.Namespace) -> int:
     """Decode every input; 1 if one of them failed."""
     from mlic_fast.images import check_save_suffix
 
-    inputs, output = list(args.paths), None
-    if len(inputs) > 1 and _is_output(inputs[-1]):
+    inputs, output = list(args.paths), args.output
+    if output is None and len(inputs) > 1 and _is_output(inputs[-1]):
         output = inputs.pop()
-        if output != STREAM:
-            check_save_suffix(output)
+    if output is not None and output != STREAM:
+        check_save_suffix(output)
     jobs = find_jobs(
         inputs,
         suffixes=(SUFFIX,),
@@ -67,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
         output_dir=args.output_dir,
         target_suffix=".png",
         overwrite=args.force,
+        recursive=args.recursive,
+        skip_existing=args.skip_existing,
     )
-    return run_batch(jobs, lambda: _decoder(args), describe, as_json=args.json)
+    return run_batch(jobs, lambda: _decoder(args), describe, as_json=args.json, quiet=args.quiet)
 
 
 def _is_output(argument: str) -> bool:
@@ -80,6 +82,7 @@ def _decoder(args: argparse.Namespace) -> Steps:
     import mlic_fast
     from mlic_fast.images import image_bytes
 
+    set_threads(args)
     codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
 
     def read(job: Job) -> bytes:
@@ -95,7 +98,7 @@ def _decoder(args: argparse.Namespace) -> Steps:
         image, size, seconds = decoded
         assert job.target is not None
         if args.output_dir is not None:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            job.target.parent.mkdir(parents=True, exist_ok=True)
         suffix = ".png" if str(job.target) == STREAM else job.target.suffix
         write_output(job.target, image_bytes(image, suffix))
         return result_of(job, image, size, seconds)

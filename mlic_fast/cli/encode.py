@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlic_fast.cli import UsageError
 from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.files import INPUTS_TEXT, STREAM, Job, find_jobs, open_input, write_output
-from mlic_fast.cli.options import add_model_options, add_output_options, count
+from mlic_fast.cli.options import add_model_options, add_output_options, count, set_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +56,12 @@ def run(args: argparse.Namespace) -> int:
             "the reference engine writes no files, since they would not decode elsewhere; "
             "compare with it by mlic-fast bench or eval"
         )
-    inputs, output = list(args.paths), None
-    if len(inputs) > 1 and (inputs[-1] == STREAM or Path(inputs[-1]).suffix.lower() == SUFFIX):
+    inputs, output = list(args.paths), args.output
+    if (
+        output is None
+        and len(inputs) > 1
+        and (inputs[-1] == STREAM or Path(inputs[-1]).suffix.lower() == SUFFIX)
+    ):
         output = inputs.pop()
     jobs = find_jobs(
         inputs,
@@ -66,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
         output_dir=args.output_dir,
         target_suffix=SUFFIX,
         overwrite=args.force,
+        recursive=args.recursive,
+        skip_existing=args.skip_existing,
     )
-    return run_batch(jobs, lambda: _encoder(args), describe, as_json=args.json)
+    return run_batch(jobs, lambda: _encoder(args), describe, as_json=args.json, quiet=args.quiet)
 
 
 def result_of(job: Job, image: Tensor, size: int, seconds: float) -> Result:
@@ -101,6 +107,7 @@ def _encoder(args: argparse.Namespace) -> Steps:
     import mlic_fast
     from mlic_fast.images import load_image
 
+    set_threads(args)
     codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
 
     def encode(image: Tensor) -> tuple[Tensor, bytes, float]:
@@ -115,7 +122,7 @@ def _encoder(args: argparse.Namespace) -> Steps:
         image, data, seconds = coded
         assert job.target is not None
         if args.output_dir is not None:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            job.target.parent.mkdir(parents=True, exist_ok=True)
         write_output(job.target, data)
         return result_of(job, image, len(data), seconds)
 

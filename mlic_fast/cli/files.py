@@ -7,7 +7,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,22 +26,26 @@ or output."""
 class Job:
     """One file to read, and the one to write (None for a command that writes nothing).
 
-    ``problem`` says why the job cannot be done, found before any work begins.
+    ``problem`` says why the job cannot be done, found before any work begins. ``root`` is the folder
+    in which the file was found.
     """
 
     source: Path
     target: Path | None = None
     problem: str | None = None
+    root: Path | None = None
 
 
-def find_inputs(arguments: Iterable[str], suffixes: Collection[str]) -> list[Job]:
+def find_inputs(
+    arguments: Iterable[str], suffixes: Collection[str], *, recursive: bool = False
+) -> list[Job]:
     """Files, folders (their files with one of the suffixes) and patterns -> jobs, each file once.
 
     What is missing becomes a job with a problem, so that the other files are done all the same. A
     link is a file of its own beside what it points to.
     """
     jobs: dict[str, Job] = {}
-    for job in _expand_all(arguments, suffixes):
+    for job in _expand_all(arguments, suffixes, recursive):
         folder = os.path.realpath(job.source.parent)
         jobs.setdefault(os.path.join(folder, job.source.name), job)
     return list(jobs.values())
@@ -55,6 +59,8 @@ def find_jobs(
     output_dir: str | None,
     target_suffix: str,
     overwrite: bool,
+    recursive: bool = False,
+    skip_existing: bool = False,
 ) -> list[Job]:
     """Like `find_inputs`, with a target each: ``output``, or the source's name with another suffix.
 
@@ -62,7 +68,7 @@ def find_jobs(
     written to the target of another all the same becomes a job with a problem.
     """
     _check_order(arguments, output, output_dir)
-    inputs = find_inputs(arguments, suffixes)
+    inputs = find_inputs(arguments, suffixes, recursive=recursive)
     if output is None and output_dir is None and arguments == [STREAM]:
         output = STREAM
     if output is not None:
@@ -84,6 +90,7 @@ def find_jobs(
             job.problem or problem or _target_problem(job.source, target, overwrite),
         )
         for job, target, problem in zip(inputs, targets, problems, strict=True)
+        if job.problem or problem or not (skip_existing and os.path.isfile(target))
     ]
 
 
@@ -104,7 +111,13 @@ def _targets(inputs: list[Job], output_dir: str | None, suffix: str) -> list[Pat
     def target(job: Job, name: str) -> Path:
         if str(job.source) == STREAM:
             name = "stdin"
-        return (job.source.parent if output_dir is None else Path(output_dir)) / (name + suffix)
+        if output_dir is None:
+            folder = job.source.parent
+        elif job.root is None:
+            folder = Path(output_dir)
+        else:
+            folder = Path(output_dir) / job.source.parent.relative_to(job.root)
+        return folder / (name + suffix)
 
     plain = [target(job, job.source.stem) for job in inputs]
     folders: defaultdict[Path, set[Path]] = defaultdict(set)
@@ -145,7 +158,9 @@ def is_pattern(argument: str) -> bool:
     return glob.has_magic(argument) and not os.path.lexists(argument)
 
 
-def _expand_all(arguments: Iterable[str], suffixes: Collection[str]) -> Iterator[Job]:
+def _expand_all(
+    arguments: Iterable[str], suffixes: Collection[str], recursive: bool
+) -> Iterator[Job]:
     for argument in arguments:
         if is_pattern(argument):
             matches = sorted(glob.glob(argument, recursive=True))
@@ -154,20 +169,42 @@ def _expand_all(arguments: Iterable[str], suffixes: Collection[str]) -> Iterator
             for match in matches:
                 # Of the folders that ** matches, the files match as well.
                 if "**" not in argument or not os.path.isdir(match):
-                    yield from _expand(Path(match), suffixes)
+                    yield from _expand(Path(match), suffixes, recursive)
         elif argument == STREAM:
             yield Job(Path(STREAM))
         elif argument:
-            yield from _expand(Path(argument), suffixes)
+            yield from _expand(Path(argument), suffixes, recursive)
         else:
             yield Job(Path(), problem="an argument is empty: it names no file")
 
 
-def _expand(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
+def _expand(path: Path, suffixes: Collection[str], recursive: bool) -> Iterator[Job]:
     try:
-        yield from _expand_known(path, suffixes)
+        if recursive and path.is_dir():
+            yield from _expand_tree(path, suffixes)
+        else:
+            yield from _expand_known(path, suffixes)
     except OSError as error:  # a name too long, a folder without permission
         yield Job(path, problem=f"{path}: {error.strerror}")
+
+
+def _expand_tree(root: Path, suffixes: Collection[str]) -> Iterator[Job]:
+    """All files of a folder and of its subfolders, but for hidden ones and links to folders."""
+    unreadable: list[OSError] = []
+    found = False
+    for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
+        subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
+        for name in sorted(names):
+            file = Path(folder, name)
+            if file.suffix.lower() in suffixes and name[0] != ".":
+                found = True
+                for job in _expand_known(file, suffixes):
+                    yield replace(job, root=root)
+    for error in unreadable:
+        yield Job(root, problem=f"cannot read the folder {error.filename}: {error.strerror}")
+    if not found and not unreadable:
+        kinds = " ".join(sorted(suffixes))
+        yield Job(root, problem=f"the folder {root} contains no file with a suffix of {kinds}")
 
 
 def _expand_known(path: Path, suffixes: Collection[str]) -> Iterator[Job]:

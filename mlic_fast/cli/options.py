@@ -14,14 +14,29 @@ if TYPE_CHECKING:
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Where results go."""
+    parser.add_argument("-o", "--output", metavar="FILE", help="of a single input")
     parser.add_argument(
         "--output-dir", metavar="DIR", help="write the results into this folder, made if missing"
     )
-    add_force_option(parser)
+    parser.add_argument(
+        "-r",
+        "--recursive",
+        action="store_true",
+        help="take folders with their subfolders, which --output-dir repeats",
+    )
+    existing = parser.add_mutually_exclusive_group()
+    add_force_option(existing)
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="leave out what has a result already"
+    )
+    parser.add_argument(
+        "-j", "--threads", type=count, metavar="N", help="of the CPU (default: all cores)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print errors alone")
     add_json_option(parser)
 
 
-def add_force_option(parser: argparse.ArgumentParser) -> None:
+def add_force_option(parser: argparse._ActionsContainer) -> None:
     """``--force``."""
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
