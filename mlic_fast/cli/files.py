@@ -26,8 +26,8 @@ or output."""
 class Job:
     """One file to read, and the one to write (None for a command that writes nothing).
 
-    ``problem`` says why the job cannot be done, found before any work begins. ``root`` is the folder
-    in which the file was found.
+    ``problem`` says why the job cannot be done, found before any work begins. ``root`` is the
+    folder in which the file was found, if its subfolders were searched.
     """
 
     source: Path
