@@ -42,7 +42,8 @@ struct Latents {
   }
 };
 
-// Weights [3, 3, channels] as Kernels::depthwise reads them.
+// Weights [3, 3, channels] as Kernels::depthwise reads them: pairs of the upper two rows, and of
+// the lowest and zero, [3 columns, 2, channels].
 std::vector<int32_t> depthwise_taps(const int16_t* weights, ptrdiff_t channels);
 
 struct Runner {

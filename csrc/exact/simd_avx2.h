@@ -66,6 +66,7 @@ struct Simd {
   static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
   static I max(I a, I b) { return _mm256_max_epi32(a, b); }
   static I shift_left_23(I a) { return _mm256_slli_epi32(a, 23); }
+  static I shift_right_16(I a) { return _mm256_srai_epi32(a, 16); }
   static I load(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
@@ -111,6 +112,10 @@ struct Simd {
     std::memcpy(p, all, bytes(n, sizeof(int16_t)));
   }
 
+  // The lower halves of both.
+  static I pair(I low, I high) {
+    return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
+  }
   static I load_pairs(const int16_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
