@@ -8,7 +8,6 @@ latents and likelihoods in float32 and no conversions of weights (:mod:`.flat` k
 from __future__ import annotations
 
 import copy
-import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -137,7 +136,9 @@ class TrainingForward:
         prior: Any = self.network.entropy_bottleneck
         z = z + (torch.rand_like(z) - 0.5) if prior.training else torch.round(z - medians) + medians
         values = z.transpose(0, 1).reshape(z.shape[1], 1, -1)
-        upper, lower = prior.logits(torch.cat([values + 0.5, values - 0.5], 2)).sigmoid().chunk(2, 2)
+        upper, lower = (
+            prior.logits(torch.cat([values + 0.5, values - 0.5], 2)).sigmoid().chunk(2, 2)
+        )
         likelihood = prior.likelihood_lower_bound(upper - lower)
         return likelihood.log2().unflatten(2, (len(z), -1)).sum((0, 1, 3)).neg()
 
@@ -264,14 +265,14 @@ class WindowPlan(NamedTuple):
     """Of the windows about the P non-anchors of H x W latents.
 
     Attributes:
-        index: position of each of the 25 tokens, H * W outside the image: [P * 25].
+        tokens: position of each of the 25 tokens, H * W outside the image: [P * 25].
         holders: the tokens that hold each position, P * 25 for none: [H * W, 13].
         mask: 0 between anchors, -100 from an anchor to anything else: [P, 25, 25]. Rows of other
             tokens are 0, where the model has -100 throughout, which changes no softmax.
         places: one-hot rows of the bias table, [25 * 25, 81].
     """
 
-    index: Tensor
+    tokens: Tensor
     holders: Tensor
     mask: Tensor
     places: Tensor
@@ -342,7 +343,7 @@ class _LocalContext(LocalContext):
         qkv = self.qkv_proj(self.norm1(anchors.permute(0, 2, 3, 1)))
         # Channels are (head_dim, heads) with the heads fastest: [3, heads, B, H * W, head_dim].
         qkv = qkv.reshape(batch, -1, 3, depth, heads).permute(2, 4, 0, 1, 3)
-        windows = _Windows.apply(qkv.contiguous(), plan.index, plan.holders)
+        windows = _Windows.apply(qkv.contiguous(), plan.tokens, plan.holders)
         q, k, v = windows.reshape(3, -1, AREA, depth)
         logits = (q @ k.transpose(1, 2)).reshape(heads, batch, positions, AREA, AREA)
         bias = (plan.places @ self.relative_position_table).T.reshape(heads, 1, 1, AREA, AREA)
@@ -408,5 +409,3 @@ class _InterContext(GlobalInterContext):
 
 
 _CLASSES: tuple[Any, ...] = (_Pointwise, _GDN, _LocalContext, _IntraContext, _InterContext)
-
-
