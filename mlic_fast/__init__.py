@@ -20,6 +20,7 @@ from mlic_fast.errors import (
     KernelResourcesError,
     MlicError,
     QualityError,
+    TooManyPixelsError,
     UnsupportedImageError,
     UnsupportedStreamError,
     WrongModelError,
@@ -39,6 +40,7 @@ __all__ = [
     "KernelResourcesError",
     "MlicError",
     "QualityError",
+    "TooManyPixelsError",
     "UnsupportedImageError",
     "UnsupportedStreamError",
     "WrongModelError",
@@ -60,9 +62,9 @@ def compress(image: Any, quality: int | None = None) -> bytes | list[bytes]:
     return _photo().compress(image, quality=quality)
 
 
-def decompress(data: Any, output: Output = "torch") -> Any:
+def decompress(data: Any, output: Output = "torch", **options: Any) -> Any:
     """Decompress a stream of the photograph model; see :meth:`mlic_fast.codec.Codec.decompress`."""
-    return _photo().decompress(data, output=output)
+    return _photo().decompress(data, output=output, **options)
 
 
 @cache

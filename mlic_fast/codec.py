@@ -5,33 +5,40 @@ from __future__ import annotations
 import copy
 import operator
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
 
-from mlic_fast import bitstream, images
+from mlic_fast import bitstream, images, targets
 from mlic_fast.engine import Engine, create_engine, gpu_problem
 from mlic_fast.engine.identity import model_identity
-from mlic_fast.engine.pack import load_packed, pack
+from mlic_fast.engine.pack import load_packed, pack, packed_bytes
 from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.surroundings import surroundings
 from mlic_fast.errors import (
     CheckpointError,
     CorruptStreamError,
     EngineError,
     QualityError,
+    TooManyPixelsError,
     UnsupportedStreamError,
     WrongModelError,
 )
-from mlic_fast.models.checkpoints import load_checkpoint
+from mlic_fast.evaluation import metrics
+from mlic_fast.models.checkpoints import checkpoint_bytes, load_checkpoint
 from mlic_fast.models.mlic import ALIGNMENT, MlicModel, Transforms
 
 Output = Literal["torch", "numpy", "pil"]
 
 WEIGHTS = Path(__file__).parent / "weights"
+#: Pixels of a stream that is decoded, unless another limit is given: 16384x8192.
+MAX_PIXELS = 1 << 27
 #: Quality of a variable-rate model when none is given.
 DEFAULT_QUALITY = 60
 
@@ -53,8 +60,10 @@ class Codec:
         self.model = model
         self.packed = packed
         self.device = device
-        self.model_id = model_identity(model, packed)[: bitstream.MODEL_ID_BYTES]
+        self._identity = model_identity(model, packed)
+        self.model_id = self._identity[: bitstream.MODEL_ID_BYTES]
         self._engine = engine
+        self._file: Path | None = None
 
     @property
     def engine(self) -> str:
@@ -66,19 +75,48 @@ class Codec:
             f"engine={self.engine!r}, device={str(self.device)!r})"
         )
 
-    def compress(self, image: Any, quality: int | None = None) -> bytes | list[bytes]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As a file and a digest, or as weights: other processes load them once.
+
+        Copies may be the codec itself, which never changes.
+        """
+        if self._file is not None:
+            source: Path | bytes = self._file
+        elif isinstance(self.model, MlicModel):
+            source = checkpoint_bytes(self.model)
+        else:
+            source = packed_bytes(self.model, self.packed)
+        return _again, (source, self._identity, str(self.device), self.engine)
+
+    def compress(
+        self,
+        image: Any,
+        quality: int | None = None,
+        *,
+        target_bytes: int | None = None,
+        target_psnr: float | None = None,
+    ) -> bytes | list[bytes]:
         """Compress an image, or a batch.
 
         Args:
             image: a path, a PIL image, a uint8 array [H, W, 3], a uint8 tensor [3, H, W]; or a
                 uint8 tensor [B, 3, H, W], which gives a list of B streams.
             quality: 1 (smallest) .. 100 (best) for a model with several rates, 60 if not given.
+            target_bytes: instead: the best quality whose stream is not larger.
+            target_psnr: instead: the lowest quality that has this PSNR over RGB, in dB.
 
         Raises:
             UnsupportedImageError: for what :mod:`mlic_fast.images` refuses.
-            QualityError: for a quality out of range, or given to a model of a single rate.
+            QualityError: for a quality out of range, or given to a model of a single rate; for a
+                target that no quality meets.
             DeviceMemoryError: on a GPU, for more than it has memory for.
         """
+        if target_bytes is not None or target_psnr is not None:
+            if (quality, target_bytes, target_psnr).count(None) != 2:
+                raise QualityError("give one of quality, target_bytes and target_psnr")
+            if isinstance(image, Tensor) and image.dim() == 4:
+                return [self._compress_to(each, target_bytes, target_psnr) for each in image]
+            return self._compress_to(image, target_bytes, target_psnr)
         quality = self._check_quality(quality)
         if isinstance(image, Tensor) and image.dim() == 4:
             for single in image:
@@ -86,30 +124,41 @@ class Codec:
             return self._compress(image, quality)
         return self._compress(images.load_image(image)[None], quality)[0]
 
-    def decompress(self, data: bytes | Iterable[bytes], output: Output = "torch") -> Any:
+    def decompress(
+        self, data: Any, output: Output = "torch", *, max_pixels: int = MAX_PIXELS
+    ) -> Any:
         """Decompress a stream, or a list of them.
+
+        Args:
+            data: bytes, the path of a file, an open file; or a list of those.
+            output: ``"torch"``, ``"numpy"`` or ``"pil"``.
+            max_pixels: of a picture; what it would cost is known before anything is decoded.
 
         Returns a uint8 tensor [3, H, W] on the codec's device, a uint8 array [H, W, 3]
         (``output="numpy"``) or a PIL image (``output="pil"``); a list of those for a list.
 
         Raises:
             CorruptStreamError: not a stream, cut short, altered, or decoded out of step.
+            TooManyPixelsError: more than ``max_pixels``.
             WrongModelError: made with another model.
             UnsupportedStreamError: of another version of the arithmetic.
             DeviceMemoryError: on a GPU, for more than it has memory for.
         """
         if output not in ("torch", "numpy", "pil"):
             raise ValueError(f"output must be 'torch', 'numpy' or 'pil', not {output!r}")
-        if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray, memoryview, str)):
-            opened = [self._open(single) for single in data]
+        if isinstance(data, Iterable) and not _is_stream(data):
+            opened = [self._open(single, max_pixels) for single in data]
             return [_converted(image, output) for image in self._decompress(opened)]
-        (image,) = self._decompress([self._open(data)])
+        (image,) = self._decompress([self._open(data, max_pixels)])
         return _converted(image, output)
 
-    def decode_latents(self, data: bytes) -> Tensor:
-        """The decoded latents of a stream: float32 [M, ceil(H/64) * 4, ceil(W/64) * 4]."""
-        header, payload = self._open(data)
-        with torch.inference_mode():
+    def decode_latents(self, data: Any, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """The decoded latents of a stream, as :meth:`decompress` takes them.
+
+        float32 [M, ceil(H/64) * 4, ceil(W/64) * 4].
+        """
+        header, payload = self._open(data, max_pixels)
+        with surroundings():
             return self._engine.decode_latents([(payload, header.lanes)], _hyper_size(header))[0]
 
     def warmup(self, sizes: Iterable[tuple[int, int]], batch: int = 1) -> None:
@@ -127,15 +176,40 @@ class Codec:
             for _ in range(2):
                 self.decompress(self.compress(images))
 
+    def _compress_to(self, source: Any, size: int | None, psnr: float | None) -> bytes:
+        if not self.model.config.rates:
+            raise QualityError("this model has a single rate: it meets no target")
+        image = images.load_image(source)
+        with surroundings():
+            padded = images.pad(image[None].to(self.device), ALIGNMENT)
+            encode_at = self._engine.encoder(padded)
+
+            def encode(quality: int) -> bytes:
+                return self._streams([encode_at(self._rate(quality))], quality, *image.shape[1:])[0]
+
+            if size is not None:
+                return targets.largest_within(encode, size)
+            assert psnr is not None
+            return targets.smallest_reaching(
+                encode,
+                lambda data: metrics.psnr(image, self.decompress(data).to(image.device)),
+                psnr,
+            )
+
     def _compress(self, batch: Tensor, quality: int) -> list[bytes]:
         """uint8 [B, 3, H, W] -> streams."""
         height, width = batch.shape[2:]
         bitstream.check_size(width, height)
         payloads: list[tuple[bytes, int]] = []
-        with torch.inference_mode():
+        with surroundings():
             for part in batch.split(self._engine.batch_limit(height, width)):
                 padded = images.pad(part.to(self.device), ALIGNMENT)
                 payloads += self._engine.encode_images(padded, self._rate(quality))
+        return self._streams(payloads, quality, height, width)
+
+    def _streams(
+        self, payloads: Sequence[tuple[bytes, int]], quality: int, height: int, width: int
+    ) -> list[bytes]:
         header = bitstream.Header(
             arithmetic_version=self._engine.arithmetic_version,
             lanes=0,
@@ -154,7 +228,7 @@ class Codec:
         for number, (header, _) in enumerate(opened):
             groups.setdefault((header.width, header.height, header.quality), []).append(number)
         decoded: dict[int, Tensor] = {}
-        with torch.inference_mode():
+        with surroundings():
             for (width, height, quality), numbers in groups.items():
                 limit = self._engine.batch_limit(height, width)
                 for start in range(0, len(numbers), limit):
@@ -168,8 +242,13 @@ class Codec:
                         decoded[number] = images.crop(image, height, width).contiguous()
         return [decoded[number] for number in range(len(opened))]
 
-    def _open(self, data: bytes | bytearray | memoryview) -> tuple[bitstream.Header, bytes]:
-        header, payload = bitstream.read(data)
+    def _open(self, data: Any, max_pixels: int) -> tuple[bitstream.Header, bytes]:
+        header, payload = bitstream.read(_stream_bytes(data))
+        if header.pixels > max_pixels:
+            raise TooManyPixelsError(
+                f"the stream holds {header.width}x{header.height} pixels, more than the limit of "
+                f"{max_pixels}; raise max_pixels (--max-pixels) if you trust it"
+            )
         if header.arithmetic_version != self._engine.arithmetic_version:
             made = "provisional" if header.arithmetic_version == bitstream.PROVISIONAL else "exact"
             raise UnsupportedStreamError(
@@ -225,17 +304,60 @@ def load(
         EngineError: the device or engine is unknown or cannot run here.
     """
     target = _device(device, engine)
-    if isinstance(model, MlicModel):
+    with surroundings():
+        transforms, packed, file = _models(model)
+        transforms = transforms.eval().requires_grad_(False).to(target)
+        codec = Codec(transforms, packed, target, create_engine(engine, transforms, packed, target))
+    codec._file = file and file.absolute()
+    return codec
+
+
+def _models(source: Any) -> tuple[Transforms, PackedModel, Path | None]:
+    """Transforms, packed model, and the file they come from."""
+    if isinstance(source, MlicModel):
         # A copy: the caller may train on; a codec never changes.
-        transforms, packed = _packed_now(copy.deepcopy(model))
+        return *_packed_now(copy.deepcopy(source).float()), None
+    if source == "photo":
+        source = WEIGHTS / "photo.safetensors"
+    elif not isinstance(source, (str, os.PathLike)):
+        raise CheckpointError(
+            f"cannot load a {type(source).__name__}: give 'photo', a checkpoint file or a model"
+        )
+    elif not Path(source).exists():
+        raise CheckpointError(f"no model called {os.fspath(source)!r}: give 'photo' or a file")
+    return *(load_packed(source) or _packed_now(load_checkpoint(source))), Path(source)
+
+
+def _is_stream(data: Any) -> bool:
+    return isinstance(data, (bytes, bytearray, memoryview, str, os.PathLike)) or hasattr(
+        data, "read"
+    )
+
+
+def _stream_bytes(data: Any) -> Any:
+    """What a file holds, or a path; anything else as it is."""
+    if isinstance(data, (str, os.PathLike)):
+        return Path(data).read_bytes()
+    return data.read() if hasattr(data, "read") else data
+
+
+@lru_cache(maxsize=4)
+def _again(source: Path | bytes, identity: bytes, device: str, engine: str) -> Codec:
+    """The codec of :meth:`Codec.__reduce__` in another process, loaded once.
+
+    Raises WrongModelError if the file holds another model by now.
+    """
+    if isinstance(source, Path):
+        codec = load(source, device=device, engine=engine)
     else:
-        if model == "photo":
-            model = WEIGHTS / "photo.safetensors"
-        elif isinstance(model, str) and not Path(model).exists():
-            raise CheckpointError(f"no model called {model!r}: give 'photo' or a checkpoint file")
-        transforms, packed = load_packed(model) or _packed_now(load_checkpoint(model))
-    transforms = transforms.eval().requires_grad_(False).to(target)
-    return Codec(transforms, packed, target, create_engine(engine, transforms, packed, target))
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.safetensors"
+            file.write_bytes(source)
+            codec = load(file, device=device, engine=engine)
+        codec._file = None
+    if codec._identity != identity:
+        raise WrongModelError(f"{source!r} holds another model than when the codec was made")
+    return codec
 
 
 def _hyper_size(header: bitstream.Header) -> tuple[int, int]:

@@ -15,6 +15,10 @@ class UnsupportedStreamError(MlicError):
     """The stream's format or arithmetic is of a version that this release cannot decode."""
 
 
+class TooManyPixelsError(MlicError):
+    """The stream decodes to more pixels than it may."""
+
+
 class WrongModelError(MlicError):
     """The stream was made with another model than the one loaded."""
 

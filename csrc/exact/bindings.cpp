@@ -79,35 +79,34 @@ T* output(py::array& array, const Shape& shape, const char* name) {
   return static_cast<T*>(array.mutable_data());  // throws where it is read-only
 }
 
-// A quantised tensor, a channel slice of a wider one perhaps; copied where its positions are not
+// A tensor [B, H, W, C], a channel slice of a wider one perhaps; copied where its positions are not
 // evenly spaced.
-class ActView {
+template <class T>
+class View {
  public:
-  ActView(const py::array& array, const char* name) : array_(array) {
-    require_type<int16_t>(array, name);
+  View(const py::array& array, const char* name) : array_(array) {
+    require_type<T>(array, name);
     if (array.ndim() != 4 || array.shape(3) < 1) {
       throw std::invalid_argument(std::string(name) + " must be [B, H, W, C]");
     }
-    py::ssize_t stride = pixel_stride();
-    if (stride == 0) {
+    stride_ = pixel_stride();
+    if (stride_ == 0) {
       array_ = py::array(array.attr("copy")());
-      stride = array.shape(3);
+      stride_ = array.shape(3);
     }
-    act_ = {static_cast<const int16_t*>(array_.data()),
-            array.shape(0),
-            array.shape(1),
-            array.shape(2),
-            array.shape(3),
-            stride};
   }
-  const exact::Act& act() const { return act_; }
+  const T* data() const { return static_cast<const T*>(array_.data()); }
+  py::ssize_t stride() const { return stride_; }
+  exact::Act act() const {
+    return {data(), array_.shape(0), array_.shape(1), array_.shape(2), array_.shape(3), stride_};
+  }
 
  private:
-  // In integers; 0 where there is none.
+  // In elements; 0 where there is none.
   py::ssize_t pixel_stride() const {
-    constexpr py::ssize_t size = sizeof(int16_t);
+    constexpr py::ssize_t size = sizeof(T);
     if (array_.shape(3) > 1 && array_.strides(3) != size) return 0;
-    if (reinterpret_cast<uintptr_t>(array_.data()) % alignof(int16_t) != 0) return 0;
+    if (reinterpret_cast<uintptr_t>(array_.data()) % alignof(T) != 0) return 0;
     py::ssize_t stride = 0;
     py::ssize_t positions = 1;
     for (int axis = 2; axis >= 0; --axis) {
@@ -121,8 +120,10 @@ class ActView {
   }
 
   py::array array_;
-  exact::Act act_{};
+  py::ssize_t stride_;
 };
+
+using ActView = View<int16_t>;
 
 exact::Positions positions_of(int at) {
   require(at >= -1 && at <= 1, "positions must be -1 (all), 0 (non-anchors) or 1 (anchors)");
@@ -185,7 +186,7 @@ class Kernels {
       c.residual = residual_float.emplace(*residual, shape, "the residual").data();
     } else if (residual) {
       require_shape(*residual, shape, "the residual");
-      const exact::Act& act = residual_act.emplace(*residual, "the residual").act();
+      const exact::Act act = residual_act.emplace(*residual, "the residual").act();
       c.residual_act = act.data;
       c.residual_stride = act.stride;
       c.residual_scale = residual_scale;
@@ -205,7 +206,7 @@ class Kernels {
   void depthwise(const py::array& x, const py::array& weights, const py::array& scales, float unit,
                  const py::array& bias, bool gelu, py::array out, float out_scale) const {
     const ActView view(x, "the input");
-    const exact::Act& act = view.act();
+    const exact::Act act = view.act();
     const Contiguous<int16_t> w(weights, {3, 3, act.channels}, "weights");
     const Contiguous<float> s(scales, {act.channels}, "scales");
     const Contiguous<float> b(bias, {act.channels}, "the bias");
@@ -228,7 +229,7 @@ class Kernels {
   void layer_norm(const py::array& x, const py::array& gain, const py::array& bias, float epsilon,
                   py::array out, float out_scale) const {
     const ActView view(x, "the input");
-    const exact::Act& act = view.act();
+    const exact::Act act = view.act();
     require(act.channels <= 1 << 14, "a norm takes at most 16384 channels");
     const Contiguous<float> g(gain, {act.channels}, "the gain");
     const Contiguous<float> b(bias, {act.channels}, "the bias");
@@ -242,7 +243,7 @@ class Kernels {
   void window_attention(const py::array& qkv, const py::array& bias, float logit_scale,
                         float value_scale, py::array out, float out_scale) const {
     const ActView view(qkv, "the input");
-    const exact::Act& act = view.act();
+    const exact::Act act = view.act();
     require(bias.ndim() == 3, "the bias must be [heads, 25, 25]");
     const py::ssize_t heads = bias.shape(0);
     const Contiguous<float> b(bias, {heads, exact::kTokens, exact::kTokens}, "the bias");
@@ -282,6 +283,41 @@ class Kernels {
     const py::gil_scoped_release release;
     run_.softmax_attention(qv.act(), kv.act(), vv.act(), heads, exclude, logit_scale, value_scale,
                            out_scale, to);
+  }
+
+  // Scales and means [B, H, W/2, C]; integers [C, B, H, W/2]; latents [B, H, W, C].
+  void scale_indexes(const py::array& scales, const py::array& bounds, py::array out) const {
+    const View<float> view(scales, "scales");
+    const Shape half = shape_of(scales);
+    const Contiguous<float> b(bounds, {bounds.size()}, "bounds");
+    require(bounds.size() < 256, "there are too many bounds");
+    auto* to = output<uint8_t>(out, {half[3], half[0], half[1], half[2]}, "the output");
+    const auto bound_count = static_cast<int>(bounds.size());
+    const py::gil_scoped_release release;
+    run_.scale_indexes(view.data(), view.stride(), half[0] * half[1] * half[2], half[3], b.data(),
+                       bound_count, to);
+  }
+
+  void symbols(const py::array& y, const py::array& means, int parity, py::array out) const {
+    const View<float> view(y, "latents");
+    const View<float> m(means, "means");
+    const exact::Latents latents =
+        latents_of(y, means, parity, const_cast<float*>(view.data()), view.stride());
+    const Shape half = shape_of(means);
+    auto* to = output<int32_t>(out, {half[3], half[0], half[1], half[2]}, "the output");
+    const py::gil_scoped_release release;
+    run_.symbols(latents, m.data(), m.stride(), to);
+  }
+
+  void decoded(const py::array& symbols, const py::array& means, int parity, bool clear,
+               py::array y) const {
+    const View<float> m(means, "means");
+    const Shape half = shape_of(means);
+    const Contiguous<int32_t> s(symbols, {half[3], half[0], half[1], half[2]}, "symbols");
+    float* to = output<float>(y, shape_of(y), "latents");
+    const exact::Latents latents = latents_of(y, means, parity, to, half[3]);
+    const py::gil_scoped_release release;
+    run_.decoded(s.data(), m.data(), m.stride(), clear, latents);
   }
 
   void quantise(const py::array& r, py::array out, float out_scale) const {
@@ -346,6 +382,14 @@ class Kernels {
   }
 
  private:
+  static exact::Latents latents_of(const py::array& y, const py::array& means, int parity,
+                                   float* data, py::ssize_t stride) {
+    require(parity == 0 || parity == 1, "the parity must be 0 (non-anchors) or 1 (anchors)");
+    const Shape half = shape_of(means);
+    require_shape(y, {half[0], half[1], 2 * half[2], half[3]}, "latents");
+    return {data, half[0] * half[1], half[1], 2 * half[2], half[3], stride, positions_of(parity)};
+  }
+
   static void require_heads(py::ssize_t heads, py::ssize_t channels, py::ssize_t parts) {
     require(heads >= 1 && channels % (parts * heads) == 0,
             "the channels must be a multiple of the heads");
@@ -418,6 +462,7 @@ py::dict constants() {
   d["TANH_CLAMP"] = exact::kTanhClamp;
   d["ACTIVATION_LIMIT"] = exact::kActivationLimit;
   d["WEIGHT_LIMIT"] = exact::kWeightLimit;
+  d["SYMBOL_LIMIT"] = exact::kSymbolLimit;
   d["SOFTMAX_ONE"] = exact::kSoftmaxOne;
   d["WINDOW"] = exact::kWindow;
   d["EXCLUDED_RADIUS"] = exact::kExcludedRadius;
@@ -458,6 +503,9 @@ void bind_exact(py::module_& parent) {
            "heads"_a, "exclude"_a, "logit_scale"_a, "value_scale"_a, "out"_a, "out_scale"_a)
       .def("quantise", &Kernels::quantise, "r"_a, py::kw_only(), "out"_a, "out_scale"_a)
       .def("add_half_tanh", &Kernels::add_half_tanh, "r"_a, "parity"_a, "y"_a)
+      .def("scale_indexes", &Kernels::scale_indexes, "scales"_a, "bounds"_a, py::kw_only(), "out"_a)
+      .def("symbols", &Kernels::symbols, "y"_a, "means"_a, "parity"_a, py::kw_only(), "out"_a)
+      .def("decoded", &Kernels::decoded, "symbols"_a, "means"_a, "parity"_a, "clear"_a, "y"_a)
       .def("to_blocks", &Kernels::to_blocks, "images"_a, "out"_a)
       .def("to_pixels", &Kernels::to_pixels, "r"_a, "images"_a)
       .def("mixing_blocks", &Kernels::mixing_blocks, "blocks"_a, "x"_a)

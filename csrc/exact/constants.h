@@ -7,6 +7,7 @@ namespace mlic::exact {
 constexpr float kActivationLimit = 4095.0f;
 constexpr float kSoftmaxOne = 16383.0f;
 constexpr int kWeightLimit = 16383;
+constexpr float kSymbolLimit = 4194304.0f;
 
 constexpr float kGeluClamp = 4.0f;
 constexpr float kGelu[] = {

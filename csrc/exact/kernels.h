@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "exact/constants.h"
+
 namespace mlic::exact {
 
 // Outputs come in groups of 16; up to three groups are computed together and share a panel of the
@@ -64,7 +66,7 @@ struct Depthwise {
   const int16_t* x;
   ptrdiff_t pixel_stride;
   ptrdiff_t height, width, channels;
-  const int32_t* weights;  // [9, channels], each in 0 .. 65535: the bits of an int16
+  const int32_t* weights;  // see depthwise_taps
   const float* bias;
   const float* scales;
   float unit;
@@ -84,22 +86,48 @@ struct LayerNorm {
   float out_scale;
 };
 
-// Queries, keys and values of all positions, each [positions, heads, 2 * pairs], depth padded to
-// even; kTokens keys are padded to kPaddedTokens.
-constexpr int kPaddedTokens = 32;
 // Of the heads of all attentions; the difference of two logits must fit int32.
 constexpr int kMaxDepth = 64;
 
+// A window's queries in lanes: five for each row of the window, each row's followed by one of no
+// meaning, and two at the end. Its keys come in pairs within a row, the third with none.
+constexpr int kRowLanes = kWindow + 1;
+constexpr int kRowPairs = (kWindow + 1) / 2;
+constexpr int kWindowLanes = 32;
+
+// Queries, keys and values of images with a border of two zeros, depth padded to even.
 struct WindowAttention {
-  const int16_t* q;
-  const int16_t* k;
-  const int16_t* v;
+  const int32_t* q;  // pairs of channels [batch, heads, pairs, padded positions], readable 3 beyond
+  const int16_t* k;  // [batch, padded positions, heads, 2 * pairs]
+  const int16_t* v;  // [batch, padded positions, heads, columns, 2], of a position and the next one
   ptrdiff_t height, width;
+  ptrdiff_t padded_width, padded_positions;
   int heads, depth;
   float logit_scale;
-  const float* bias;  // [heads, kTokens, kPaddedTokens], -infinity in the padding
+  const float* bias;  // [heads, keys, kWindowLanes]
   float value_scale;
   int16_t* out;  // [positions / 2, kTokens, heads, depth]
+  float out_scale;
+};
+
+// One head of linear attention; columns are its depth, padded to groups.
+struct LinearKeys {
+  const int16_t* k;
+  ptrdiff_t k_stride;
+  const int16_t* v;
+  ptrdiff_t v_stride;
+  ptrdiff_t positions, depth;
+  float scale;  // of keys
+};
+
+struct LinearQueries {
+  const int16_t* q;
+  ptrdiff_t q_stride, depth;
+  float scale;             // of queries
+  const int16_t* context;  // [pairs of channels, columns, 2]
+  float real_scale;        // of the context
+  int16_t* out;
+  ptrdiff_t out_stride;
   float out_scale;
 };
 
@@ -127,12 +155,10 @@ struct Kernels {
   void (*layer_norm)(const LayerNorm&, ptrdiff_t begin, ptrdiff_t end);
   // Row of windows, out of batch * height.
   void (*window_attention)(const WindowAttention&, ptrdiff_t row);
-  // exp_int(-i * scale) for i < count.
-  void (*exp_table)(float scale, int16_t* table, ptrdiff_t count);
-  // sums[row, 16 * groups] += x[row, 2 * pairs] times packed weights [pairs, 16 * groups, 2].
-  // Products of a softmax weight and an activation: any number of them.
-  void (*accumulate)(const int16_t* x, ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t pairs,
-                     const int16_t* weights, int groups, int64_t* sums);
+  // Adds one head's sums of softmax weights times values, [depth, columns], and sums of weights,
+  // [columns].
+  void (*linear_keys)(const LinearKeys&, int64_t* sums, int64_t* totals);
+  void (*linear_queries)(const LinearQueries&, ptrdiff_t count);
   // At most kQueryRows queries from `first` on: sums [kQueryRows, 16 * value_groups] (zeroed by the
   // caller) and totals [kQueryRows].
   void (*softmax_attention)(const SoftmaxAttention&, ptrdiff_t first, int count, int64_t* sums,
@@ -145,6 +171,13 @@ struct Kernels {
   void (*to_bytes)(const float* r, uint8_t* out, ptrdiff_t count);
   // y[i] = y[i] + half_tanh(r[i])
   void (*add_half_tanh)(const float* r, float* y, ptrdiff_t count);
+  // out[i] = how many of the bounds are below s[i]; all of them for NaN
+  void (*scale_indexes)(const float* s, const float* bounds, int bound_count, uint8_t* out,
+                        ptrdiff_t count);
+  // out[i] = round(y[i] - means[i]) within kSymbolLimit; 0 for NaN
+  void (*symbols)(const float* y, const float* means, int32_t* out, ptrdiff_t count);
+  // y[i] = symbols[i] + means[i]
+  void (*decoded)(const int32_t* symbols, const float* means, float* y, ptrdiff_t count);
   // A loop of products in registers alone; gives their number.
   int64_t (*peak)(int64_t iterations);
 };

@@ -91,17 +91,18 @@ MLIC_INLINE void copy(const I (&from)[P][V], I (&to)[P][V]) {
   unroll<P * V>([&](auto i) MLIC_LAMBDA { to[i / V][i % V] = from[i / V][i % V]; });
 }
 
-// acc[p][v] += sum over 2 * pairs integers of x[p] and of column vector v of packed weights.
+// acc[p][v] += sum over pairs of integers, x_step apart from x[p] on, and of column vector v of
+// packed weights.
 template <int P, int V>
 MLIC_INLINE void dot(I (&acc)[P][V], const int16_t* const (&x)[P], ptrdiff_t pairs,
-                     const int16_t* w, ptrdiff_t w_step) {
+                     const int16_t* w, ptrdiff_t w_step, ptrdiff_t x_step = 2) {
   I sums[P][V];
   copy(acc, sums);
   for (ptrdiff_t i = 0; i < pairs; ++i, w += w_step) {
     I column[V];
     unroll<V>([&](auto v) MLIC_LAMBDA { column[v] = S::load_pairs(w + 2 * W * v); });
     unroll<P>([&](auto p) MLIC_LAMBDA {
-      const I pair = S::set_pair(x[p] + 2 * i);
+      const I pair = S::set_pair(x[p] + x_step * i);
       unroll<V>([&](auto v) MLIC_LAMBDA { sums[p][v] = S::dot(sums[p][v], pair, column[v]); });
     });
   }
@@ -196,37 +197,69 @@ void conv(const Conv& c, int index, ptrdiff_t begin, ptrdiff_t end) {
   }
 }
 
+// Positions begin .. end of one row, V vectors of channels from c on. Every column is read once, as
+// pairs of rows, and goes into the sums of the outputs to its right, at it and to its left.
+template <int V>
+inline void depthwise_run(const Depthwise& d, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t c,
+                          int16_t* out) {
+  const ptrdiff_t x = begin % d.width;
+  const ptrdiff_t y = begin / d.width % d.height;
+  const ptrdiff_t channels = d.channels;
+  I weights[6][V];
+  F bias[V], m[V];
+  for (int v = 0; v < V; ++v) {
+    const ptrdiff_t first = c + v * W;
+    const ptrdiff_t left = channels - first;
+    for (int i = 0; i < 6; ++i) weights[i][v] = S::load(d.weights + i * channels + first, left);
+    bias[v] = S::load(d.bias + first, left);
+    m[v] = S::mul(S::load(d.scales + first, left), S::set(d.unit));
+  }
+  const int16_t* rows[3];
+  ptrdiff_t strides[3];
+  for (int i = 0; i < 3; ++i) {
+    const bool inside = y + i >= 1 && y + i <= d.height;
+    rows[i] = (inside ? d.x + (begin + (i - 1) * d.width - 1) * d.pixel_stride : d.zeros) + c;
+    strides[i] = inside ? d.pixel_stride : 0;
+  }
+
+  I sums[3][V];
+  clear(sums);
+  for (ptrdiff_t column = -1; column <= end - begin; ++column) {
+    const bool inside = x + column >= 0 && x + column < d.width;
+    for (int v = 0; v < V; ++v) {
+      sums[2][v] = S::zero();
+      if (!inside) continue;
+      const ptrdiff_t left = channels - c - v * W;
+      const I pair = S::pair(S::widen(rows[0] + v * W, left), S::widen(rows[1] + v * W, left));
+      const I last = S::widen(rows[2] + v * W, left);
+      for (int i = 0; i < 3; ++i) {
+        sums[i][v] = S::dot(sums[i][v], pair, weights[2 * (2 - i)][v]);
+        sums[i][v] = S::dot(sums[i][v], last, weights[2 * (2 - i) + 1][v]);
+      }
+    }
+    for (int i = 0; i < 3; ++i) rows[i] += strides[i];
+    for (int v = 0; v < V; ++v) {
+      if (column >= 1) {
+        F r = S::add(bias[v], S::mul(S::to_float(sums[0][v]), m[v]));
+        if (d.gelu) r = gelu(r);
+        const ptrdiff_t at = c + v * W;
+        S::narrow(out + (column - 1) * channels + at, quantise(r, S::set(d.out_scale)),
+                  channels - at);
+      }
+      sums[0][v] = sums[1][v];
+      sums[1][v] = sums[2][v];
+    }
+  }
+}
+
 void depthwise(const Depthwise& d, ptrdiff_t begin, ptrdiff_t end, int16_t* out) {
-  const ptrdiff_t row_stride = d.width * d.pixel_stride;
-  const F scale = S::set(d.out_scale);
-  for (ptrdiff_t n = begin; n < end; ++n, out += d.channels) {
-    const ptrdiff_t x = n % d.width;
-    const ptrdiff_t y = n / d.width % d.height;
-    const int16_t* middle = d.x + n * d.pixel_stride;
-    const int16_t* taps[9];
-    for (int dy = 0; dy < 3; ++dy) {
-      for (int dx = 0; dx < 3; ++dx) {
-        const ptrdiff_t yy = y + dy - 1;
-        const ptrdiff_t xx = x + dx - 1;
-        const bool inside = yy >= 0 && yy < d.height && xx >= 0 && xx < d.width;
-        taps[3 * dy + dx] =
-            inside ? middle + (dy - 1) * row_stride + (dx - 1) * d.pixel_stride : d.zeros;
-      }
-    }
-    for (ptrdiff_t c = 0; c < d.channels; c += W) {
-      const ptrdiff_t left = d.channels - c;
-      I acc = S::zero();
-      MLIC_UNROLL
-      for (int tap = 0; tap < 9; ++tap) {
-        // The upper half of each weight is 0, so this is the product of the lower halves.
-        const I weight = S::load(d.weights + tap * d.channels + c, left);
-        acc = S::dot(acc, S::widen(taps[tap] + c, left), weight);
-      }
-      const F m = S::mul(S::load(d.scales + c, left), S::set(d.unit));
-      F r = S::add(S::load(d.bias + c, left), S::mul(S::to_float(acc), m));
-      if (d.gelu) r = gelu(r);
-      S::narrow(out + c, quantise(r, scale), left);
-    }
+  constexpr int V = S::tile_groups == 3 ? 2 : 1;  // as registers allow
+  while (begin < end) {
+    const ptrdiff_t row_end = begin - begin % d.width + d.width;
+    const ptrdiff_t stop = row_end < end ? row_end : end;
+    for (ptrdiff_t c = 0; c < d.channels; c += V * W) depthwise_run<V>(d, begin, stop, c, out);
+    out += (stop - begin) * d.channels;
+    begin = stop;
   }
 }
 
@@ -258,17 +291,7 @@ void layer_norm(const LayerNorm& l, ptrdiff_t begin, ptrdiff_t end) {
   }
 }
 
-void exp_table(float scale, int16_t* table, ptrdiff_t count) {
-  int32_t lanes[W];
-  for (int i = 0; i < W; ++i) lanes[i] = -i;
-  I x = S::load(lanes);
-  for (ptrdiff_t i = 0; i < count; i += W) {
-    S::narrow(table + i, exp_int(S::mul(S::to_float(x), S::set(scale))), count - i);
-    x = S::sub(x, S::set(W));
-  }
-}
-
-// As Kernels::accumulate, for the rows of one tile.
+// As accumulate, for the rows of one tile.
 template <int P>
 inline void accumulate_tile(const int16_t* const (&x)[P], int count, ptrdiff_t pairs,
                             const int16_t* weights, int groups, int64_t* sums) {
@@ -287,6 +310,8 @@ inline void accumulate_tile(const int16_t* const (&x)[P], int count, ptrdiff_t p
   }
 }
 
+// sums[row, 16 * groups] += x[row, 2 * pairs] times packed weights [pairs, 16 * groups, 2].
+// Products of a softmax weight and an activation: any number of them.
 void accumulate(const int16_t* x, ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t pairs,
                 const int16_t* weights, int groups, int64_t* sums) {
   constexpr int P = S::rows;
@@ -329,113 +354,174 @@ void add_half_tanh(const float* r, float* y, ptrdiff_t count) {
   }
 }
 
-// ---- Window attention ----
+// ---- Latents ----
 
-// Keys [pairs, kPaddedTokens, 2] and values [kPaddedTokens / 2, columns, 2] of one window and head.
-struct WindowScratch {
-  alignas(64) int16_t keys[kMaxDepth * kPaddedTokens];
-  alignas(64) int16_t values[kMaxDepth * kPaddedTokens];
-};
-
-// Tokens outside the image are zero.
-inline void pack_window(const WindowAttention& a, const ptrdiff_t (&positions)[kTokens], int head,
-                        WindowScratch& scratch) {
-  const ptrdiff_t pairs = (a.depth + 1) / 2;
-  const ptrdiff_t columns = (a.depth + kGroup - 1) / kGroup * kGroup;
-  memset(scratch.keys, 0, sizeof(int16_t) * static_cast<size_t>(pairs) * kPaddedTokens * 2);
-  memset(scratch.values, 0, sizeof(int16_t) * static_cast<size_t>(columns) * kPaddedTokens);
-  for (int b = 0; b < kTokens; ++b) {
-    if (positions[b] < 0) continue;
-    const ptrdiff_t at = (positions[b] * a.heads + head) * 2 * pairs;
-    for (ptrdiff_t i = 0; i < pairs; ++i) {
-      memcpy(scratch.keys + (i * kPaddedTokens + b) * 2, a.k + at + 2 * i, 2 * sizeof(int16_t));
-    }
-    int16_t* values = scratch.values + b / 2 * columns * 2 + b % 2;
-    for (int d = 0; d < a.depth; ++d) values[2 * d] = a.v[at + d];
+void scale_indexes(const float* s, const float* bounds, int bound_count, uint8_t* out,
+                   ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const ptrdiff_t left = count - i < W ? count - i : W;
+    const F x = S::load(s + i, left);
+    I index = S::zero();
+    for (int b = 0; b < bound_count; ++b) index = S::add_unless_le(index, x, S::set(bounds[b]));
+    int32_t indexes[W];
+    S::store(indexes, index);
+    for (ptrdiff_t j = 0; j < left; ++j) out[i + j] = static_cast<uint8_t>(indexes[j]);
   }
 }
 
-// Softmax weights of query a: logits where `limits` is infinite, 0 where it is -infinity.
-// Returns their sum.
-inline int32_t window_weights(const I* logits, float logit_scale, const float* bias,
-                              const float* limits, int16_t* weights) {
-  constexpr int vectors = kPaddedTokens / W;
-  F x[vectors];
-  F top = S::set(-__builtin_inff());
-  for (int v = 0; v < vectors; ++v) {
-    x[v] = S::add(S::mul(S::to_float(logits[v]), S::set(logit_scale)), S::load(bias + v * W));
-    x[v] = S::min(x[v], S::load(limits + v * W));
-    top = S::max(top, x[v]);
+void symbols(const float* y, const float* means, int32_t* out, ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const ptrdiff_t left = count - i < W ? count - i : W;
+    const F x = S::zero_unless_ordered(S::sub(S::load(y + i, left), S::load(means + i, left)));
+    int32_t rounded[W];
+    S::store(rounded, S::round(clamp(x, kSymbolLimit)));
+    memcpy(out + i, rounded, static_cast<size_t>(left) * sizeof(int32_t));
   }
-  top = S::set(S::horizontal_max(top));
-  I total = S::zero();
-  for (int v = 0; v < vectors; ++v) {
-    const I p = exp_int(S::sub(x[v], top));
-    total = S::add(total, p);
-    S::narrow(weights + v * W, p, W);
+}
+
+void decoded(const int32_t* symbols, const float* means, float* y, ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const ptrdiff_t left = count - i;
+    const F symbol = S::to_float(S::load(symbols + i, left));
+    S::store(y + i, S::add(symbol, S::load(means + i, left)), left);
   }
-  return S::horizontal_add(total);
+}
+
+// ---- Window attention ----
+
+// Of one window and head. Queries lie side by side in lanes, keys below one another: so the softmax
+// needs no sums or maxima across lanes.
+struct WindowScratch {
+  alignas(64) int32_t queries[kMaxDepth / 2 * kWindowLanes];  // pairs of channels
+  alignas(64) float logits[kTokens * kWindowLanes];
+  alignas(64) int32_t weights[kWindow * kRowPairs * kWindowLanes];  // pairs of keys
+  int32_t totals[kWindowLanes];
+};
+
+// The lanes of a row of the window overlap with those of the next, which is copied later.
+inline void gather_queries(const WindowAttention& a, const int32_t* q, ptrdiff_t pairs,
+                           int32_t* to) {
+  constexpr int first_lanes = kWindowLanes - (kWindow - 1) * kRowLanes;
+  const ptrdiff_t plane = a.padded_positions;
+  for (ptrdiff_t i = 0; i < pairs; ++i, q += plane, to += kWindowLanes) {
+    for (int row = 0; row < kWindow; ++row) {
+      memcpy(to + row * kRowLanes, q + row * a.padded_width, first_lanes * sizeof(int32_t));
+    }
+  }
+}
+
+// For V vectors of queries: products of the softmax weights and values need these pairs of keys.
+// An anchor query (limit -infinity) has the anchors as keys, any other has all.
+template <int V>
+inline void window_weights(const WindowAttention& a, const int16_t* keys, ptrdiff_t pairs,
+                           const float* bias, const bool* anchor, const float* limits, int lane,
+                           WindowScratch& scratch) {
+  constexpr int P = kWindow;
+  F top[V];
+  for (int v = 0; v < V; ++v) top[v] = S::set(-__builtin_inff());
+  for (int row = 0; row < kWindow; ++row) {
+    const int16_t* k[P];
+    for (int p = 0; p < P; ++p) k[p] = keys + (row * a.padded_width + p) * a.heads * 2 * pairs;
+    I acc[P][V];
+    clear(acc);
+    dot(acc, k, pairs, reinterpret_cast<const int16_t*>(scratch.queries + lane), 2 * kWindowLanes);
+    unroll<P>([&](auto p) MLIC_LAMBDA {
+      const int token = row * P + p;
+      unroll<V>([&](auto v) MLIC_LAMBDA {
+        const ptrdiff_t at = lane + v * W;
+        F x = S::mul(S::to_float(acc[p][v]), S::set(a.logit_scale));
+        x = S::add(x, S::load(bias + token * kWindowLanes + at));
+        if (!anchor[token]) x = S::min(x, S::load(limits + at));
+        top[v] = S::max(top[v], x);
+        S::store(scratch.logits + token * kWindowLanes + at, x);
+      });
+    });
+  }
+  for (int v = 0; v < V; ++v) {
+    const ptrdiff_t at = lane + v * W;
+    I total = S::zero();
+    for (int row = 0; row < kWindow; ++row) {
+      const float* logits = scratch.logits + row * kWindow * kWindowLanes + at;
+      I p[2 * kRowPairs];
+      unroll<kWindow>([&](auto i) MLIC_LAMBDA {
+        p[i] = exp_int(S::sub(S::load(logits + i * kWindowLanes), top[v]));
+        total = S::add(total, p[i]);
+      });
+      p[kWindow] = S::zero();
+      for (int i = 0; i < kRowPairs; ++i) {
+        S::store(scratch.weights + (row * kRowPairs + i) * kWindowLanes + at,
+                 S::pair(p[2 * i], p[2 * i + 1]));
+      }
+    }
+    S::store(scratch.totals + at, total);
+  }
+}
+
+// A row of queries times V vectors of columns.
+template <int V>
+inline void window_values(const WindowAttention& a, const WindowScratch& scratch, int row,
+                          const int16_t* values, ptrdiff_t value_step, ptrdiff_t left,
+                          int16_t* out) {
+  constexpr int P = kWindow;
+  I acc[P][V];
+  clear(acc);
+  const int32_t* weights = scratch.weights + row * kRowLanes;
+  for (int r = 0; r < kWindow; ++r) {
+    const int16_t* p[P];
+    for (int i = 0; i < P; ++i) {
+      p[i] = reinterpret_cast<const int16_t*>(weights + r * kRowPairs * kWindowLanes + i);
+    }
+    dot(acc, p, kRowPairs, values + r * a.padded_width * value_step, 2 * value_step,
+        2 * kWindowLanes);
+  }
+  for (int i = 0; i < P; ++i) {
+    const auto total = static_cast<float>(scratch.totals[row * kRowLanes + i]);
+    for (int v = 0; v < V; ++v) {
+      const F real = S::mul(S::div(S::to_float(acc[i][v]), S::set(total)), S::set(a.value_scale));
+      S::narrow(out + ptrdiff_t{i} * a.heads * a.depth + v * W, quantise(real, S::set(a.out_scale)),
+                left - v * W);
+    }
+  }
 }
 
 void window(const WindowAttention& a, ptrdiff_t batch, ptrdiff_t y, ptrdiff_t x, int16_t* out) {
-  constexpr int P = kWindow;  // queries at a time: a row of the window
-  constexpr int vectors = kPaddedTokens / W;
+  constexpr int V = 2;
   const float infinity = __builtin_inff();
   const ptrdiff_t pairs = (a.depth + 1) / 2;
   const ptrdiff_t columns = (a.depth + kGroup - 1) / kGroup * kGroup;
+  const ptrdiff_t value_step = a.heads * columns * 2;
 
-  ptrdiff_t positions[kTokens];
   bool anchor[kTokens];
-  float all[kPaddedTokens];
-  float anchors[kPaddedTokens];
-  for (int i = 0; i < kPaddedTokens; ++i) all[i] = anchors[i] = infinity;
+  float limits[kWindowLanes];
+  for (float& limit : limits) limit = infinity;
   for (int t = 0; t < kTokens; ++t) {
     const ptrdiff_t yy = y + t / kWindow - kWindow / 2;
     const ptrdiff_t xx = x + t % kWindow - kWindow / 2;
     const bool inside = yy >= 0 && yy < a.height && xx >= 0 && xx < a.width;
-    positions[t] = inside ? (batch * a.height + yy) * a.width + xx : -1;
     anchor[t] = inside && t % 2 == 1;  // the centre, token 12, is a non-anchor
-    if (!anchor[t]) anchors[t] = -infinity;
+    if (anchor[t]) limits[t / kWindow * kRowLanes + t % kWindow] = -infinity;
   }
 
-  static constexpr int16_t zeros[kMaxDepth] = {};
+  const ptrdiff_t corner = y * a.padded_width + x;
+  const ptrdiff_t position = batch * a.padded_positions + corner;
   WindowScratch scratch;
-  int16_t weights[P][kPaddedTokens];
   for (int head = 0; head < a.heads; ++head) {
-    pack_window(a, positions, head, scratch);
-    const float* bias = a.bias + ptrdiff_t{head} * kTokens * kPaddedTokens;
-    for (int first = 0; first < kTokens; first += P) {
-      const int16_t* queries[P];
-      for (int p = 0; p < P; ++p) {
-        const ptrdiff_t at = positions[first + p];
-        queries[p] = at < 0 ? zeros : a.q + (at * a.heads + head) * 2 * pairs;
-      }
-      I logits[P][vectors];
-      for (int v = 0; v < vectors; ++v) {
-        I acc[P][1];
-        clear(acc);
-        dot(acc, queries, pairs, scratch.keys + 2 * W * v, 2 * kPaddedTokens);
-        for (int p = 0; p < P; ++p) logits[p][v] = acc[p][0];
-      }
-      float totals[P];
-      const int16_t* rows[P];
-      for (int p = 0; p < P; ++p) {
-        const int token = first + p;
-        const float* limits = anchor[token] ? anchors : all;
-        const int32_t total = window_weights(
-            logits[p], a.logit_scale, bias + ptrdiff_t{token} * kPaddedTokens, limits, weights[p]);
-        totals[p] = static_cast<float>(total);
-        rows[p] = weights[p];
-      }
-      for (ptrdiff_t column = 0; column < a.depth; column += W) {
-        I acc[P][1];
-        clear(acc);
-        dot(acc, rows, (kTokens + 1) / 2, scratch.values + 2 * column, 2 * columns);
-        for (int p = 0; p < P; ++p) {
-          const F real =
-              S::mul(S::div(S::to_float(acc[p][0]), S::set(totals[p])), S::set(a.value_scale));
-          int16_t* to = out + (ptrdiff_t{first + p} * a.heads + head) * a.depth + column;
-          S::narrow(to, quantise(real, S::set(a.out_scale)), a.depth - column);
+    const ptrdiff_t planes = (batch * a.heads + head) * pairs * a.padded_positions;
+    gather_queries(a, a.q + planes + corner, pairs, scratch.queries);
+    const int16_t* keys = a.k + (position * a.heads + head) * 2 * pairs;
+    const float* bias = a.bias + ptrdiff_t{head} * kTokens * kWindowLanes;
+    for (int lane = 0; lane < kWindowLanes; lane += V * W) {
+      window_weights<V>(a, keys, pairs, bias, anchor, limits, lane, scratch);
+    }
+    for (int row = 0; row < kWindow; ++row) {
+      int16_t* to = out + (ptrdiff_t{row} * kWindow * a.heads + head) * a.depth;
+      for (ptrdiff_t column = 0; column < a.depth; column += V * W) {
+        const int16_t* values = a.v + position * value_step + (head * columns + column) * 2;
+        const ptrdiff_t left = a.depth - column;
+        if (columns - column >= V * W) {
+          window_values<V>(a, scratch, row, values, value_step, left, to + column);
+        } else {
+          window_values<1>(a, scratch, row, values, value_step, left, to + column);
         }
       }
     }
@@ -449,6 +535,137 @@ void window_attention(const WindowAttention& a, ptrdiff_t row) {
   int16_t* out = a.out + row * (a.width / 2) * size;
   for (ptrdiff_t x = y % 2; x < a.width; x += 2, out += size) {
     window(a, batch, y, x, out);
+  }
+}
+
+// ---- Linear attention ----
+
+void linear_keys(const LinearKeys& a, int64_t* sums, int64_t* totals) {
+  constexpr int P = S::rows;
+  constexpr ptrdiff_t block = kProductsInt32;  // positions
+  const ptrdiff_t columns = (a.depth + kGroup - 1) / kGroup * kGroup;
+  const F scale = S::set(a.scale);
+  // Pairs of positions: [block / 2, kMaxDepth, 2] each.
+  alignas(64) int32_t weights[block / 2 * kMaxDepth];
+  alignas(64) int32_t values[block / 2 * kMaxDepth];
+
+  alignas(64) int32_t top[kMaxDepth];
+  for (ptrdiff_t c = 0; c < columns; c += W) {
+    I largest = S::widen(a.k + c, a.depth - c);
+    for (ptrdiff_t n = 1; n < a.positions; ++n) {
+      largest = S::max(largest, S::widen(a.k + n * a.k_stride + c, a.depth - c));
+    }
+    S::store(top + c, largest);
+  }
+  for (ptrdiff_t begin = 0; begin < a.positions; begin += block) {
+    const ptrdiff_t count = a.positions - begin < block ? a.positions - begin : block;
+    const ptrdiff_t pairs = (count + 1) / 2;
+    for (ptrdiff_t c = 0; c < columns; c += W) {
+      const I largest = S::load(top + c);
+      const auto weight = [&](ptrdiff_t n) {
+        const I x = S::sub(S::widen(a.k + (begin + n) * a.k_stride + c, a.depth - c), largest);
+        return exp_int(S::mul(S::to_float(x), scale));
+      };
+      I total = S::zero();
+      for (ptrdiff_t i = 0; i < pairs; ++i) {
+        const ptrdiff_t even = 2 * i;
+        const ptrdiff_t odd = 2 * i + 1 < count ? even + 1 : even;
+        const I first = weight(even);
+        const I second = odd > even ? weight(odd) : S::zero();
+        total = S::add(total, S::add(first, second));
+        S::store(weights + i * kMaxDepth + c, S::pair(first, second));
+        const int16_t* v = a.v + (begin + even) * a.v_stride + c;
+        const int16_t* next = v + (odd - even) * a.v_stride;
+        S::store(values + i * kMaxDepth + c,
+                 S::pair(S::widen(v, a.depth - c), S::widen(next, a.depth - c)));
+      }
+      S::add_to(totals + c, total);
+    }
+    for (ptrdiff_t d = 0; d < a.depth; d += P) {
+      const ptrdiff_t rows = a.depth - d < P ? a.depth - d : P;
+      const int16_t* x[P];
+      for (int p = 0; p < P; ++p) {
+        x[p] = reinterpret_cast<const int16_t*>(weights + d + (p < rows ? p : rows - 1));
+      }
+      for (ptrdiff_t column = 0; column < columns; column += W) {
+        I acc[P][1];
+        clear(acc);
+        dot(acc, x, pairs, reinterpret_cast<const int16_t*>(values + column), 2 * kMaxDepth,
+            2 * kMaxDepth);
+        for (int p = 0; p < rows; ++p) {
+          S::add_to(sums + (d + p) * columns + column, acc[p][0]);
+        }
+      }
+    }
+  }
+}
+
+// float(a + b), rounded once: both halves of the sum are exact.
+inline F float_of_sum(I a, I b) {
+  const I high = S::add(S::shift_right_16(a), S::shift_right_16(b));
+  const I low = S::add(S::pair(a, S::zero()), S::pair(b, S::zero()));
+  return S::add(S::mul(S::to_float(high), S::set(65536.0f)), S::to_float(low));
+}
+
+// Softmax weights of one query over its channels, padded to pairs; returns their sum.
+inline int32_t query_weights(const int16_t* q, ptrdiff_t depth, F scale, const float* limits,
+                             int16_t* weights) {
+  F top = S::set(-__builtin_inff());
+  for (ptrdiff_t d = 0; d < depth; d += W) {
+    const F x = S::to_float(S::widen(q + d, depth - d));
+    top = S::max(top, S::min(x, S::load(limits + d)));
+  }
+  top = S::set(S::horizontal_max(top));
+  I total = S::zero();
+  for (ptrdiff_t d = 0; d < depth; d += W) {
+    const F x = S::min(S::to_float(S::widen(q + d, depth - d)), S::load(limits + d));
+    const I p = exp_int(S::mul(S::sub(x, top), scale));
+    total = S::add(total, p);
+    S::narrow(weights + d, p, W);
+  }
+  return S::horizontal_add(total);
+}
+
+void linear_queries(const LinearQueries& a, ptrdiff_t count) {
+  constexpr int P = S::rows;
+  constexpr ptrdiff_t block = kProductsInt32 / 2;
+  const ptrdiff_t pairs = (a.depth + 1) / 2;
+  const ptrdiff_t columns = (a.depth + kGroup - 1) / kGroup * kGroup;
+  const ptrdiff_t first = pairs < block ? pairs : block;
+  float limits[kMaxDepth];
+  for (ptrdiff_t d = 0; d < kMaxDepth; ++d) {
+    limits[d] = d < a.depth ? __builtin_inff() : -__builtin_inff();
+  }
+  alignas(64) int16_t weights[P][kMaxDepth];
+  for (ptrdiff_t begin = 0; begin < count; begin += P) {
+    const ptrdiff_t rows = count - begin < P ? count - begin : P;
+    float totals[P];
+    const int16_t* x[P];
+    for (int p = 0; p < P; ++p) {
+      x[p] = weights[p < rows ? p : 0];
+      if (p >= rows) continue;
+      const int16_t* q = a.q + (begin + p) * a.q_stride;
+      totals[p] =
+          static_cast<float>(query_weights(q, a.depth, S::set(a.scale), limits, weights[p]));
+    }
+    for (ptrdiff_t column = 0; column < columns; column += W) {
+      I low[P][1];
+      I high[P][1];
+      clear(low);
+      clear(high);
+      dot(low, x, first, a.context + 2 * column, 2 * columns);
+      if (pairs > block) {
+        const int16_t* rest[P];
+        for (int p = 0; p < P; ++p) rest[p] = x[p] + 2 * block;
+        dot(high, rest, pairs - block, a.context + 2 * (block * columns + column), 2 * columns);
+      }
+      for (int p = 0; p < rows; ++p) {
+        const F sum = float_of_sum(low[p][0], high[p][0]);
+        const F real = S::mul(S::div(sum, S::set(totals[p])), S::set(a.real_scale));
+        S::narrow(a.out + (begin + p) * a.out_stride + column, quantise(real, S::set(a.out_scale)),
+                  a.depth - column);
+      }
+    }
   }
 }
 
@@ -584,9 +801,10 @@ int64_t peak(int64_t iterations) {
   return S::horizontal_add(total) == -1 ? 0 : iterations * P * V * 2 * W;
 }
 
-constexpr Kernels kKernels = {&conv,         &depthwise,  &layer_norm,        &window_attention,
-                              &exp_table,    &accumulate, &softmax_attention, &quantise_ratio,
-                              &quantise_all, &to_bytes,   &add_half_tanh,     &peak};
+constexpr Kernels kKernels = {
+    &conv,           &depthwise,         &layer_norm,     &window_attention, &linear_keys,
+    &linear_queries, &softmax_attention, &quantise_ratio, &quantise_all,     &to_bytes,
+    &add_half_tanh,  &scale_indexes,     &symbols,        &decoded,          &peak};
 
 }  // namespace
 }  // namespace mlic::exact

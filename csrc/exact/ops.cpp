@@ -59,6 +59,22 @@ void copy_padded_row(const Act& x, ptrdiff_t border, ptrdiff_t channels, ptrdiff
   std::memset(to, 0, bytes(border * channels));
 }
 
+// ---- Latents ----
+
+// Positions that a task turns round at a time.
+constexpr ptrdiff_t kRun = 64;
+
+// to[n, c] = from[n, c] for other strides of positions and channels.
+template <class T>
+void transpose(const T* from, ptrdiff_t positions, ptrdiff_t channels, ptrdiff_t from_position,
+               ptrdiff_t from_channel, T* to, ptrdiff_t to_position, ptrdiff_t to_channel) {
+  for (ptrdiff_t c = 0; c < channels; ++c) {
+    for (ptrdiff_t n = 0; n < positions; ++n) {
+      to[n * to_position + c * to_channel] = from[n * from_position + c * from_channel];
+    }
+  }
+}
+
 // ---- Attention ----
 
 // Rows 2i and 2i + 1 side by side, as products read them: `rows` rows of `depth` integers become
@@ -90,100 +106,30 @@ int exponent_of(float largest) {
   return std::clamp(fits, -limit, limit);
 }
 
-constexpr ptrdiff_t kDifferences = 2 * static_cast<ptrdiff_t>(kActivationLimit) + 1;
-
-// One head of linear attention: what the keys and values contribute to all queries.
-struct HeadContext {
-  const Kernels* kernels;
-  ptrdiff_t positions, depth;
-  const int16_t* table;  // softmax weights of the keys
-
-  ptrdiff_t columns() const { return round_up(depth, kGroup); }
-  ptrdiff_t padded_positions() const { return round_up(positions, 2); }
-  ptrdiff_t weights_size() const { return depth * padded_positions(); }
-  ptrdiff_t values_size() const { return padded_positions() * columns(); }
-  ptrdiff_t context_size() const { return round_up(depth, 2) * columns(); }
-
-  // Softmax weights of the keys, [depth, padded positions], and their sums.
-  void weigh(const int16_t* k, ptrdiff_t stride, int16_t* weights, int64_t* totals) const {
-    int16_t top[kMaxDepth];
-    std::fill_n(top, depth, std::numeric_limits<int16_t>::min());
-    for (ptrdiff_t n = 0; n < positions; ++n) {
-      for (ptrdiff_t d = 0; d < depth; ++d) top[d] = std::max(top[d], k[n * stride + d]);
-    }
-    const ptrdiff_t row = padded_positions();
-    if (row > positions) {
-      for (ptrdiff_t d = 0; d < depth; ++d) weights[d * row + positions] = 0;
-    }
-    std::fill_n(totals, depth, int64_t{0});
-    for (ptrdiff_t n = 0; n < positions; ++n) {
-      for (ptrdiff_t d = 0; d < depth; ++d) {
-        const int16_t p = table[std::min<ptrdiff_t>(top[d] - k[n * stride + d], kDifferences - 1)];
-        weights[d * row + n] = p;
-        totals[d] += p;
-      }
-    }
-  }
-
-  // Averages of the values: context [depth / 2 rounded up, columns, 2]. Returns their exponent
-  // relative to that of the values.
-  int run(const int16_t* k, ptrdiff_t k_stride, const int16_t* v, ptrdiff_t v_stride,
-          int16_t* weights, int16_t* values, int16_t* context) const {
-    int64_t totals[kMaxDepth];
-    int64_t sums[kMaxDepth * kMaxDepth];
-    float real[kMaxDepth * kMaxDepth];
-    int16_t rows[kMaxDepth * kMaxDepth];
-    weigh(k, k_stride, weights, totals);
-    interleave(v, v_stride, positions, depth, columns(), values);
-    std::fill_n(sums, depth * columns(), int64_t{0});
-    kernels->accumulate(weights, padded_positions(), depth, padded_positions() / 2, values,
-                        static_cast<int>(columns() / kGroup), sums);
-    float largest = 0.0f;
-    for (ptrdiff_t d = 0; d < depth; ++d) {
-      const auto total = static_cast<float>(totals[d]);
-      for (ptrdiff_t j = 0; j < depth; ++j) {
-        const float r = static_cast<float>(sums[d * columns() + j]) / total;
-        largest = std::max(largest, std::fabs(r));
-        real[d * depth + j] = r;
-      }
-    }
-    const int exponent = exponent_of(largest);
-    kernels->quantise(real, std::ldexp(1.0f, exponent), rows, depth * depth);
-    interleave(rows, depth, depth, depth, columns(), context);
-    return exponent;
-  }
-};
-
-constexpr ptrdiff_t kQueryBlock = 32;
-
-// Queries of one head of linear attention, at most kQueryBlock.
-void attend_linear(const Kernels& kernels, const int16_t* q, ptrdiff_t stride, ptrdiff_t count,
-                   ptrdiff_t depth, const int16_t* table, const int16_t* context, float real_scale,
-                   float scale, int16_t* out, ptrdiff_t out_stride) {
-  const ptrdiff_t row = round_up(depth, 2);
+// What the keys and values of one head contribute to all queries: averages of the values, [depth /
+// 2 rounded up, columns, 2]. Returns their exponent relative to that of the values.
+int linear_context(const Kernels& kernels, const LinearKeys& a, int16_t* context) {
+  const ptrdiff_t depth = a.depth;
   const ptrdiff_t columns = round_up(depth, kGroup);
-  int16_t weights[kQueryBlock * kMaxDepth] = {};
-  int32_t totals[kQueryBlock];
-  int64_t sums[kQueryBlock * kMaxDepth] = {};
-  float real[kMaxDepth];
-  for (ptrdiff_t n = 0; n < count; ++n) {
-    const int16_t* x = q + n * stride;
-    const int16_t top = *std::max_element(x, x + depth);
-    totals[n] = 0;
-    weights[n * row + row - 1] = 0;
-    for (ptrdiff_t d = 0; d < depth; ++d) {
-      const int16_t p = table[std::min<ptrdiff_t>(top - x[d], kDifferences - 1)];
-      weights[n * row + d] = p;
-      totals[n] += p;
+  int64_t totals[kMaxDepth] = {};
+  int64_t sums[kMaxDepth * kMaxDepth];
+  float real[kMaxDepth * kMaxDepth];
+  int16_t rows[kMaxDepth * kMaxDepth];
+  std::fill_n(sums, depth * columns, int64_t{0});
+  kernels.linear_keys(a, sums, totals);
+  float largest = 0.0f;
+  for (ptrdiff_t d = 0; d < depth; ++d) {
+    const auto total = static_cast<float>(totals[d]);
+    for (ptrdiff_t j = 0; j < depth; ++j) {
+      const float r = static_cast<float>(sums[d * columns + j]) / total;
+      largest = std::max(largest, std::fabs(r));
+      real[d * depth + j] = r;
     }
   }
-  kernels.accumulate(weights, row, count, row / 2, context, static_cast<int>(columns / kGroup),
-                     sums);
-  for (ptrdiff_t n = 0; n < count; ++n) {
-    to_float(sums + n * columns, depth, real);
-    kernels.quantise_ratio(real, static_cast<float>(totals[n]), real_scale, scale,
-                           out + n * out_stride, depth);
-  }
+  const int exponent = exponent_of(largest);
+  kernels.quantise(real, std::ldexp(1.0f, exponent), rows, depth * depth);
+  interleave(rows, depth, depth, depth, columns, context);
+  return exponent;
 }
 
 // Keys [n, depth] of one head in groups of 16: [groups, depth / 2 rounded up, 16, 2].
@@ -243,9 +189,17 @@ void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t posi
 }
 
 std::vector<int32_t> depthwise_taps(const int16_t* weights, ptrdiff_t channels) {
-  std::vector<int32_t> taps(static_cast<size_t>(9 * channels));
-  std::transform(weights, weights + 9 * channels, taps.begin(),
-                 [](int16_t w) { return int32_t{static_cast<uint16_t>(w)}; });
+  std::vector<int32_t> taps(static_cast<size_t>(6 * channels));
+  auto* pairs = reinterpret_cast<int16_t (*)[2]>(taps.data());
+  for (ptrdiff_t column = 0; column < 3; ++column) {
+    for (ptrdiff_t c = 0; c < channels; ++c) {
+      const auto tap = [&](ptrdiff_t row) { return weights[(3 * row + column) * channels + c]; };
+      int16_t (*to)[2] = pairs + 2 * column * channels + c;
+      to[0][0] = tap(0);
+      to[0][1] = tap(1);
+      to[channels][0] = tap(2);
+    }
+  }
   return taps;
 }
 
@@ -268,33 +222,72 @@ void Runner::layer_norm(const LayerNorm& l, ptrdiff_t positions) const {
 }
 
 void Runner::window_attention(const Act& qkv, const float* bias, WindowAttention a) const {
+  constexpr ptrdiff_t border = kWindow / 2;
   const ptrdiff_t dim = qkv.channels / 3;
   a.depth = static_cast<int>(dim / a.heads);
   a.height = qkv.height;
   a.width = qkv.width;
-  const ptrdiff_t row = round_up(a.depth, 2);
-  const ptrdiff_t position = a.heads * row;
-  const ptrdiff_t size = qkv.positions() * position;
-  const auto heads_first = buffer<int16_t>(3 * size);
-  a.q = heads_first.get();
-  a.k = a.q + size;
-  a.v = a.k + size;
+  const ptrdiff_t pairs = divide_up(a.depth, 2);
+  const ptrdiff_t columns = round_up(a.depth, kGroup);
+  const ptrdiff_t height = a.height + 2 * border;
+  const ptrdiff_t width = a.width + 2 * border;
+  const ptrdiff_t plane = height * width;
+  a.padded_width = width;
+  a.padded_positions = plane;
+  const ptrdiff_t positions = qkv.batch * plane;
+  const ptrdiff_t q_size = positions * a.heads * pairs;
+  constexpr ptrdiff_t beyond = kWindowLanes - (kWindow - 1) * kRowLanes - kWindow;
+  const auto q = buffer<int32_t>(q_size + beyond);
+  const auto k = buffer<int16_t>(positions * a.heads * 2 * pairs);
+  const auto v = buffer<int16_t>(positions * a.heads * columns * 2);
+  std::fill_n(q.get() + q_size, beyond, 0);
+  a.q = q.get();
+  a.k = k.get();
+  a.v = v.get();
 
-  constexpr float infinity = std::numeric_limits<float>::infinity();
-  std::vector<float> padded(static_cast<size_t>(a.heads * kTokens * kPaddedTokens), -infinity);
-  for (ptrdiff_t i = 0; i < ptrdiff_t{a.heads} * kTokens; ++i) {
-    std::copy_n(bias + i * kTokens, kTokens, padded.data() + i * kPaddedTokens);
+  // Zero in the lanes of no meaning.
+  std::vector<float> lanes(static_cast<size_t>(a.heads * kTokens * kWindowLanes));
+  for (ptrdiff_t head = 0; head < a.heads; ++head) {
+    for (ptrdiff_t query = 0; query < kTokens; ++query) {
+      const ptrdiff_t lane = query / kWindow * kRowLanes + query % kWindow;
+      for (ptrdiff_t key = 0; key < kTokens; ++key) {
+        lanes[static_cast<size_t>((head * kTokens + key) * kWindowLanes + lane)] =
+            bias[(head * kTokens + query) * kTokens + key];
+      }
+    }
   }
-  a.bias = padded.data();
+  a.bias = lanes.data();
 
-  parallel_for(qkv.batch * qkv.height, threads, [&](ptrdiff_t image_row) {
-    for (ptrdiff_t n = image_row * qkv.width; n < (image_row + 1) * qkv.width; ++n) {
-      for (int part = 0; part < 3; ++part) {
-        const int16_t* from = qkv.data + n * qkv.stride + part * dim;
-        int16_t* to = heads_first.get() + part * size + n * position;
-        for (int head = 0; head < a.heads; ++head, to += row) {
-          to[row - 1] = 0;
-          for (int d = 0; d < a.depth; ++d) to[d] = from[d * a.heads + head];
+  const std::vector<int16_t> zeros(static_cast<size_t>(qkv.channels));
+  parallel_for(qkv.batch * height, threads, [&](ptrdiff_t row) {
+    const ptrdiff_t b = row / height;
+    const ptrdiff_t y = row % height - border;
+    const auto at = [&](ptrdiff_t x) {
+      const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
+      return inside ? qkv.data + ((b * a.height + y) * a.width + x) * qkv.stride : zeros.data();
+    };
+    for (ptrdiff_t x = 0; x < width; ++x) {
+      const int16_t* from = at(x - border);
+      const int16_t* next = at(x - border + 1);
+      const ptrdiff_t n = row * width + x;
+      for (ptrdiff_t head = 0; head < a.heads; ++head) {
+        const auto channel = [&](ptrdiff_t part, ptrdiff_t d) {
+          return part * dim + d * a.heads + head;
+        };
+        int32_t* to_q = q.get() + (b * a.heads + head) * pairs * plane + n - b * plane;
+        int16_t* to_k = k.get() + (n * a.heads + head) * 2 * pairs;
+        int16_t* to_v = v.get() + (n * a.heads + head) * columns * 2;
+        for (ptrdiff_t d = 0; d < 2 * pairs; d += 2) {
+          const bool odd = d + 1 == a.depth;
+          const int16_t queries[2] = {from[channel(0, d)],
+                                      odd ? int16_t{0} : from[channel(0, d + 1)]};
+          std::memcpy(to_q + d / 2 * plane, queries, sizeof queries);
+          to_k[d] = from[channel(1, d)];
+          to_k[d + 1] = odd ? int16_t{0} : from[channel(1, d + 1)];
+        }
+        for (ptrdiff_t d = 0; d < columns; ++d) {
+          to_v[2 * d] = d < a.depth ? from[channel(2, d)] : int16_t{0};
+          to_v[2 * d + 1] = d < a.depth ? next[channel(2, d)] : int16_t{0};
         }
       }
     }
@@ -306,44 +299,44 @@ void Runner::window_attention(const Act& qkv, const float* bias, WindowAttention
 void Runner::linear_attention(const Act& q, const Act& k, const Act& v, int heads,
                               float query_scale, float key_scale, int value_exponent,
                               float out_scale, int16_t* out) const {
-  int16_t key_table[kDifferences];
-  int16_t query_table[kDifferences];
-  parallel_for(2, 1, [&](ptrdiff_t i) {
-    kernels->exp_table(i == 0 ? key_scale : query_scale, i == 0 ? key_table : query_table,
-                       kDifferences);
-  });
-
   const ptrdiff_t depth = q.channels / heads;
   const ptrdiff_t keys = k.height * k.width;
-  const HeadContext head_context{kernels, keys, depth, key_table};
   const ptrdiff_t all_heads = q.batch * heads;
-  const auto weights = buffer<int16_t>(all_heads * head_context.weights_size());
-  const auto values = buffer<int16_t>(all_heads * head_context.values_size());
-  const auto contexts = buffer<int16_t>(all_heads * head_context.context_size());
+  const ptrdiff_t context_size = round_up(depth, 2) * round_up(depth, kGroup);
+  const auto contexts = buffer<int16_t>(all_heads * context_size);
   std::vector<float> real_scales(static_cast<size_t>(all_heads));
   parallel_for(all_heads, threads, [&](ptrdiff_t task) {
     const ptrdiff_t first = task / heads * keys;
     const ptrdiff_t channel = task % heads * depth;
-    const int exponent = head_context.run(k.data + first * k.stride + channel, k.stride,
-                                          v.data + first * v.stride + channel, v.stride,
-                                          weights.get() + task * head_context.weights_size(),
-                                          values.get() + task * head_context.values_size(),
-                                          contexts.get() + task * head_context.context_size());
+    const LinearKeys of_head{k.data + first * k.stride + channel,
+                             k.stride,
+                             v.data + first * v.stride + channel,
+                             v.stride,
+                             keys,
+                             depth,
+                             key_scale};
+    const int exponent = linear_context(*kernels, of_head, contexts.get() + task * context_size);
     real_scales[static_cast<size_t>(task)] = std::ldexp(1.0f, -exponent - value_exponent);
   });
 
   const ptrdiff_t queries = q.height * q.width;
-  const ptrdiff_t blocks = divide_up(queries, kQueryBlock);
+  constexpr ptrdiff_t block = 32;
+  const ptrdiff_t blocks = divide_up(queries, block);
   parallel_for(q.batch * blocks, threads, [&](ptrdiff_t task) {
     const ptrdiff_t b = task / blocks;
-    const ptrdiff_t start = task % blocks * kQueryBlock;
+    const ptrdiff_t start = task % blocks * block;
     const ptrdiff_t first = b * queries + start;
-    for (int head = 0; head < heads; ++head) {
-      attend_linear(*kernels, q.data + first * q.stride + head * depth, q.stride,
-                    std::min(kQueryBlock, queries - start), depth, query_table,
-                    contexts.get() + (b * heads + head) * head_context.context_size(),
-                    real_scales[static_cast<size_t>(b * heads + head)], out_scale,
-                    out + first * q.channels + head * depth, q.channels);
+    for (ptrdiff_t head = 0; head < heads; ++head) {
+      const LinearQueries of_head{q.data + first * q.stride + head * depth,
+                                  q.stride,
+                                  depth,
+                                  query_scale,
+                                  contexts.get() + (b * heads + head) * context_size,
+                                  real_scales[static_cast<size_t>(b * heads + head)],
+                                  out + first * q.channels + head * depth,
+                                  q.channels,
+                                  out_scale};
+      kernels->linear_queries(of_head, std::min(block, queries - start));
     }
   });
 }
@@ -404,6 +397,50 @@ void Runner::softmax_attention(const Act& q, const Act& k, const Act& v, int hea
       to_float(sums + n * columns, depth, real);
       const auto total = static_cast<float>(std::max<int64_t>(totals[n], 1));
       kernels->quantise_ratio(real, total, value_scale, out_scale, to, depth);
+    }
+  });
+}
+
+void Runner::scale_indexes(const float* scales, ptrdiff_t stride, ptrdiff_t positions,
+                           ptrdiff_t channels, const float* bounds, int bound_count,
+                           uint8_t* out) const {
+  parallel_for(divide_up(positions, kRun), threads, [&](ptrdiff_t task) {
+    const ptrdiff_t first = task * kRun;
+    const ptrdiff_t count = std::min(kRun, positions - first);
+    const auto tile = buffer<uint8_t>(count * channels);
+    for (ptrdiff_t n = 0; n < count; ++n) {
+      kernels->scale_indexes(scales + (first + n) * stride, bounds, bound_count,
+                             tile.get() + n * channels, channels);
+    }
+    transpose(tile.get(), count, channels, channels, 1, out + first, 1, positions);
+  });
+}
+
+void Runner::symbols(const Latents& y, const float* means, ptrdiff_t stride, int32_t* out) const {
+  const ptrdiff_t half = y.width / 2;
+  parallel_for(y.rows, threads, [&](ptrdiff_t row) {
+    const auto tile = buffer<int32_t>(half * y.channels);
+    for (ptrdiff_t j = 0; j < half; ++j) {
+      kernels->symbols(y.squeezed(row, j), means + (row * half + j) * stride,
+                       tile.get() + j * y.channels, y.channels);
+    }
+    transpose(tile.get(), half, y.channels, y.channels, 1, out + row * half, 1, y.rows * half);
+  });
+}
+
+void Runner::decoded(const int32_t* symbols, const float* means, ptrdiff_t stride, bool clear,
+                     const Latents& y) const {
+  const ptrdiff_t half = y.width / 2;
+  parallel_for(y.rows, threads, [&](ptrdiff_t row) {
+    const auto tile = buffer<int32_t>(half * y.channels);
+    transpose(symbols + row * half, half, y.channels, 1, y.rows * half, tile.get(), y.channels, 1);
+    if (clear) {
+      float* first = y.data + row * y.width * y.stride;
+      for (ptrdiff_t x = 0; x < y.width; ++x) std::fill_n(first + x * y.stride, y.channels, 0.0f);
+    }
+    for (ptrdiff_t j = 0; j < half; ++j) {
+      kernels->decoded(tile.get() + j * y.channels, means + (row * half + j) * stride,
+                       y.squeezed(row, j), y.channels);
     }
   });
 }

@@ -28,7 +28,22 @@ struct Input {
   float unit;
 };
 
-// Weights [3, 3, channels] as Kernels::depthwise reads them.
+// [rows, width, channels] with `stride` reals from one position to the next; `rows` are those of
+// all images, of `height` each.
+struct Latents {
+  float* data;
+  ptrdiff_t rows, height, width, channels, stride;
+  Positions at;
+
+  // Position j of a squeezed row.
+  float* squeezed(ptrdiff_t row, ptrdiff_t j) const {
+    const ptrdiff_t first = (row % height + static_cast<int>(at)) % 2;
+    return data + (row * width + 2 * j + first) * stride;
+  }
+};
+
+// Weights [3, 3, channels] as Kernels::depthwise reads them: pairs of the upper two rows, and of
+// the lowest and zero, [3 columns, 2, channels].
 std::vector<int32_t> depthwise_taps(const int16_t* weights, ptrdiff_t channels);
 
 struct Runner {
@@ -48,6 +63,15 @@ struct Runner {
                         float key_scale, int value_exponent, float out_scale, int16_t* out) const;
   void softmax_attention(const Act& q, const Act& k, const Act& v, int heads, bool exclude,
                          float logit_scale, float value_scale, float out_scale, int16_t* out) const;
+
+  // Latents of one colour. They are squeezed, [positions, channels], with a stride between
+  // positions; integers lie channel by channel, [channels, positions].
+  void scale_indexes(const float* scales, ptrdiff_t stride, ptrdiff_t positions, ptrdiff_t channels,
+                     const float* bounds, int bound_count, uint8_t* out) const;
+  void symbols(const Latents& y, const float* means, ptrdiff_t stride, int32_t* out) const;
+  // Symbols plus means; the other colour becomes zero if `clear`.
+  void decoded(const int32_t* symbols, const float* means, ptrdiff_t stride, bool clear,
+               const Latents& y) const;
 
   void quantise(const float* r, float scale, int16_t* out, ptrdiff_t count) const;
   // y [batch, height, width, channels] += half_tanh(r) at one colour; r is squeezed.

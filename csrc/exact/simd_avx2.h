@@ -47,6 +47,11 @@ struct Simd {
   static I round(F a) { return _mm256_cvtps_epi32(a); }
   static I truncate(F a) { return _mm256_cvttps_epi32(a); }
   static F from_bits(I a) { return _mm256_castsi256_ps(a); }
+  static F zero_unless_ordered(F a) { return _mm256_and_ps(a, _mm256_cmp_ps(a, a, _CMP_ORD_Q)); }
+  // count + 1 where a <= b is false, also for NaN.
+  static I add_unless_le(I count, F a, F b) {
+    return sub(count, _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)));
+  }
   static float horizontal_max(F a) {
     float all[width];
     store(all, a);
@@ -61,6 +66,7 @@ struct Simd {
   static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
   static I max(I a, I b) { return _mm256_max_epi32(a, b); }
   static I shift_left_23(I a) { return _mm256_slli_epi32(a, 23); }
+  static I shift_right_16(I a) { return _mm256_srai_epi32(a, 16); }
   static I load(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
@@ -106,6 +112,10 @@ struct Simd {
     std::memcpy(p, all, bytes(n, sizeof(int16_t)));
   }
 
+  // The lower halves of both.
+  static I pair(I low, I high) {
+    return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
+  }
   static I load_pairs(const int16_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }

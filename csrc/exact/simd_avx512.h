@@ -37,6 +37,14 @@ struct Simd {
   static I round(F a) { return _mm512_cvtps_epi32(a); }
   static I truncate(F a) { return _mm512_cvttps_epi32(a); }
   static F from_bits(I a) { return _mm512_castsi512_ps(a); }
+  static F zero_unless_ordered(F a) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, a, _CMP_ORD_Q), a);
+  }
+  // count + 1 where a <= b is false, also for NaN.
+  static I add_unless_le(I count, F a, F b) {
+    const __mmask16 above = _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ);
+    return _mm512_mask_add_epi32(count, above, count, set(1));
+  }
   static float horizontal_max(F a) { return _mm512_reduce_max_ps(a); }
 
   static I set(int32_t a) { return _mm512_set1_epi32(a); }
@@ -45,6 +53,7 @@ struct Simd {
   static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
   static I max(I a, I b) { return _mm512_max_epi32(a, b); }
   static I shift_left_23(I a) { return _mm512_slli_epi32(a, 23); }
+  static I shift_right_16(I a) { return _mm512_srai_epi32(a, 16); }
   static I load(const int32_t* p) { return _mm512_loadu_si512(p); }
   static I load(const int32_t* p, ptrdiff_t n) { return _mm512_maskz_loadu_epi32(first(n), p); }
   static void store(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
@@ -60,6 +69,10 @@ struct Simd {
   }
 
   // Pairs of 16-bit integers.
+  // The lower halves of both.
+  static I pair(I low, I high) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+  }
   static I load_pairs(const int16_t* p) { return _mm512_loadu_si512(p); }
   static I set_pair(const int16_t* p) {
     int32_t pair;

@@ -80,6 +80,13 @@ struct Simd {
     std::memcpy(r.v, a.v, sizeof r.v);
     return r;
   }
+  static F zero_unless_ordered(F a) {
+    return map<F>([&](int i) { return a.v[i] == a.v[i] ? a.v[i] : 0.0f; });
+  }
+  // count + 1 where a <= b is false, also for NaN.
+  static I add_unless_le(I count, F a, F b) {
+    return map<I>([&](int i) { return count.v[i] + (a.v[i] <= b.v[i] ? 0 : 1); });
+  }
   static float horizontal_max(F a) {
     float top = a.v[0];
     for (int i = 1; i < width; ++i) top = a.v[i] > top ? a.v[i] : top;
@@ -103,6 +110,9 @@ struct Simd {
   }
   static I shift_left_23(I a) {
     return map<I>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << 23); });
+  }
+  static I shift_right_16(I a) {
+    return map<I>([&](int i) { return a.v[i] >> 16; });
   }
   static I load(const int32_t* p) { return load(p, width); }
   static I load(const int32_t* p, ptrdiff_t n) {
@@ -133,6 +143,13 @@ struct Simd {
     std::memcpy(p, all, bytes(n, sizeof(int16_t)));
   }
 
+  // The lower halves of both.
+  static I pair(I low, I high) {
+    return map<I>([&](int i) {
+      const uint32_t upper = static_cast<uint32_t>(high.v[i]) << 16;
+      return static_cast<int32_t>((static_cast<uint32_t>(low.v[i]) & 0xffff) | upper);
+    });
+  }
   static I load_pairs(const int16_t* p) {
     I r;
     std::memcpy(r.v, p, sizeof r.v);

@@ -12,19 +12,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mlic_fast._C import exact
+from mlic_fast.coder import SCALES
 from mlic_fast.engine.arithmetic import (
     WINDOW,
     Act,
     Float,
     Int16,
+    Int32,
     SpecOps,
     f32,
     power_of_two,
 )
+from mlic_fast.engine.operations import Latents
 from mlic_fast.errors import EngineError
 from mlic_fast.models.checkerboard import Parity
 
@@ -61,6 +65,11 @@ def instruction_set(name: str | None = None) -> str:
             f"{', '.join(supported)}, or leave it unset."
         )
     return name
+
+
+def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Integers lie as the range coder takes them."""
+    return shape[-1], *shape[:-1]
 
 
 def _scale(exponent: int) -> float:
@@ -109,8 +118,26 @@ class CpuOps(SpecOps):
         self._kernels.quantise(r, out=q, out_scale=_scale(exponent))
         return Act(q, exponent)
 
+    def scale_indexes(self, scales: Float) -> npt.NDArray[np.uint8]:
+        indexes = np.empty(_channels_first(scales.shape), np.uint8)
+        self._kernels.scale_indexes(scales, SCALES[:-1], out=indexes)
+        return np.moveaxis(indexes, 0, -1)
+
+    def symbols(self, y: Float, means: Float, parity: Parity) -> Int32:
+        symbols = np.empty(_channels_first(means.shape), np.int32)
+        self._kernels.symbols(y, means, int(parity), out=symbols)
+        return np.moveaxis(symbols, 0, -1)
+
+    def decoded(
+        self, latents: Latents, index: int, symbols: Int32, means: Float, parity: Parity
+    ) -> None:
+        first = parity is Parity.ANCHOR
+        batch, height, half, channels = means.shape
+        y = np.empty((batch, height, 2 * half, channels), f32) if first else latents.y[index]
+        self._kernels.decoded(np.moveaxis(symbols, -1, 0), means, int(parity), first, y)
+        self._set(latents, index, y)
+
     def add_residual(self, y: Float, r: Float, parity: Parity) -> Float:
-        y = y.copy()
         self._kernels.add_half_tanh(r, int(parity), y)
         return y
 

@@ -127,6 +127,9 @@ class GpuEngine:
         """PyTorch's and Triton's launches go to the current device."""
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
+    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+        return lambda rate: self.encode_images(image, rate)[0]
+
     def decode_images(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
     ) -> Tensor:
@@ -227,13 +230,19 @@ def compile_path(
     shape = (batch, 4 * height, 4 * width, config.M)
     half = (*shape[:2], shape[2] // 2, config.slice_channels)
     symbols = torch.zeros(half, dtype=torch.int32, device=device)
-    y = torch.zeros(shape, device=device).chunk(config.slices, dim=-1) if encoding else None
-    rate = torch.zeros(1, device=device) if config.rates else None
+    y = (
+        torch.zeros(shape, device=device, dtype=torch.float32).chunk(config.slices, dim=-1)
+        if encoding
+        else None
+    )
+    rate = torch.zeros(1, device=device, dtype=torch.float32) if config.rates else None
     if encoding:
         size = batch, 3, ALIGNMENT * height, ALIGNMENT * width
         transforms.analyse(torch.zeros(size, dtype=torch.uint8, device=device), rate)
     else:
-        transforms.synthesise(torch.zeros(shape, device=device).permute(0, 3, 1, 2), rate)
+        transforms.synthesise(
+            torch.zeros(shape, device=device, dtype=torch.float32).permute(0, 3, 1, 2), rate
+        )
     latents = code_latents(ops, z, lambda *_: symbols, y)
     digest(latents.whole, out=torch.zeros(batch, dtype=torch.int32, device=device))  # type: ignore[attr-defined]
 
@@ -246,7 +255,7 @@ class _Encode:
         device, config = engine._device, engine._packed.config
         positions = height * width // 256
         self._images = torch.empty((batch, 3, height, width), dtype=torch.uint8, device=device)
-        self._rate = torch.zeros(1, device=device) if config.rates else None
+        self._rate = torch.zeros(1, device=device, dtype=torch.float32) if config.rates else None
         self._encoder = DeviceEncoder(
             engine._tables,
             batch=batch,
@@ -312,7 +321,11 @@ class _Decode:
             symbols=positions * max(8 * config.slice_channels, config.N),
         )
         self._z = torch.empty((batch, height, width, config.N), dtype=torch.int32, device=device)
-        self._rate = torch.zeros(1, device=device) if config.rates and synthesise else None
+        self._rate = (
+            torch.zeros(1, device=device, dtype=torch.float32)
+            if config.rates and synthesise
+            else None
+        )
         self._digests = torch.empty(batch, dtype=torch.int32, device=device)
         self._recording = Recording(self._work, device)
         self._buffers = batch * pixels * (2 * room + 3) + 16 * self._z.numel()

@@ -51,8 +51,14 @@ class ExactEngine(PerImageEngine):
         self._ops = ops
 
     def encode(self, image: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
+        return self._encode(*self._transforms.analyse(image, rate))
+
+    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+        latents = self._transforms.analysis(image)
+        return lambda rate: self._encode(*self._transforms.at_rate(latents, rate))
+
+    def _encode(self, y: Tensor, z: Tensor) -> tuple[bytes, int]:
         encoder = Encoder(self._packed.tables)
-        y, z = self._transforms.analyse(image, rate)
         symbols = to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
         _encode_pass(encoder, symbols, self._packed.hyper_indexes(symbols.shape))
         slices = np.split(_channels_last(y), self._packed.config.slices, axis=-1)
@@ -111,7 +117,7 @@ def _encode_pass(encoder: Encoder, symbols: Int32, indexes: npt.NDArray[Any]) ->
 
 
 def _decode_pass(decoder: Decoder, indexes: npt.NDArray[Any]) -> Int32:
-    return np.ascontiguousarray(np.moveaxis(decoder.decode(np.moveaxis(indexes, -1, 1)), 1, -1))
+    return np.moveaxis(decoder.decode(np.moveaxis(indexes, -1, 1)), 1, -1)
 
 
 def _channels_last(x: Tensor) -> Float:

@@ -40,8 +40,16 @@ class ExactTransforms:
 
     def analyse(self, images: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
+        return self.at_rate(self.analysis(images), rate)
+
+    def analysis(self, images: Tensor) -> Real:
+        """What all rates have in common: the input of :meth:`at_rate`."""
+        return analysis(self.ops, images)
+
+    def at_rate(self, latents: Real, rate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """y and z as of :meth:`analyse`."""
         ops = self.ops
-        y = ops.scale(analysis(ops, images), self.scales(rate)[0])
+        y = ops.scale(latents, self.scales(rate)[0])
         z = hyper_analysis(ops, ops.scale(y, self._hyper_scale))
         return ops.to_tensor(y), ops.to_tensor(z)
 

@@ -87,7 +87,7 @@ class GpuOps(Operations):
             ("out scale", *zip(names, outputs, strict=True)),
             lambda: torch.cat(
                 [
-                    torch.full((n,), self._scale(name))
+                    torch.full((n,), self._scale(name), dtype=torch.float32)
                     for name, n in zip(names, outputs, strict=True)
                 ]
             ).to(self.device),

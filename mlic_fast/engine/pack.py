@@ -84,6 +84,11 @@ def pack(model: MlicModel) -> PackedModel:
 
 def save_packed(model: Transforms, packed: PackedModel, path: str | os.PathLike[str]) -> None:
     """Write a packed file: the entropy path in integers, the transforms as they are."""
+    write_atomically(path, packed_bytes(model, packed))
+
+
+def packed_bytes(model: Transforms, packed: PackedModel) -> bytes:
+    """What :func:`save_packed` writes."""
     tensors = {f"packed.{k}": torch.from_numpy(v.copy()) for k, v in packed.arrays().items()}
     for name, tensor in model.state_dict().items():
         if name.startswith(_TRANSFORMS):
@@ -92,7 +97,7 @@ def save_packed(model: Transforms, packed: PackedModel, path: str | os.PathLike[
         CONFIG_KEY: packed.config.to_json(),
         _NAMES_KEY: json.dumps(sorted(packed.exponents)),
     }
-    write_atomically(path, _in_order(save(tensors, metadata)))
+    return _in_order(save(tensors, metadata))
 
 
 def _in_order(data: bytes) -> bytes:
@@ -124,7 +129,7 @@ def load_packed(path: str | os.PathLike[str]) -> tuple[Transforms, PackedModel] 
         config = MlicConfig.from_json(metadata[CONFIG_KEY])
         packed = PackedModel.from_arrays(config, arrays, json.loads(metadata[_NAMES_KEY]))
         _check(packed)
-        model = Transforms(config)
+        model = Transforms(config).float()
         model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(prefix)})
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is a damaged packed model: {error}") from error

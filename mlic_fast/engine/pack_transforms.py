@@ -71,7 +71,10 @@ def _run(model: Transforms, packed: PackedTransforms, ops: Operations) -> None:
     transforms = ExactTransforms(model, packed, ops)
     y = analysis(ops, calibration_card())
     rates = (0.0, model.config.rates - 1.0) if model.config.rates else (None,)
-    scales = [transforms.scales(None if rate is None else torch.tensor([rate])) for rate in rates]
+    scales = [
+        transforms.scales(None if rate is None else torch.tensor([rate], dtype=torch.float32))
+        for rate in rates
+    ]
     latents = [ops.scale(y, analysis_scale) for analysis_scale, _ in scales]
     hyper_analysis(ops, np.concatenate(latents) * packed.hyper_scale)
     scaled = [ops.scale(np.rint(y), scale) for y, (_, scale) in zip(latents, scales, strict=True)]

@@ -32,10 +32,16 @@ class EngineTransforms:
 
     def analyse(self, images: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
+        return self.at_rate(self.analysis(images), rate)
+
+    def analysis(self, images: Tensor) -> Tensor:
+        """What all rates have in common: the input of :meth:`at_rate`."""
         x = to_unit(images).to(self._dtype, memory_format=torch.channels_last)
-        y = self._g_a(x).float()
-        if self._gain is not None:
-            y = self._gain.apply(y, rate)
+        return self._g_a(x).float()
+
+    def at_rate(self, latents: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """y and z as of :meth:`analyse`."""
+        y = latents if self._gain is None else self._gain.apply(latents, rate)
         return y, self._h_a(y.to(self._dtype)).float()
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:

@@ -69,15 +69,16 @@ class Point:
         def mean(name: str) -> float:
             return sum(getattr(image, name) for image in self.images) / len(self.images)
 
+        def measured(name: str) -> float | None:
+            return None if any(getattr(i, name) is None for i in self.images) else mean(name)
+
         names = ("bytes", "bits_per_pixel", "psnr", "encode_seconds", "decode_seconds")
-        similarity = None if any(i.ms_ssim is None for i in self.images) else mean("ms_ssim")
+        similarity = measured("ms_ssim")
         return Measurement(
             image="mean",
             ms_ssim=similarity,
             ms_ssim_db=None if similarity is None else ms_ssim_db(similarity),
-            ssimulacra2=None
-            if any(i.ssimulacra2 is None for i in self.images)
-            else mean("ssimulacra2"),
+            ssimulacra2=measured("ssimulacra2"),
             **{name: mean(name) for name in names},
         )
 

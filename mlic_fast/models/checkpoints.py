@@ -47,7 +47,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> MlicModel:
     with torch.device("meta"):
         expected = create_model(config).state_dict()
     _check(expected, state, f"{path} does not fit {config.variant}")
-    model = create_model(config)
+    model = create_model(config).float()  # whatever the default dtype is
     _fill(model, state)
     return model.eval()
 
@@ -60,8 +60,13 @@ def save_checkpoint(
     Tensors keep their dtype (a model in half precision gives half the size); ``metadata`` joins the
     configuration in the header of the file.
     """
+    write_atomically(path, checkpoint_bytes(model, metadata))
+
+
+def checkpoint_bytes(model: MlicModel, metadata: Mapping[str, str] | None = None) -> bytes:
+    """What :func:`save_checkpoint` writes."""
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not _TABLES.search(k)}
-    write_atomically(path, save(state, {CONFIG_KEY: model.config.to_json(), **(metadata or {})}))
+    return save(state, {CONFIG_KEY: model.config.to_json(), **(metadata or {})})
 
 
 def _read(path: Path) -> tuple[MlicConfig | None, State]:

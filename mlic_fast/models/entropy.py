@@ -23,7 +23,9 @@ SCALE_MIN, SCALE_MAX, SCALE_LEVELS = 0.11, 256.0, 64
 
 def scale_table() -> Tensor:
     """The 64 log-spaced scales of the papers, 0.11 .. 256."""
-    return torch.exp(torch.linspace(math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_LEVELS))
+    return torch.linspace(
+        math.log(SCALE_MIN), math.log(SCALE_MAX), SCALE_LEVELS, dtype=torch.float32
+    ).exp()
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -81,10 +83,10 @@ class EntropyBottleneck(EntropyModel):
             self.biases.append(nn.Parameter(torch.empty(channels, fan_out, 1).uniform_(-0.5, 0.5)))
             if i < layers - 1:
                 self.factors.append(nn.Parameter(torch.zeros(channels, fan_out, 1)))
-        start = torch.tensor([-self.INITIAL_SCALE, 0.0, self.INITIAL_SCALE])
+        start = torch.tensor([-self.INITIAL_SCALE, 0.0, self.INITIAL_SCALE], dtype=torch.float32)
         self.quantiles = nn.Parameter(torch.empty(channels, 1, 3).copy_(start))
         logit = math.log(2 / TAIL_MASS - 1)
-        self.register_buffer("target", torch.tensor([-logit, 0.0, logit]))
+        self.register_buffer("target", torch.tensor([-logit, 0.0, logit], dtype=torch.float32))
 
     def medians(self) -> Tensor:
         """[1, N, 1, 1]."""
@@ -146,8 +148,8 @@ class GaussianConditional(EntropyModel):
     def __init__(self) -> None:
         super().__init__()
         self.lower_bound_scale = LowerBound(SCALE_MIN)
-        self.register_buffer("scale_table", torch.empty(0))
-        self.register_buffer("scale_bound", torch.tensor([SCALE_MIN]))
+        self.register_buffer("scale_table", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("scale_bound", torch.tensor([SCALE_MIN], dtype=torch.float32))
 
     @staticmethod
     def _cumulative(x: Tensor) -> Tensor:

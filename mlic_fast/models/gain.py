@@ -18,7 +18,7 @@ class GainUnits(nn.Module):
     def __init__(self, config: MlicConfig) -> None:
         super().__init__()
         # At high rate the optimal step size falls with 1 / sqrt(lambda).
-        lambdas = torch.tensor(config.lambdas, device="cpu")
+        lambdas = torch.tensor(config.lambdas, device="cpu", dtype=torch.float32)
         log_steps = (lambdas / lambdas.log().mean().exp()).sqrt().log()[:, None]
         # Logarithms are learned: gains stay positive and interpolation is linear.
         shape = len(lambdas), config.M

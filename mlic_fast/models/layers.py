@@ -69,7 +69,7 @@ class LowerBound(nn.Module):
 
     def __init__(self, bound: float) -> None:
         super().__init__()
-        self.register_buffer("bound", torch.tensor([float(bound)]))
+        self.register_buffer("bound", torch.tensor([float(bound)], dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         return _LowerBound.apply(x, self.bound)
@@ -83,7 +83,7 @@ class NonNegativeParameter(nn.Module):
     def __init__(self, minimum: float = 0.0) -> None:
         super().__init__()
         pedestal = 2.0**-36
-        self.register_buffer("pedestal", torch.tensor([pedestal]))
+        self.register_buffer("pedestal", torch.tensor([pedestal], dtype=torch.float32))
         self.lower_bound = LowerBound((minimum + pedestal) ** 0.5)
 
     @staticmethod
