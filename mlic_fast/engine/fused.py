@@ -7,8 +7,7 @@ shuffles are kernels of :mod:`mlic_fast.kernels.epilogues`. Tensors between are 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -82,25 +81,11 @@ class _Conv(nn.Module):
         self.stride, self.padding = stride or conv.stride, conv.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        with _float32():
-            y = F.conv2d(
-                x.permute(0, 3, 1, 2), self.weight, stride=self.stride, padding=self.padding
-            ).permute(0, 2, 3, 1)
+        y = F.conv2d(
+            x.permute(0, 3, 1, 2), self.weight, stride=self.stride, padding=self.padding
+        ).permute(0, 2, 3, 1)
         y = y.contiguous()  # which it is already, if the convolution kept the layout
         return y.unflatten(3, (2, 2, -1)) if self.subpixel else y
-
-
-@contextmanager
-def _float32() -> Iterator[None]:
-    """While entered: convolutions of float32 are not rounded to TF32. One engine launches at a
-    time, so none of them sees the change of another.
-    """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 class _Biased(_Conv):
