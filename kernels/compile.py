@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # Compiling needs the real kernels: not those of the interpreter.
@@ -45,8 +46,9 @@ from mlic_fast.models.config import PRESETS
 TARGETS = tuple(int(name.removeprefix("sm")) for name in configs.SHARED_MEMORY)
 #: All presets, and slices of 64 channels with the published widths.
 MODELS = {**PRESETS, "wide": MlicConfig(slices=5)}
-#: Positions up to which images are small, so that images of one size count as small and as large.
-SIZES = (1 << 30, 0)
+#: Kinds of sizes, and up to how many positions an image is small then: the smallest image stands
+#: for all.
+SIZES = {"least": 1 << 30, "small": 1 << 30, "large": 0}
 
 #: In SASS: mma and wgmma, on int8 and in half precision.
 _TENSOR_CORES = re.compile(r"\b(IMMA|IGMMA|UTCIMMA|HMMA|HGMMA|UTCHMMA)\b[.\w]*")
@@ -54,10 +56,19 @@ _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuo
 
 
 class StubDriver:
-    """As much of a driver as compiling asks for."""
+    """As much of a driver as compiling and loading ask for: nothing that is loaded can run."""
 
     def __init__(self, target: int) -> None:
         self._target = target
+        self.launcher_cls = lambda source, metadata: None
+        properties = {"max_shared_mem": configs.SHARED_MEMORY[f"sm{target}"]}
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: properties,
+            load_binary=lambda *_: (None, None, 0, 0, 1024),
+        )
+
+    def set_current_device(self, device: int) -> None:
+        assert device == self._target
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self._target, 32)
@@ -123,20 +134,21 @@ def launches(config: MlicConfig, targets: Iterable[int]) -> Iterator[Variant]:
         return True  # it is not compiled now
 
     triton.knobs.runtime.jit_cache_hook = hook
-    before = configs.architecture, configs.SMALL_POSITIONS, configs.SMALL_PRODUCT
+    before = configs.architecture, configs.SMALL_POSITIONS, configs.PRODUCT_SIZES
     try:
         for target in targets:
             triton.runtime.driver.set_active(StubDriver(target))
             configs.architecture = cache(lambda _, target=target: f"sm{target}")
-            for limit in SIZES:
-                configs.SMALL_POSITIONS = configs.SMALL_PRODUCT = limit
+            for size, limit in SIZES.items():
+                configs.SMALL_POSITIONS = limit
+                configs.PRODUCT_SIZES = {} if size == "large" else {size: limit}
                 for encoding in (True, False):
                     work = partial(compile_path, ops, transforms, device, 1, 1, 2, encoding)
                     with torch.inference_mode(), compiling_only():
                         work()
     finally:
         triton.knobs.runtime.jit_cache_hook = None
-        configs.architecture, configs.SMALL_POSITIONS, configs.SMALL_PRODUCT = before
+        configs.architecture, configs.SMALL_POSITIONS, configs.PRODUCT_SIZES = before
     yield from found.values()
 
 
@@ -209,13 +221,18 @@ def main(arguments: list[str] | None = None) -> int:
         for variant in launches(MODELS[model], options.targets):
             if options.only in variant.name and variant not in _work:
                 _work.append(variant)
+    reports = []
     with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
-        reports = pool.map(compile_one, range(len(_work)), chunksize=1)
-    return report(reports)
+        for variant, each in zip(_work, pool.imap(compile_one, range(len(_work))), strict=True):
+            reports.append(each)
+            if each.wrong:
+                print(f"{each.wrong}: {each} of {variant}", flush=True)
+    print_table(reports)
+    return int(any(each.wrong for each in reports))
 
 
-def report(reports: list[Report]) -> int:
-    """Prints a line for each kernel and target, and one for each variant that is not right."""
+def print_table(reports: list[Report]) -> None:
+    """A line for each kernel and target."""
     groups: defaultdict[tuple[str, int], list[Report]] = defaultdict(list)
     for variant, each in zip(_work, reports, strict=True):
         groups[variant.name, variant.target].append(each)
@@ -227,10 +244,6 @@ def report(reports: list[Report]) -> int:
         )
         instructions = ", ".join(sorted({r.tensor_cores for r in group} - {""}))
         print(f"{name:42} {target:3} {len(group):8} {registers:>10} {shared:>15}  {instructions}")
-    wrong = [(v, r) for v, r in zip(_work, reports, strict=True) if r.wrong]
-    for variant, each in wrong:
-        print(f"{each.wrong}: {each} of {variant}")
-    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

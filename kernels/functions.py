@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,17 +76,23 @@ def compiling_only() -> Iterator[None]:
 def compile_only(work: Callable[[], object], workers: int) -> None:
     """Do ``work``, whose launches only compile, ``workers`` kernels at a time.
 
-    Afterwards everything is compiled. What is compiled already, or in Triton's cache on disk, costs
-    nothing.
+    Afterwards everything is compiled and loaded. What is compiled already, or in Triton's cache on
+    disk, costs little. Raises Triton's OutOfResources for a kernel that the device cannot hold.
     """
 
+    def load(device: int, kernel: Any) -> None:
+        triton.runtime.driver.active.set_current_device(device)  # of this thread
+        kernel.result()._init_handles()  # compiles a launcher in C, too
+
     def compiling() -> None:
-        with (
-            ThreadPoolExecutor(workers) as executor,
-            compiling_only(),
-            triton.AsyncCompileMode(executor),
-        ):
-            work()
+        with ThreadPoolExecutor(workers) as executor:
+            mode = triton.AsyncCompileMode(executor)
+            with compiling_only(), mode:
+                work()
+            kernels = list(mode.future_kernels.values())
+            if kernels:
+                device = triton.runtime.driver.active.get_current_device()
+                list(executor.map(partial(load, device), kernels))
 
     # In a context of its own: Triton's mode stays active in it after a compile that fails.
     copy_context().run(compiling)
@@ -234,5 +241,5 @@ def exp_int_twin(x: Tensor) -> Tensor:
     p = torch.full_like(g, float(EXP2[-1]))
     for c in EXP2[-2::-1]:
         p = p * g + float(c)
-    p = torch.ldexp(p, -n)
-    return torch.round(p * float(SOFTMAX_ONE)).to(torch.int32)
+    power = ((127 - n) << 23).view(torch.float32)  # 2^-n; a GPU's ldexp need not be exact
+    return torch.round(p * power * float(SOFTMAX_ONE)).to(torch.int32)

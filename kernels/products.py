@@ -103,7 +103,7 @@ def pack_weights(
         ]
     )
     inputs, outputs, kernel, _, channels = weight.shape
-    block_k = 64 if channels % 64 == 0 else 32
+    block_k = 64 if channels > 32 else 32  # zeros cost less than steps
     blocks = -(-channels // block_k)
     padded = np.zeros((inputs, outputs, kernel * kernel, blocks * block_k), np.int16)
     padded[..., :channels] = weight.reshape(inputs, outputs, kernel * kernel, channels)

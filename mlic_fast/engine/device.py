@@ -88,6 +88,8 @@ class GpuEngine:
         cache = _memory(device) // CACHE_SHARE
         self._encodes: Pool[_Encode] = Pool(cache // 2)
         self._decodes: Pool[_Decode] = Pool(cache // 2)
+        if device.type == "cuda":  # other threads use what was made here on streams of their own
+            torch.cuda.synchronize(device)
 
     def batch_limit(self, height: int, width: int) -> int:
         return max(1, BATCH_PIXELS // (height * width))
