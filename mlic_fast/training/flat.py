@@ -8,6 +8,7 @@ which is channels last.
 from __future__ import annotations
 
 import math
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -76,7 +77,7 @@ class FlatWeights:
         leaves: what gradients are of, in the network's precision and in the order of ``values``.
         stacks: matrices for Muon; they come first, up to ``muon``.
         quantiles: where the quantiles begin.
-        parts: of everything from ``muon`` on, indices in :data:`PARTS`.
+        runs: of everything from ``muon`` on, (part, begin, end) one after the other.
         layout: names in order.
     """
 
@@ -92,7 +93,8 @@ class FlatWeights:
 
         matrices = [name for name in named if rank(name) == 0]
         matrices.sort(key=lambda name: (part_of(name), tuple(named[name].shape)))
-        rest = sorted((name for name in named if rank(name)), key=rank)
+        rest = [name for name in named if rank(name)]
+        rest.sort(key=lambda name: (rank(name), part_of(name)))
         self.layout = matrices + rest
         self._shapes = {name: named[name].shape for name in self.layout}
         self._starts: dict[str, int] = {}
@@ -112,10 +114,10 @@ class FlatWeights:
         self.values = torch.zeros(end, device=device)
         self.gradient = torch.zeros(end, device=device)
         self._padding = torch.zeros(_ALIGNMENT, device=device)
-        parts = torch.empty(end - self.muon, dtype=torch.int64)
-        for name in rest:
-            parts[self._starts[name] - self.muon :] = part_of(name)
-        self.parts = parts.to(device)
+        self.runs: list[tuple[int, int, int]] = []
+        for part, names in groupby(rest, part_of):
+            begin = self._starts[next(names)]
+            self.runs = [*((p, b, min(e, begin)) for p, b, e in self.runs), (part, begin, end)]
         self.attach(model, self.values)
         self._working = self.values[: self._low]
         if dtype != torch.float32:

@@ -69,7 +69,7 @@ class TrainingForward:
             y, undo = y * _gains(gains.log_gain, rate), _gains(gains.log_inverse_gain, rate)
         z = network.h_a(y.to(self.dtype)).float()
         medians = network.entropy_bottleneck.medians()
-        hyper = network.h_s((_Round.apply(z - medians) + medians).to(self.dtype))
+        hyper = network.h_s(_Round.apply(z, medians).to(self.dtype))
         y_hat, y_bits = self._code_latents(hyper, y)
         x_hat = network.g_s((y_hat if undo is None else y_hat * undo).to(self.dtype))
         z_bits = self._hyper_bits(z * z_weight + z.detach() * (1 - z_weight), medians)
@@ -85,17 +85,17 @@ class TrainingForward:
         hyper_at = {colour: squeeze(hyper, colour) for colour in colours}
         halves = {colour: squeeze(y, colour) for colour in colours}
         predicted: dict[Parity, list[Tensor]] = {colour: [] for colour in colours}
-        means = {colour: halves[colour].chunk(network.config.slices, 1) for colour in colours}
+        parts = {colour: halves[colour].chunk(network.config.slices, 1) for colour in colours}
 
         def code(i: int, colour: Parity, inputs: list[Tensor], parameters: Any) -> Tensor:
-            values = parameters(torch.cat([*inputs, hyper_at[colour]], 1)).float()
+            values = parameters(torch.cat([*inputs, hyper_at[colour]], 1))
             predicted[colour].append(values)
-            mean = values.chunk(2, 1)[1]
-            return unsqueeze(_Round.apply(means[colour][i] - mean) + mean, colour)
+            return unsqueeze(_Round.apply(parts[colour][i], values.chunk(2, 1)[1]), colour)
 
         def add_residual(latents: Tensor, colour: Parity, prediction: Any) -> Tensor:
             known = torch.cat([hyper_means, *decoded, latents.to(self.dtype)], 1)
-            return torch.addcmul(latents, prediction(known).float(), masks[colour])
+            residual = torch.tanh(prediction.lrp_transform(known)).float()
+            return torch.addcmul(latents, residual, masks[colour], value=0.5)
 
         decoded: list[Tensor] = []
         exact: list[Tensor] = []
@@ -124,7 +124,7 @@ class TrainingForward:
             exact.append(add_residual(both, other, network.lrp_nonanchor[i]))
             decoded.append(exact[-1].to(self.dtype))
 
-        values = torch.stack([torch.cat(predicted[colour], 1) for colour in colours])
+        values = torch.stack([torch.cat(predicted[colour], 1) for colour in colours]).float()
         values = values.unflatten(2, (-1, 2, network.config.slice_channels))
         latents = torch.stack([halves[colour] for colour in colours])
         latents = latents.unflatten(2, (-1, network.config.slice_channels))
@@ -165,6 +165,13 @@ def _odd_column(colour: Parity, device: torch.device) -> Tensor:
     return torch.tensor([colour == 1, colour == 0], device=device)[:, None, None]
 
 
+@lru_cache(maxsize=16)
+def _columns(colour: Parity, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """1 at the column that a colour has, in even and in odd rows: [2, 1, 2, 1]."""
+    odd = _odd_column(colour, device)
+    return torch.stack([~odd, odd], 2).to(dtype)
+
+
 def _pairs(x: Tensor) -> Tensor:
     """[B, C, H, W] as [B, H / 2, rows of a pair, W / 2, columns of a pair, C]."""
     return x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
@@ -177,9 +184,8 @@ def _take(x: Tensor, colour: Parity) -> Tensor:
 
 
 def _spread(half: Tensor, colour: Parity) -> Tensor:
-    odd = _odd_column(colour, half.device)
-    columns = torch.stack([~odd, odd], 2).to(half.dtype)  # [rows, 1, columns, 1]
-    pairs = half.permute(0, 2, 3, 1).unflatten(1, (-1, 2))[..., None, :] * columns
+    pairs = half.permute(0, 2, 3, 1).unflatten(1, (-1, 2))[..., None, :]
+    pairs = pairs * _columns(colour, half.device, half.dtype)
     return pairs.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
@@ -218,15 +224,15 @@ def unsqueeze(half: Tensor, colour: Parity) -> Tensor:
 
 
 class _Round(torch.autograd.Function):
-    """Rounding whose gradient is the identity."""
+    """Rounding of x about a mean, whose gradient is the identity: none of it is the mean's."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.round(x)
+    def forward(ctx: Any, x: Tensor, mean: Tensor) -> Tensor:
+        return torch.round(x - mean).add_(mean)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 # ---------------------------------------------------------------------- modules
@@ -244,7 +250,9 @@ class _Pointwise(nn.Conv2d):
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    tokens = x.permute(0, 2, 3, 1)
+    out = F.linear(tokens.flatten(0, 2), weight.flatten(1), bias)
+    return out.unflatten(0, tokens.shape[:3]).permute(0, 3, 1, 2)
 
 
 class _GDN(GDN):
@@ -340,7 +348,8 @@ class _LocalContext(LocalContext):
         batch, dim, height, width = anchors.shape
         heads, depth, positions = self.num_heads, self.head_dim, height * width // 2
         plan = window_plan(height, width, anchors.device, anchors.dtype)
-        qkv = self.qkv_proj(self.norm1(anchors.permute(0, 2, 3, 1)))
+        tokens = anchors.permute(0, 2, 3, 1).flatten(0, 2)
+        qkv = self.qkv_proj(self.norm1(tokens))
         # Channels are (head_dim, heads) with the heads fastest: [3, heads, B, H * W, head_dim].
         qkv = qkv.reshape(batch, -1, 3, depth, heads).permute(2, 4, 0, 1, 3)
         windows = _Windows.apply(qkv.contiguous(), plan.tokens, plan.holders)

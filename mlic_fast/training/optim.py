@@ -83,7 +83,8 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, rates: Tensor, live: Tensor) -> None:
-        """One step along the gradient of the weights at the rates of the :data:`PARTS`.
+        """One step along the gradient of the weights, which it uses up, at the rates of the
+        :data:`PARTS`.
 
         With ``live`` 0 in place of 1 nothing changes at all.
         """
@@ -96,7 +97,7 @@ class Optimizer:
         weights, momentum = self._weights, self.state["momentum"]
         values, gradient = weights.values, weights.gradient[: weights.muon]
         momentum.lerp_(gradient, (1 - MOMENTUM) * live)
-        update = gradient.lerp(momentum, MOMENTUM)  # Nesterov's
+        update = gradient.lerp_(momentum, MOMENTUM)  # Nesterov's
         moves = orthogonalise([stack.view(update) for stack in weights.stacks])
         contexts = PARTS.index("contexts")
         first = min((s.start for s in weights.stacks if s.part == contexts), default=weights.muon)
@@ -111,12 +112,15 @@ class Optimizer:
         first, second, count = state["first"], state["second"], state["count"]
         count.add_(live)
         first.lerp_(gradient, (1 - self._betas[0]) * live)
-        second.lerp_(gradient.square(), (1 - self._betas[1]) * live)
+        second.lerp_(gradient.square_(), (1 - self._betas[1]) * live)
         steps = count.clamp(min=1)
         bias, bias2 = (1 - beta**steps for beta in self._betas)
-        size = (second / bias2).sqrt_().add_(1e-8)
-        lengths = (rates / bias)[weights.parts]
-        weights.values[weights.muon :].addcmul_(first / size, lengths, value=-1)
+        moves = torch.div(second, bias2, out=gradient).sqrt_().add_(1e-8)
+        torch.div(first, moves, out=moves)
+        lengths = rates / bias
+        for part, begin, end in weights.runs:
+            move = moves[begin - weights.muon : end - weights.muon]
+            weights.values[begin:end].addcmul_(move, lengths[part], value=-1)
 
 
 def orthogonalise(stacks: Sequence[Tensor]) -> list[Tensor]:
