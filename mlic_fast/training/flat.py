@@ -74,7 +74,8 @@ class FlatWeights:
 
     Attributes:
         values, gradient: float32 [n].
-        leaves: what gradients are of, in the network's precision and in the order of ``values``.
+        leaves: of what there are gradients, in the network's precision and in the order of
+            ``values``: all but the quantiles.
         stacks: matrices for Muon; they come first, up to ``muon``.
         quantiles: where the quantiles begin.
         runs: of everything from ``muon`` on, (part, begin, end) one after the other.
@@ -128,7 +129,8 @@ class FlatWeights:
             leaf = nn.Parameter(self.view(name, source))
             owner, _, attribute = name.rpartition(".")
             setattr(network.get_submodule(owner), attribute, leaf)
-            self.leaves.append(leaf)
+            if not is_quantile(name):
+                self.leaves.append(leaf)
 
     def _stack(self, name: str, start: int) -> None:
         shape = self._shapes[name]
@@ -163,10 +165,10 @@ class FlatWeights:
         if self._working.dtype != torch.float32:
             self._working.copy_(self.values[: self._low])
 
-    def set_gradient(self, gradients: tuple[Tensor, ...]) -> None:
-        """Takes the gradients of the leaves."""
+    def join(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Gradients of the leaves as two tensors: in the precision of products, and float32."""
         pieces: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for name, gradient in zip(self.layout, gradients, strict=True):
+        for name, gradient in zip(self.layout, gradients, strict=False):
             start = self._starts[name]
             order = gradient.permute(0, 2, 3, 1) if gradient.dim() == 4 else gradient
             into = pieces[start >= self._low]
@@ -174,5 +176,12 @@ class FlatWeights:
             gap = -gradient.numel() % _ALIGNMENT if start >= self.muon else 0
             if gap:
                 into.append(self._padding[:gap].to(gradient.dtype))
-        self.gradient[: self._low].copy_(torch.cat(pieces[0]))
-        torch.cat(pieces[1], out=self.gradient[self._low :])
+        return torch.cat(pieces[0]), torch.cat(pieces[1])
+
+    def set_gradient(
+        self, joined: tuple[Tensor, Tensor], factor: Tensor, quantiles: Tensor
+    ) -> None:
+        """Sets the gradient to what :meth:`join` gave times a factor, and that of the quantiles."""
+        torch.mul(joined[0], factor, out=self.gradient[: self._low])
+        torch.mul(joined[1], factor, out=self.gradient[self._low : self.quantiles])
+        self.gradient[self.quantiles :][: quantiles.numel()] = quantiles.flatten()

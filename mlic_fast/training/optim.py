@@ -115,9 +115,9 @@ class Optimizer:
         second.lerp_(gradient.square_(), (1 - self._betas[1]) * live)
         steps = count.clamp(min=1)
         bias, bias2 = (1 - beta**steps for beta in self._betas)
-        moves = torch.div(second, bias2, out=gradient).sqrt_().add_(1e-8)
+        moves = torch.sqrt(second, out=gradient).add_(1e-8 * bias2.sqrt())
         torch.div(first, moves, out=moves)
-        lengths = rates / bias
+        lengths = rates * bias2.sqrt() / bias
         for part, begin, end in weights.runs:
             move = moves[begin - weights.muon : end - weights.muon]
             weights.values[begin:end].addcmul_(move, lengths[part], value=-1)
@@ -161,16 +161,20 @@ def _rows(x: Tensor) -> Tensor:
 def _polynomials(gram: Tensor) -> Tensor:
     """What brings the singular values of x near 1, given x x^T.
 
-    Newton-Schulz, x' = (a + b G + c G^2) x = P x with the Gram matrix G = x x^T, so G' = P G P:
-    it goes on in the small matrices alone, and the product of all P is what multiplies x.
+    Newton-Schulz, x' = (a + Q) x with Q = b G + c G^2 and the Gram matrix G = x x^T, so G' =
+    (a + Q) G (a + Q): it goes on in the small matrices alone, and the product of all a + Q is what
+    multiplies x.
     """
     scale = (gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30).rsqrt()
     gram = gram * scale.square()
-    product = scale
+    product = torch.eye(gram.shape[1], device=gram.device) * scale
     for step in range(5):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
-        product = polynomial @ product if step else polynomial * product
+        q = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        if step:
+            product = torch.baddbmm(product, q, product, beta=3.4445)
+        else:
+            product = (q * scale).add_(product, alpha=3.4445)
         if step < 4:
-            gram = polynomial @ gram @ polynomial
+            gram = torch.baddbmm(gram, q, gram, beta=3.4445)
+            gram = torch.baddbmm(gram, gram, q, beta=3.4445)
     return product
