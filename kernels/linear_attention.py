@@ -40,6 +40,7 @@ from mlic_fast.kernels.functions import (
     rint,
     to_planes,
 )
+from mlic_fast.kernels.grid import KeySums
 from mlic_fast.kernels.planes import (
     ALL,
     SMALLEST_SIDE,
@@ -291,6 +292,43 @@ def contexts_warps(side: int) -> int:
     return side // 16
 
 
+def begin(k: Tensor, heads: int, colour: int = ALL) -> KeySums:
+    """What needs the keys alone, so that it can be done before there are values."""
+    check_planes(k)
+    batch, channels = k.shape[1], k.shape[4]
+    depth = channels // heads
+    keys, half = colour_positions(k, colour)
+    if keys > LARGEST:
+        raise ValueError(f"{keys} positions: at most {LARGEST}")
+    chunks, length = chunks_of(keys)
+    sums = KeySums(
+        torch.empty((batch, chunks, channels), dtype=torch.int32, device=k.device),
+        torch.empty((batch, heads, depth, depth), dtype=torch.int64, device=k.device),
+        torch.empty((batch, heads, depth), dtype=torch.int64, device=k.device),
+    )
+    c = config("linear_maxima", k.device, batch * keys)
+    launch(
+        _maxima_kernel,
+        (chunks, heads, batch),
+        k,
+        sums.maxima,
+        sums.contexts,
+        sums.totals,
+        keys,
+        half,
+        length,
+        k.stride(0),
+        k.stride(3),
+        DEPTH=depth,
+        WIDTH=padded(depth, SMALLEST_SIDE),
+        BLOCK=c.block,
+        COLOUR=colour,
+        num_warps=c.warps,
+        num_stages=c.stages,
+    )
+    return sums
+
+
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -303,55 +341,33 @@ def linear_attention(
     out: Tensor,
     q_colour: int = ALL,
     kv_colour: int = ALL,
+    sums: KeySums | None = None,
 ) -> None:
     """Planes q, k, v [2, B, H, W, heads D] -> out, of the queries that are read.
 
     q_colour and kv_colour say which positions are read: :data:`ALL`, or those of one colour of a
-    full tensor; then out is squeezed, [2, B, H, W/2, heads D]. D is even and at most 64.
+    full tensor; then out is squeezed, [2, B, H, W/2, heads D]. D is even and at most 64. ``sums``:
+    what :func:`begin` gave for these keys; they are used up.
     """
-    for x in (q, k, v, out):
+    for x in (q, v, out):
         check_planes(x)
     batch, channels = q.shape[1], q.shape[4]
     depth = channels // heads
     queries, q_half = colour_positions(q, q_colour)
     keys, kv_half = colour_positions(k, kv_colour)
-    if keys > LARGEST:
-        raise ValueError(f"{keys} positions: at most {LARGEST}")
-    device = q.device
+    sums = sums or begin(k, heads, kv_colour)
     chunks, length = chunks_of(keys)
-    maxima = torch.empty((batch, chunks, channels), dtype=torch.int32, device=device)
-    contexts = torch.empty((batch, heads, depth, depth), dtype=torch.int64, device=device)
-    totals = torch.empty((batch, heads, depth), dtype=torch.int64, device=device)
     side = padded(depth, SMALLEST_SIDE)
-    c = config("linear_maxima", device, batch * keys)
-    launch(
-        _maxima_kernel,
-        (chunks, heads, batch),
-        k,
-        maxima,
-        contexts,
-        totals,
-        keys,
-        kv_half,
-        length,
-        k.stride(0),
-        k.stride(3),
-        DEPTH=depth,
-        WIDTH=side,
-        BLOCK=c.block,
-        COLOUR=kv_colour,
-        num_warps=c.warps,
-        num_stages=c.stages,
-    )
+    device = q.device
     c = config("linear_contexts", device, batch * keys)
     launch(
         _contexts_kernel,
         (chunks, heads, batch),
         k,
         v,
-        maxima,
-        contexts,
-        totals,
+        sums.maxima,
+        sums.contexts,
+        sums.totals,
         keys,
         kv_half,
         length,
@@ -373,8 +389,8 @@ def linear_attention(
         _apply_kernel,
         (triton.cdiv(queries, c.block), heads, batch),
         q,
-        contexts,
-        totals,
+        sums.contexts,
+        sums.totals,
         out,
         queries,
         q_half,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mlic_fast.engine.graphs import capture_stream
 from mlic_fast.engine.operations import (
+    INTRA_HEADS,
     Act,
     Latents,
     Operations,
@@ -462,8 +463,17 @@ class GpuOps(Operations):
         colour = int(Parity.NON_ANCHOR)
         return Act(Input(out, SQUEEZED, colour), self.exponents[f"{prefix}.mlp.fc2"])
 
+    def intra_queries_and_keys(self, i: int, previous: Act) -> tuple[Act, Act]:
+        """What linear attention makes of keys alone is done here too, off the critical path."""
+        q, k = super().intra_queries_and_keys(i, previous)
+        if self.config.variant == "mlic_plus_plus":
+            sums = linear_attention.begin(k.q.planes, INTRA_HEADS, k.q.read)
+            k = Act(replace(k.q, sums=sums), k.exponent)
+        return q, k
+
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
-        return self._attend(linear_attention.linear_attention, q, k, v, heads, out)
+        launch = linear_attention.linear_attention
+        return self._attend(launch, q, k, v, heads, out, sums=k.q.sums)
 
     def softmax_attention(
         self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
@@ -479,7 +489,7 @@ class GpuOps(Operations):
         v: Act,
         heads: int,
         out: str,
-        **options: bool,
+        **options: Any,
     ) -> Act:
         """The result lies as the queries are read: squeezed, if they are read at one colour."""
         squeezed = q.q.kind == AT

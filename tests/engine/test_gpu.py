@@ -77,19 +77,18 @@ def test_both_engines_make_one_stream(device: torch.device, name: str) -> None:
 
 
 def test_batches_and_mixed_sizes(device: torch.device) -> None:
-    """Odd sizes; streams of two sizes decode in one call, those of one size together."""
-    cpu, gpu = codecs(SHORT, device)
+    """Odd sizes; streams of two sizes decode in one call, those of one size together.
+
+    With block transforms, as residual ones of a batch are not those of its images to the bit.
+    """
+    cpu, gpu = codecs(BLOCKS, device)
     pair, single = pixels(40, 61, 2), pixels(64, 65, 1)[0]
     streams = [*gpu.compress(pair), gpu.compress(single)]
-    if device.type == "cpu":
-        assert streams == [*cpu.compress(pair), cpu.compress(single)]
+    assert streams == [*cpu.compress(pair), cpu.compress(single)]
     order = [streams[0], streams[2], streams[1]]
-    decoded = gpu.decompress(order)
+    decoded = [image.cpu() for image in gpu.decompress(order)]
     assert [tuple(image.shape) for image in decoded] == [(3, 40, 61), (3, 64, 65), (3, 40, 61)]
-    if device.type == "cpu":
-        assert all(map(torch.equal, decoded, cpu.decompress(order)))
-    else:
-        assert all(same_latents(stream, cpu, gpu) for stream in streams)
+    assert all(map(torch.equal, decoded, cpu.decompress(order)))
 
 
 def test_damage_is_found_and_does_no_harm(device: torch.device) -> None:
