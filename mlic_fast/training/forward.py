@@ -23,6 +23,7 @@ from mlic_fast.models.contexts import (
     GlobalIntraContext,
     LocalContext,
     StackedCheckerboardContext,
+    relative_position_index,
     window_mask,
 )
 from mlic_fast.models.layers import GDN
@@ -362,7 +363,7 @@ def window_plan(height: int, width: int, device: torch.device, dtype: torch.dtyp
     mask = window_mask(height, width, cpu)[centres]
     mask = torch.where((mask == 0).any(2, keepdim=True), mask, 0.0)
     side = 2 * WINDOW - 1
-    places = F.one_hot(LocalContext(2).relative_position_index.flatten(), side**2)
+    places = F.one_hot(relative_position_index().flatten(), side**2)
     return WindowPlan(
         index[centres].flatten().to(device),
         holders.sort(1).values[:, :HOLDERS].to(device),
