@@ -54,7 +54,7 @@ SHAPES = (
     Shape("LRP 3x3 224 -> 128", 3, (224,), 128),
     Shape("LRP 3x3 128 -> 32, half", 3, (128,), 32, half=True),
     Shape("window fusion 1x1 800 -> 64", 1, (800,), 64, 32, 24),
-    Shape("reprojection 5x5 288 -> 432", 5, (288,), 432),
+    Shape("reprojection 5x5 288 -> 96", 5, (288,), 96),
     Shape("reprojection 5x5 32 -> 64", 5, (32,), 64),
     Shape("qkv 1x1 32 -> 96", 1, (32,), 96),
 )

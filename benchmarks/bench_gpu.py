@@ -40,7 +40,7 @@ from mlic_fast.models.config import PRESETS
 DEVICE = torch.device("cuda")
 WIDTH, HEIGHT = 768, 512
 GRID = Positions(1, HEIGHT // 16, WIDTH // 16)
-FULL_SIZE = [name for name in PRESETS if name not in ("demo", "photo")]
+FULL_SIZE = [name for name in PRESETS if name != "demo"]
 
 
 @pytest.fixture(scope="module", params=FULL_SIZE)

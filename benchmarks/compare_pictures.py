@@ -146,7 +146,9 @@ def main() -> None:
         if args.output:
             args.output.mkdir(parents=True, exist_ok=True)
             side = min(args.side, *image.shape[1:])
-            sheet(rows, *most_detail(image, side), side).save(args.output / f"{path.stem}.png")
+            sheet(rows, *most_detail(image, side), side).save(
+                args.output / f"{path.stem}.webp", quality=95
+            )
     figures = {
         str(quality): {name: mean(values) for name, values in codecs.items()}
         for quality, codecs in found.items()

@@ -85,7 +85,8 @@ def main() -> None:
     for path in parser.parse_args().files:
         document = json.loads(path.read_text())
         machine = document["machine"]
-        machine["commit"] = machine["commit"] or describe_commit()  # made outside of a checkout
+        # Made outside of a checkout, maybe filed there too.
+        machine["commit"] = machine["commit"] or describe_commit() or "unknown"
         now = datetime.datetime.now(datetime.timezone.utc)
         date = now.date().isoformat()
         file = FOLDER / machine["name"] / f"{date}-{machine['commit'].removesuffix('-dirty')}.json"

@@ -35,14 +35,18 @@ LEAST_NOISE = 0.05
 Suite = dict[str, dict[str, Any]]
 
 
-def run_suites(repeats: int, selection: list[str]) -> Suite:
+def run_suites(repeats: int, selection: list[str]) -> tuple[Suite, bool]:
     """``selection``: arguments of pytest.
 
-    Benchmark -> group, seconds and units of the yardstick of each repeat, what else is known."""
+    Benchmark -> group, seconds and units of the yardstick of each repeat, what else is known; and
+    whether any failed, which are left out."""
     suite: Suite = {}
+    failed = False
     for repeat in range(repeats):
         print(f"repeat {repeat + 1} of {repeats}", file=sys.stderr, flush=True)
-        for each in _run_once(selection):
+        benchmarks, some_failed = _run_once(selection)
+        failed |= some_failed
+        for each in benchmarks:
             name = each["fullname"].split("/")[-1]
             extra = dict(each["extra_info"])
             yardstick = extra.pop("yardstick_seconds", None)
@@ -52,10 +56,10 @@ def run_suites(repeats: int, selection: list[str]) -> Suite:
             median = each["stats"]["median"]
             entry["seconds"].append(median)
             entry["units"].append(median / yardstick if yardstick else median)
-    return suite
+    return suite, failed
 
 
-def _run_once(selection: list[str]) -> list[dict[str, Any]]:
+def _run_once(selection: list[str]) -> tuple[list[dict[str, Any]], bool]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.json"
         command = [
@@ -72,9 +76,11 @@ def _run_once(selection: list[str]) -> list[dict[str, Any]]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
         if done.returncode:
-            raise SystemExit(f"the suites failed:\n{done.stdout}")
+            print(f"the suites failed:\n{done.stdout}", file=sys.stderr)
+        if not file.exists():
+            raise SystemExit(done.returncode)
         benchmarks: list[dict[str, Any]] = json.loads(file.read_text())["benchmarks"]
-        return benchmarks
+        return benchmarks, done.returncode != 0
 
 
 def noise(entry: dict[str, Any]) -> float:
@@ -123,20 +129,20 @@ def main() -> int:
         if file is None:
             raise SystemExit(f"no stored suite of a machine called {machine['name']}")
         before = json.loads(file.read_text())["suite"]
-    suite = run_suites(args.repeats, [str(FOLDER), *(["-k", args.k] if args.k else [])])
+    suite, failed = run_suites(args.repeats, [str(FOLDER), *(["-k", args.k] if args.k else [])])
     print_table(suite)
     if args.json:
         args.json.write_text(json.dumps({"machine": machine, "suite": suite}, indent=1) + "\n")
     if before is None:
-        return 0
+        return int(failed)
     found = regressions(before, suite)
     if found:
-        again = run_suites(args.repeats, [f"{FOLDER}/{name}" for name in found])
+        again, _ = run_suites(args.repeats, [f"{FOLDER}/{name}" for name in found])
         found = regressions(before, again)
     print(f"\ncompared with {file.name}: {len(found)} regressions")
     for name, change in found.items():
         print(f"{name}: {change}")
-    return 1 if found else 0
+    return int(failed or bool(found))
 
 
 if __name__ == "__main__":

@@ -1,57 +1,110 @@
 """``python -m mlic_fast.kernels.compile``: compiles every kernel ahead of time, without a GPU.
 
-Prints registers, bytes spilled, shared memory and the tensor-core instruction of every
-specialisation and target, and fails on spills, on more shared memory than there is, on inexact
-instructions in the exact path, and on a matrix product without tensor cores.
+What is compiled is what encodes and decodes of the models below launch, with the types, alignments
+and constants of these launches, for small images and for large ones. Prints registers, bytes
+spilled, shared memory and the tensor-core instructions of every kernel and target, and fails on
+spills, on more shared memory than there is, on inexact instructions in the exact path, on a matrix
+product without tensor cores, and on loops that were to fetch ahead and do not.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import multiprocessing
 import os
-import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # Compiling needs the real kernels: not those of the interpreter.
 os.environ["TRITON_INTERPRET"] = "0"
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import mlic_fast.kernels
-from mlic_fast.kernels.functions import EXACT, FREE
-from mlic_fast.kernels.ptx import INEXACT
-from mlic_fast.kernels.specialisation import Specialisation
+from mlic_fast.engine.device import compile_path, device_transforms
+from mlic_fast.engine.gpu import GpuOps
+from mlic_fast.engine.pack import pack
+from mlic_fast.kernels import configs
+from mlic_fast.kernels.functions import compiling_only
+from mlic_fast.kernels.ptx import INEXACT, fetches_ahead
+from mlic_fast.models import MlicConfig, create_model
+from mlic_fast.models.config import PRESETS
 
-#: Compute capabilities (A100; A10 and GeForce 30; L4 and GeForce 40; H100 and H200; B200; GeForce
-#: 50), and the bytes of shared memory that a block may have there.
-SHARED = {
-    **{80: 163 << 10, 86: 99 << 10, 89: 99 << 10},
-    **{90: 227 << 10, 100: 227 << 10, 120: 99 << 10},
-}
+#: Compute capabilities: A100; A10 and GeForce 30; L4 and GeForce 40; H100 and H200; B200; GeForce
+#: 50.
+TARGETS = tuple(int(name.removeprefix("sm")) for name in configs.SHARED_MEMORY)
+#: All presets, and slices of 64 channels with the published widths.
+MODELS = {**PRESETS, "wide": MlicConfig(slices=5)}
+#: Kinds of sizes, and up to how many positions an image is small then: the smallest image stands
+#: for all.
+SIZES = {"least": 1 << 30, "small": 1 << 30, "large": 0}
 
 #: In SASS: mma and wgmma, on int8 and in half precision.
 _TENSOR_CORES = re.compile(r"\b(IMMA|IGMMA|UTCIMMA|HMMA|HGMMA|UTCHMMA)\b[.\w]*")
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
+class StubDriver:
+    """As much of a driver as compiling and loading ask for: nothing that is loaded can run."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self.launcher_cls = lambda source, metadata: None
+        properties = {"max_shared_mem": configs.SHARED_MEMORY[f"sm{target}"]}
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: properties,
+            load_binary=lambda *_: (None, None, 0, 0, 1024),
+        )
+
+    def set_current_device(self, device: int) -> None:
+        assert device == self._target
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._target, 32)
+
+    def get_current_device(self) -> int:
+        return self._target
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel as it is launched: types, constants and alignments of arguments, and options."""
+
+    kernel: Any
+    target: int
+    signature: dict[str, Any]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__module__.rpartition(".")[2] + ": " + self.kernel.__name__.strip("_")
+
+    def __str__(self) -> str:
+        names = self.kernel.arg_names
+        constants = (f"{names[i]}={value}" for (i, *_), value in self.constants.items())
+        return f"{self.name}, sm_{self.target}: {', '.join(constants)}, {self.options}"
+
+
 @dataclass(frozen=True)
 class Report:
-    """What a specialisation became on a target."""
+    """What a variant became."""
 
-    kernel: str
-    specialisation: str
-    target: int
     registers: int
     spilled: int
     shared: int
@@ -59,36 +112,55 @@ class Report:
     wrong: str
 
 
-def specialisations() -> dict[str, Specialisation]:
-    """Of all kernel files, by "file: name"."""
-    found = {}
-    for module in pkgutil.iter_modules(mlic_fast.kernels.__path__):
-        if module.name == "compile":
-            continue
-        file = importlib.import_module(f"mlic_fast.kernels.{module.name}")
-        for each in getattr(file, "SPECIALISATIONS", []):
-            found[f"{module.name}: {each.name}"] = each
-    return found
+def launches(config: MlicConfig, targets: Iterable[int]) -> Iterator[Variant]:
+    """All variants that encodes and decodes with a model launch, once each."""
+    model = create_model(config).eval()
+    device = torch.device("cpu")
+    ops, transforms = GpuOps(pack(model), device), device_transforms(model, torch.bfloat16, device)
+    found: dict[tuple[Any, ...], Variant] = {}
+
+    def hook(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
+        kernel = fn.jit_function
+        names = ("num_warps", "num_stages", "enable_fp_fusion")
+        options = {name: compile[name] for name in names}
+        found[kernel, target, compile["key"]] = Variant(
+            kernel,
+            target,
+            compile["signature"],
+            compile["constants"],
+            compile["configs"][0],
+            options,
+        )
+        return True  # it is not compiled now
+
+    triton.knobs.runtime.jit_cache_hook = hook
+    before = configs.architecture, configs.SMALL_POSITIONS, configs.PRODUCT_SIZES
+    try:
+        for target in targets:
+            triton.runtime.driver.set_active(StubDriver(target))
+            configs.architecture = cache(lambda _, target=target: f"sm{target}")
+            for size, limit in SIZES.items():
+                configs.SMALL_POSITIONS = limit
+                configs.PRODUCT_SIZES = {} if size == "large" else {size: limit}
+                for encoding in (True, False):
+                    work = partial(compile_path, ops, transforms, device, 1, 1, 2, encoding)
+                    with torch.inference_mode(), compiling_only():
+                        work()
+    finally:
+        triton.knobs.runtime.jit_cache_hook = None
+        configs.architecture, configs.SMALL_POSITIONS, configs.PRODUCT_SIZES = before
+    yield from found.values()
 
 
-def compile_one(name: str, target: int) -> Report:
-    """Compile for a compute capability."""
-    each = specialisations()[name]
-    signature: dict[str, Any] = dict.fromkeys(each.kernel.arg_names, "constexpr")
-    aligned: dict[tuple[int, ...], Any] = {}
-    for argument, types in each.arguments.items():
-        index = each.kernel.arg_names.index(argument)
-        if isinstance(types, tuple):
-            signature[argument] = tuple(t.partition(":")[0] for t in types)
-            paths: dict[tuple[int, ...], str] = {(index, i): t for i, t in enumerate(types)}
-        else:
-            signature[argument] = types.partition(":")[0]
-            paths = {(index,): types}
-        aligned |= {k: [["tt.divisibility", 16]] for k, t in paths.items() if t.endswith(":16")}
-    source = ASTSource(each.kernel, signature, dict(each.constants), aligned)
-    fusion = EXACT if each.exact else FREE
-    options = {"num_warps": each.warps, "num_stages": each.stages, **fusion}
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+#: What workers compile: a process that is forked has it already.
+_work: list[Variant] = []
+
+
+def compile_one(number: int) -> Report:
+    variant = _work[number]
+    source = ASTSource(variant.kernel, variant.signature, variant.constants, variant.attributes)
+    target = GPUTarget("cuda", variant.target, 32)
+    compiled = triton.compile(source, target=target, options=variant.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -102,17 +174,16 @@ def compile_one(name: str, target: int) -> Report:
     wrong = []
     if spilled:
         wrong.append("spills")
-    if compiled.metadata.shared > SHARED[target]:
+    if compiled.metadata.shared > configs.SHARED_MEMORY[f"sm{variant.target}"]:
         wrong.append("too much shared memory")
-    if each.tensor_cores and not instruction:
+    if "tt.dot" in compiled.asm["ttir"] and not instruction:
         wrong.append("no tensor cores")
-    if each.exact and (inexact := set(INEXACT.findall(compiled.asm["ptx"]))):
+    if variant.options["num_stages"] > 1 and not fetches_ahead(compiled.asm["ttgir"]):
+        wrong.append("a loop fetches nothing ahead")
+    exact = not variant.options["enable_fp_fusion"]
+    if exact and (inexact := set(INEXACT.findall(compiled.asm["ptx"]))):
         wrong.append("inexact: " + ", ".join(sorted(inexact)))
-    kernel, _, specialisation = name.partition(": ")
     return Report(
-        kernel,
-        specialisation,
-        target,
         registers,
         spilled,
         compiled.metadata.shared,
@@ -127,19 +198,6 @@ def _cuobjdump(option: str, path: str) -> str:
     ).stdout
 
 
-def compile_all(targets: list[int], jobs: int, only: str) -> Iterator[Report]:
-    """Reports in order, as they come."""
-    found = {name: each for name, each in specialisations().items() if only in name}
-    work = [
-        (name, target)
-        for name, each in found.items()
-        for target in targets
-        if not each.targets or target in each.targets
-    ]
-    with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(compile_one, *zip(*work, strict=True))
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mlic_fast.kernels.compile", description=__doc__.partition("\n")[0]
@@ -147,24 +205,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--targets",
         type=lambda text: [int(each) for each in text.split(",")],
-        default=list(SHARED),
+        default=list(TARGETS),
         help="compute capabilities (default: %(default)s)",
     )
-    parser.add_argument("--only", default="", help="specialisations whose name contains this")
+    parser.add_argument(
+        "--models",
+        type=lambda text: text.split(","),
+        default=list(MODELS),
+        help="whose launches (default: %(default)s)",
+    )
+    parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args(arguments)
-    failed = 0
-    print(f"{'kernel':62} sm   regs spill  shared  tensor cores")
-    for r in compile_all(options.targets, options.jobs, options.only):
-        print(
-            f"{r.kernel + ': ' + r.specialisation:62} {r.target:3} {r.registers:5} {r.spilled:5} "
-            f"{r.shared:7}  {r.tensor_cores:28} {r.wrong}",
-            flush=True,
+    for model in options.models:
+        for variant in launches(MODELS[model], options.targets):
+            if options.only in variant.name and variant not in _work:
+                _work.append(variant)
+    reports = []
+    with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
+        for variant, each in zip(_work, pool.imap(compile_one, range(len(_work))), strict=True):
+            reports.append(each)
+            if each.wrong:
+                print(f"{each.wrong}: {each} of {variant}", flush=True)
+    print_table(reports)
+    return int(any(each.wrong for each in reports))
+
+
+def print_table(reports: list[Report]) -> None:
+    """A line for each kernel and target."""
+    groups: defaultdict[tuple[str, int], list[Report]] = defaultdict(list)
+    for variant, each in zip(_work, reports, strict=True):
+        groups[variant.name, variant.target].append(each)
+    print(f"{'kernel':42}  sm variants       regs          shared  tensor cores")
+    for (name, target), group in sorted(groups.items()):
+        registers, shared = (
+            f"{min(values)} to {max(values)}"
+            for values in ([r.registers for r in group], [r.shared for r in group])
         )
-        failed += bool(r.wrong)
-    if failed:
-        print(f"{failed} not as they must be")
-    return 1 if failed else 0
+        instructions = ", ".join(sorted({r.tensor_cores for r in group} - {""}))
+        print(f"{name:42} {target:3} {len(group):8} {registers:>10} {shared:>15}  {instructions}")
 
 
 if __name__ == "__main__":

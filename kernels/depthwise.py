@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.packed import Layer
-from mlic_fast.kernels.configs import CONFIGS, config
+from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
     from_planes,
     gelu,
@@ -32,7 +32,6 @@ from mlic_fast.kernels.functions import (
 )
 from mlic_fast.kernels.grid import Positions
 from mlic_fast.kernels.planes import store_planes
-from mlic_fast.kernels.specialisation import Specialisation
 
 
 @dataclass(frozen=True)
@@ -163,25 +162,3 @@ def depthwise(
         BLOCK_C=block.outputs,
         num_warps=block.warps,
     )
-
-
-SPECIALISATIONS = [
-    Specialisation(
-        "activations",
-        _depthwise_kernel,
-        {
-            "x": "*i8:16",
-            "taps": "*i16:16",
-            "scale": "*fp32:16",
-            "bias": "*fp32:16",
-            "out": "*i8:16",
-            "out_scale": "*fp32:16",
-            **dict.fromkeys(("positions", "height", "width"), "i32"),
-            "channels": "i32:16",
-            "gelu_after": "i32",
-            **dict.fromkeys(("x_plane", "x_position", "out_plane", "out_position"), "i32:16"),
-        },
-        {"BLOCK_M": CONFIGS["elements"]["any", "any"].block, "BLOCK_C": 32},
-        warps=CONFIGS["elements"]["any", "any"].warps,
-    )
-]

@@ -50,7 +50,6 @@ from mlic_fast.kernels.functions import (
 )
 from mlic_fast.kernels.grid import SQUEEZED, Input, Positions
 from mlic_fast.kernels.planes import add_product, product
-from mlic_fast.kernels.specialisation import Specialisation
 
 _SYMBOL_LIMIT = tl.constexpr(float(SYMBOL_LIMIT))
 #: Layer 0 is computed in blocks of so many outputs, each used up by layer 2 at once.
@@ -376,6 +375,17 @@ def _pass_kernel(
         tl.store(symbols + at, rint(x), mask=mask)
 
 
+def stages(weights: PassWeights, config: configs.Config, shared_memory: int) -> int:
+    """Software stages: those of the configuration, or as many as shared memory holds.
+
+    With s stages the weights of s - 1 blocks of outputs are in shared memory, beside the contexts.
+    """
+    contexts = sum(_round_up(width, _BLOCK_K) for width in weights.widths)
+    ahead = 2 * _BLOCK_N * (contexts + weights.layer2.shape[2])
+    beside = config.block * (2 * contexts + 3 * 4 * _BLOCK_N)
+    return max(1, min(config.stages, 1 + (shared_memory - beside) // ahead))
+
+
 def entropy_parameters(
     start: Tensor,
     contexts: Sequence[Input],
@@ -446,73 +456,5 @@ def entropy_parameters(
         BLOCK_N=_BLOCK_N,
         BLOCK_K=_BLOCK_K,
         num_warps=config.warps,
-        num_stages=config.stages,
+        num_stages=stages(weights, config, configs.shared_memory(start.device)),
     )
-
-
-def _specialisation(
-    name: str, config: configs.Config, targets: tuple[int, ...], colour: int, contexts: int
-) -> Specialisation:
-    """``contexts``: 0, 1 (local), 2 (inter, channel) or 4 (and local, intra); C = 32."""
-    encode = name.startswith("encode")
-    widths = {0: (), 1: (64,), 2: (64, 128), 4: (64, 128, 64, 64)}[contexts]
-    weights = (
-        "layer2",
-        "scale2",
-        "bias2",
-        "layer4",
-        "scale4",
-        "bias4",
-        "layer6",
-        "scale6",
-        "bias6",
-    )
-    return Specialisation(
-        name,
-        _pass_kernel,
-        {
-            "start": "*fp32:16",
-            "contexts": ("*i8:16",) * contexts,
-            "context": "*i8:16",
-            "context_scale": "*fp32:16",
-            **{name: "*i8:16" if name.startswith("layer") else "*fp32:16" for name in weights},
-            **dict.fromkeys(("thresholds", "y"), "*fp32:16"),
-            "indexes": "*u8:16",
-            "means": "*fp32:16",
-            "symbols": "*i32:16" if encode else "*u8:16",
-            **dict.fromkeys(("positions", "height", "width"), "i32"),
-            "start_position": "i32:16",
-            "context_planes": ("i32:16",) * contexts,
-            "context_positions": ("i32:16",) * contexts,
-            **dict.fromkeys(("w_plane", "y_position"), "i32:16"),
-            **dict.fromkeys(("out_scale0", "out_scale2", "out_scale4"), "fp32"),
-        },
-        {
-            "COLOUR": colour,
-            "WIDTHS": widths,
-            "SQUEEZED": tuple(i == contexts // 2 and colour == 0 for i in range(contexts)),
-            **{"HIDDEN": 320, "PADDED0": 320, "PADDED2": 256, "PADDED4": 128},
-            **{"CHANNELS": 32, "PADDED": 32, "ENCODE": encode},
-            **{"BLOCK_M": config.block, "BLOCK_N": _BLOCK_N, "BLOCK_K": _BLOCK_K},
-        },
-        config.warps,
-        config.stages,
-        tensor_cores=True,
-        targets=targets,
-    )
-
-
-SPECIALISATIONS = [
-    _specialisation(f"{way} {name}, {config.stages} stages", config, targets, colour, contexts)
-    for config, targets in (
-        (configs.CONFIGS["pass"]["any", "any"], (80, 86, 89, 120)),
-        (configs.CONFIGS["pass"]["sm90", "any"], (90, 100)),
-    )
-    for way in ("decode", "encode")
-    for name, colour, contexts in (
-        ("anchors of slice 0", 1, 0),
-        ("non-anchors of slice 0", 0, 1),
-        ("anchors", 1, 2),
-        ("non-anchors", 0, 4),
-    )
-]

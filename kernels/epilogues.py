@@ -28,9 +28,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlic_fast.kernels.configs import CONFIGS, config
+from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import FREE, launch, rint
-from mlic_fast.kernels.specialisation import Specialisation
 from mlic_fast.models.layers import GDN
 
 
@@ -48,7 +47,7 @@ class GdnWeights:
         gamma = gdn.gamma_reparam(gdn.gamma).detach().float().T.contiguous()
         beta = gdn.beta_reparam(gdn.beta).detach().float()
         # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
-        if dtype is not torch.float32 and gamma.device.type != "cpu":
+        if dtype is not torch.float32 and not triton.knobs.runtime.interpret:
             gamma = gamma.to(torch.bfloat16)
         return cls(gamma, beta, gdn.inverse)
 
@@ -261,74 +260,3 @@ def to_pixels(x: Tensor, bias: Tensor, *, out: Tensor) -> None:
         num_warps=block.warps,
         **FREE,
     )
-
-
-# -- ahead of time ----------------------------------------------------------------------------
-
-_ACTIVATE = CONFIGS["activate"]["any", "any"]
-_NORMALISE = CONFIGS["normalise"]["any", "any"]
-_TO_PIXELS = CONFIGS["to_pixels"]["any", "any"]
-_SIZES = {"positions": "i32", "width": "i32", "channels": "i32:16"}
-
-
-def _activate(name: str, residual: bool, shuffled: bool, out: str = "bf16") -> Specialisation:
-    arrays = {"x": "*bf16:16", "bias": "*fp32:16", "residual": "*bf16:16", "out": f"*{out}:16"}
-    constants = {"SHUFFLED": shuffled, "BLOCK_M": _ACTIVATE.block, "BLOCK_C": _ACTIVATE.outputs}
-    without = {} if residual else {"residual": None}
-    return Specialisation(
-        name,
-        _activate_kernel,
-        {each: types for each, types in (arrays | _SIZES).items() if each not in without},
-        constants | without,
-        warps=_ACTIVATE.warps,
-        exact=False,
-    )
-
-
-def _normalise(name: str, inverse: bool, depth: int, dtype: str = "bf16") -> Specialisation:
-    return Specialisation(
-        name,
-        _normalise_kernel,
-        {
-            **dict.fromkeys(("x", "branch", "out"), f"*{dtype}:16"),
-            **dict.fromkeys(("bias", "beta", "branch_bias"), "*fp32:16"),
-            "gamma": "*bf16:16",
-            **_SIZES,
-        },
-        {
-            "INVERSE": inverse,
-            "SHUFFLED": inverse,
-            "BLOCK_M": _NORMALISE.block,
-            "BLOCK_K": depth,
-            "BLOCK_N": min(depth, _NORMALISE.outputs),
-        },
-        warps=_NORMALISE.warps,
-        stages=_NORMALISE.stages,
-        tensor_cores=True,
-        exact=False,
-    )
-
-
-SPECIALISATIONS = [
-    _activate("gelu", False, False),
-    _activate("gelu, shuffle", False, True),
-    _activate("gelu, residual", True, False),
-    _activate("gelu, residual, to float32", True, False, "fp32"),
-    _normalise("GDN", False, 256),
-    _normalise("inverse GDN, shuffle", True, 256),
-    _normalise("GDN, float16", False, 256, "fp16"),
-    _normalise("GDN, 32 channels", False, 32),
-    Specialisation(
-        "pixels",
-        _to_pixels_kernel,
-        {
-            "x": "*fp32:16",
-            "bias": "*fp32:16",
-            "out": "*u8:16",
-            **dict.fromkeys(("positions", "plane", "width"), "i32"),
-        },
-        {"BLOCK_M": _TO_PIXELS.block},
-        warps=_TO_PIXELS.warps,
-        exact=False,
-    ),
-]

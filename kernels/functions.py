@@ -11,9 +11,11 @@ rounds once where the arithmetic rounds twice. ``/`` and ``tl.sqrt`` are approxi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,17 +63,36 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         kernel[grid](*args, **options)
 
 
+@contextmanager
+def compiling_only() -> Iterator[None]:
+    """While entered, this thread's launches compile and run nothing."""
+    token = _COMPILES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _COMPILES_ONLY.reset(token)
+
+
 def compile_only(work: Callable[[], object], workers: int) -> None:
     """Do ``work``, whose launches only compile, ``workers`` kernels at a time.
 
-    Afterwards everything is compiled. What is compiled already, or in Triton's cache on disk, costs
-    nothing.
+    Afterwards everything is compiled and loaded. What is compiled already, or in Triton's cache on
+    disk, costs little. Raises Triton's OutOfResources for a kernel that the device cannot hold.
     """
 
+    def load(device: int, kernel: Any) -> None:
+        triton.runtime.driver.active.set_current_device(device)  # of this thread
+        kernel.result()._init_handles()  # compiles a launcher in C, too
+
     def compiling() -> None:
-        _COMPILES_ONLY.set(True)
-        with ThreadPoolExecutor(workers) as executor, triton.AsyncCompileMode(executor):
-            work()
+        with ThreadPoolExecutor(workers) as executor:
+            mode = triton.AsyncCompileMode(executor)
+            with compiling_only(), mode:
+                work()
+            kernels = list(mode.future_kernels.values())
+            if kernels:
+                device = triton.runtime.driver.active.get_current_device()
+                list(executor.map(partial(load, device), kernels))
 
     # In a context of its own: Triton's mode stays active in it after a compile that fails.
     copy_context().run(compiling)
@@ -220,5 +241,5 @@ def exp_int_twin(x: Tensor) -> Tensor:
     p = torch.full_like(g, float(EXP2[-1]))
     for c in EXP2[-2::-1]:
         p = p * g + float(c)
-    p = torch.ldexp(p, -n)
-    return torch.round(p * float(SOFTMAX_ONE)).to(torch.int32)
+    power = ((127 - n) << 23).view(torch.float32)  # 2^-n; a GPU's ldexp need not be exact
+    return torch.round(p * power * float(SOFTMAX_ONE)).to(torch.int32)

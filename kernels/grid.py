@@ -27,16 +27,30 @@ class Positions:
 
 
 @dataclass(frozen=True)
+class KeySums:
+    """What linear attention begins with: the maxima of the keys, and sums over positions, zero.
+
+    ``maxima`` int32 [B, chunks, heads D]; ``contexts`` int64 [B, heads, D, D]; ``totals`` int64
+    [B, heads, D].
+    """
+
+    maxima: Tensor
+    contexts: Tensor
+    totals: Tensor
+
+
+@dataclass(frozen=True)
 class Input:
     """Planes int8 [2, B, H, W, C] ([2, B, H, W/2, C] if SQUEEZED), and how they are read.
 
     Channels are contiguous; positions are equally spaced, so it may be a slice of the channels of
-    a larger tensor. ``colour``: 0 non-anchors, 1 anchors.
+    a larger tensor. ``colour``: 0 non-anchors, 1 anchors. ``sums``: of keys, if they are there.
     """
 
     planes: Tensor
     kind: int = FULL
     colour: int = 0
+    sums: KeySums | None = None
 
     @property
     def read(self) -> int:

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlic_fast.kernels.configs import CONFIGS, config
+from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
     launch,
     quantise,
@@ -31,7 +31,6 @@ from mlic_fast.kernels.functions import (
 )
 from mlic_fast.kernels.grid import Positions
 from mlic_fast.kernels.planes import store_planes
-from mlic_fast.kernels.specialisation import Specialisation
 
 
 def hyper_latents_twin(symbols: Tensor, medians: Tensor, out_scale: float) -> Tensor:
@@ -218,48 +217,3 @@ def digest(latents: Tensor, *, out: Tensor) -> None:
         BLOCK_C=block.outputs,
         num_warps=block.warps,
     )
-
-
-_BLOCK = CONFIGS["elements"]["any", "any"]
-_BLOCKS = {"BLOCK_M": _BLOCK.block, "BLOCK_C": _BLOCK.outputs}
-SPECIALISATIONS = [
-    Specialisation(
-        "digest",
-        _digest_kernel,
-        {"latents": "*fp32:16", "digests": "*i32:16", "positions": "i32", "channels": "i32:16"},
-        _BLOCKS,
-        warps=_BLOCK.warps,
-    ),
-    Specialisation(
-        "hyper-latents",
-        _hyper_latents_kernel,
-        {
-            "symbols": "*i32:16",
-            "medians": "*fp32:16",
-            "out": "*i8:16",
-            "out_scale": "fp32",
-            "positions": "i32",
-            **dict.fromkeys(("channels", "out_plane"), "i32:16"),
-        },
-        _BLOCKS,
-        warps=_BLOCK.warps,
-    ),
-    *(
-        Specialisation(
-            name,
-            _decoded_kernel,
-            {
-                "symbols": "*i32:16",
-                **dict.fromkeys(("means", "latents"), "*fp32:16"),
-                "out": "*i8:16",
-                "out_scale": "fp32",
-                **dict.fromkeys(("positions", "height", "width"), "i32"),
-                **dict.fromkeys(("channels", "means_position", "latents_position"), "i32:16"),
-                **dict.fromkeys(("out_plane", "out_position"), "i32:16"),
-            },
-            {**_BLOCKS, "COLOUR": colour},
-            warps=_BLOCK.warps,
-        )
-        for colour, name in enumerate(("non-anchors", "anchors"))
-    ),
-]

@@ -19,15 +19,13 @@ Bytes at 32 x 48 positions, inter context of the last slice (9 heads of 32): k t
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, EXPONENT_LIMIT
-from mlic_fast.kernels.configs import CONFIGS, Config, config
+from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
     exp_int,
     exp_int_twin,
@@ -42,10 +40,9 @@ from mlic_fast.kernels.functions import (
     rint,
     to_planes,
 )
+from mlic_fast.kernels.grid import KeySums
 from mlic_fast.kernels.planes import (
     ALL,
-    ANCHORS,
-    NON_ANCHORS,
     SMALLEST_SIDE,
     add_product,
     check_planes,
@@ -58,7 +55,6 @@ from mlic_fast.kernels.planes import (
     store_planes,
     wide_product,
 )
-from mlic_fast.kernels.specialisation import Specialisation
 
 #: Most chunks of an image; a chunk has a multiple of SMALLEST_CHUNK positions.
 CHUNKS = 64
@@ -296,6 +292,43 @@ def contexts_warps(side: int) -> int:
     return side // 16
 
 
+def begin(k: Tensor, heads: int, colour: int = ALL) -> KeySums:
+    """What needs the keys alone, so that it can be done before there are values."""
+    check_planes(k)
+    batch, channels = k.shape[1], k.shape[4]
+    depth = channels // heads
+    keys, half = colour_positions(k, colour)
+    if keys > LARGEST:
+        raise ValueError(f"{keys} positions: at most {LARGEST}")
+    chunks, length = chunks_of(keys)
+    sums = KeySums(
+        torch.empty((batch, chunks, channels), dtype=torch.int32, device=k.device),
+        torch.empty((batch, heads, depth, depth), dtype=torch.int64, device=k.device),
+        torch.empty((batch, heads, depth), dtype=torch.int64, device=k.device),
+    )
+    c = config("linear_maxima", k.device, batch * keys)
+    launch(
+        _maxima_kernel,
+        (chunks, heads, batch),
+        k,
+        sums.maxima,
+        sums.contexts,
+        sums.totals,
+        keys,
+        half,
+        length,
+        k.stride(0),
+        k.stride(3),
+        DEPTH=depth,
+        WIDTH=padded(depth, SMALLEST_SIDE),
+        BLOCK=c.block,
+        COLOUR=colour,
+        num_warps=c.warps,
+        num_stages=c.stages,
+    )
+    return sums
+
+
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -308,55 +341,33 @@ def linear_attention(
     out: Tensor,
     q_colour: int = ALL,
     kv_colour: int = ALL,
+    sums: KeySums | None = None,
 ) -> None:
     """Planes q, k, v [2, B, H, W, heads D] -> out, of the queries that are read.
 
     q_colour and kv_colour say which positions are read: :data:`ALL`, or those of one colour of a
-    full tensor; then out is squeezed, [2, B, H, W/2, heads D]. D is even and at most 64.
+    full tensor; then out is squeezed, [2, B, H, W/2, heads D]. D is even and at most 64. ``sums``:
+    what :func:`begin` gave for these keys; they are used up.
     """
-    for x in (q, k, v, out):
+    for x in (q, v, out):
         check_planes(x)
     batch, channels = q.shape[1], q.shape[4]
     depth = channels // heads
     queries, q_half = colour_positions(q, q_colour)
     keys, kv_half = colour_positions(k, kv_colour)
-    if keys > LARGEST:
-        raise ValueError(f"{keys} positions: at most {LARGEST}")
-    device = q.device
+    sums = sums or begin(k, heads, kv_colour)
     chunks, length = chunks_of(keys)
-    maxima = torch.empty((batch, chunks, channels), dtype=torch.int32, device=device)
-    contexts = torch.empty((batch, heads, depth, depth), dtype=torch.int64, device=device)
-    totals = torch.empty((batch, heads, depth), dtype=torch.int64, device=device)
     side = padded(depth, SMALLEST_SIDE)
-    c = config("linear_maxima", device, batch * keys)
-    launch(
-        _maxima_kernel,
-        (chunks, heads, batch),
-        k,
-        maxima,
-        contexts,
-        totals,
-        keys,
-        kv_half,
-        length,
-        k.stride(0),
-        k.stride(3),
-        DEPTH=depth,
-        WIDTH=side,
-        BLOCK=c.block,
-        COLOUR=kv_colour,
-        num_warps=c.warps,
-        num_stages=c.stages,
-    )
+    device = q.device
     c = config("linear_contexts", device, batch * keys)
     launch(
         _contexts_kernel,
         (chunks, heads, batch),
         k,
         v,
-        maxima,
-        contexts,
-        totals,
+        sums.maxima,
+        sums.contexts,
+        sums.totals,
         keys,
         kv_half,
         length,
@@ -378,8 +389,8 @@ def linear_attention(
         _apply_kernel,
         (triton.cdiv(queries, c.block), heads, batch),
         q,
-        contexts,
-        totals,
+        sums.contexts,
+        sums.totals,
         out,
         queries,
         q_half,
@@ -399,57 +410,3 @@ def linear_attention(
         num_warps=c.warps,
         num_stages=c.stages,
     )
-
-
-# -- ahead of time ----------------------------------------------------------------------------
-
-
-def _specialisations() -> list[Specialisation]:
-    """Of the full-size model: the inter context (heads of 32) and the intra context (of 16)."""
-    types = dict.fromkeys("qkv", "*i8:16") | {"out": "*i8:16", "maxima": "*i32:16"}
-    types |= dict.fromkeys(("contexts", "totals"), "*i64:16")
-    types |= dict.fromkeys(("positions", "half_width", "length", "v_exponent"), "i32")
-    types |= dict.fromkeys(("q_scale", "k_scale", "out_scale"), "fp32")
-    result = []
-
-    def add(label: str, kernel: Any, depth: int, c: Config, colour: int, **constants: Any) -> None:
-        constants |= {"DEPTH": depth, "BLOCK": c.block, "COLOUR": colour}
-        # What is not in ``types`` are strides.
-        names = [name for name in kernel.arg_names if name not in constants]
-        arguments: dict[str, str | tuple[str, ...]] = {n: types.get(n, "i32:16") for n in names}
-        cores = kernel is not _maxima_kernel
-        result.append(Specialisation(label, kernel, arguments, constants, c.warps, c.stages, cores))
-
-    for name, depth, q_colour, kv_colour in (
-        ("inter", 32, ALL, ALL),
-        ("intra", 16, NON_ANCHORS, ANCHORS),
-    ):
-        side = padded(depth, SMALLEST_SIDE)
-        c = CONFIGS["linear_maxima"]["any", "any"]
-        add(f"linear_maxima_{name}", _maxima_kernel, depth, c, kv_colour, WIDTH=side)
-        c = CONFIGS["linear_contexts"]["any", "any"]
-        c = Config(c.block, contexts_warps(side), c.stages)
-        add(
-            f"linear_contexts_{name}",
-            _contexts_kernel,
-            depth,
-            c,
-            kv_colour,
-            WIDTH=side,
-            CHUNKS=CHUNKS,
-        )
-        for (_, size), c in CONFIGS["linear_apply"].items():
-            add(
-                f"linear_apply_{name}_{size}",
-                _apply_kernel,
-                depth,
-                c,
-                q_colour,
-                WIDTH=padded(depth),
-                VALUES=side,
-                WIDE=depth > NARROW_DEPTH,
-            )
-    return result
-
-
-SPECIALISATIONS = _specialisations()

@@ -3,7 +3,8 @@
     r[p, o] = start[p, o]
     for every input s:   r[p, o] = r[p, o] + float(sum over taps, channels of x_s W_s) * scale[s, o]
 
-then GELU, a residual, and the result as float32, as planes of int8, or as latents. An implicit
+then GELU, a residual, and the result as float32, as planes of int8, as both, as latents or as
+pixels. An implicit
 matrix product: [positions, taps * channels] times [taps * channels, outputs], whose left side is
 gathered from the activations and never stored.
 
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.packed import Segment
-from mlic_fast.kernels.configs import CONFIGS, Config, product_config
+from mlic_fast.kernels.configs import product_config
 from mlic_fast.kernels.functions import (
     from_planes,
     gelu,
@@ -40,17 +40,18 @@ from mlic_fast.kernels.functions import (
     join_products,
     launch,
     quantise,
+    rint,
     to_planes,
 )
-from mlic_fast.kernels.grid import FULL, KEPT, SQUEEZED, Input, Positions
+from mlic_fast.kernels.grid import KEPT, SQUEEZED, Input, Positions
 from mlic_fast.kernels.planes import ALL, add_product, store_planes
-from mlic_fast.kernels.specialisation import Specialisation
 
 #: What becomes of the sum: see :func:`conv`.
-REAL, PLANES, SHUFFLED, LATENTS = range(4)
+REAL, PLANES, SHUFFLED, LATENTS, CARRIED, SPREAD, PIXELS = range(7)
 # The same for kernels.
 _KEPT, _SQUEEZED = tl.constexpr(KEPT), tl.constexpr(SQUEEZED)
 _REAL, _SHUFFLED, _LATENTS = (tl.constexpr(kind) for kind in (REAL, SHUFFLED, LATENTS))
+_CARRIED, _SPREAD, _PIXELS = (tl.constexpr(kind) for kind in (CARRIED, SPREAD, PIXELS))
 #: Arguments whose value (1, or a multiple of 16) must not make another variant to compile.
 _SIZES = ("positions", "height", "width", "inputs", "side", "gelu_after")
 
@@ -102,7 +103,7 @@ def pack_weights(
         ]
     )
     inputs, outputs, kernel, _, channels = weight.shape
-    block_k = 64 if channels % 64 == 0 else 32
+    block_k = 64 if channels > 32 else 32  # zeros cost less than steps
     blocks = -(-channels // block_k)
     padded = np.zeros((inputs, outputs, kernel * kernel, blocks * block_k), np.int16)
     padded[..., :channels] = weight.reshape(inputs, outputs, kernel * kernel, channels)
@@ -153,7 +154,7 @@ def _conv_kernel(
     residual,
     out,
     out_scale,
-    latents,
+    real,
     positions,
     height,
     width,
@@ -172,7 +173,7 @@ def _conv_kernel(
     residual_scale,
     out_plane,
     out_position,
-    latents_position,
+    real_position,
     AT: tl.constexpr,
     INPUT: tl.constexpr,
     COLOUR: tl.constexpr,
@@ -227,13 +228,14 @@ def _conv_kernel(
             w_low = tl.load(tile, mask=n_inside[None, :], other=0)
             w_high = tl.load(tile + w_plane, mask=n_inside[None, :], other=0)
             hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
+            # Selections: a branch here would keep the loads from being made ahead.
             first += BLOCK_K
-            if first >= channels:
-                first = 0
-                dx += 1
-                if dx > side // 2:
-                    dx = -(side // 2)
-                    dy += 1
+            next_tap = first >= channels
+            first = tl.where(next_tap, 0, first)
+            dx += next_tap.to(tl.int32)
+            next_row = dx > side // 2
+            dx = tl.where(next_row, -(side // 2), dx)
+            dy += next_row.to(tl.int32)
         factor = tl.load(scale + i * outputs + n, mask=n_inside, other=0.0)
         r = r + join_products(hh, mid, ll).to(tl.float32) * factor[None, :]
 
@@ -250,6 +252,12 @@ def _conv_kernel(
 
     if OUT == _REAL:
         tl.store(out + m[:, None].to(tl.int64) * out_position + n[None, :], r, mask=inside)
+    elif OUT == _PIXELS:  # channel 64c + 8v + u goes to colour c, row 8y + v, column 8z + u
+        plane = (image_row // height * 3)[:, None] + (n // 64)[None, :]
+        line = plane * (8 * height) + (8 * row)[:, None] + (n // 8 % 8)[None, :]
+        at = line.to(tl.int64) * (8 * width) + (8 * column)[:, None] + (n % 8)[None, :]
+        r = tl.where(r > 0.0, r, 0.0)
+        tl.store(out + at, rint(tl.where(r < 255.0, r, 255.0)).to(tl.uint8), mask=inside)
     else:
         if OUT == _SHUFFLED:  # channel 4c + 2u + v goes to row 2y + u, column 2z + v, channel c
             line = (2 * image_row[:, None] + ((n >> 1) & 1)[None, :]) * (2 * width)
@@ -257,11 +265,21 @@ def _conv_kernel(
             at = at.to(tl.int64) * out_position + (n >> 2)[None, :]
         elif OUT == _LATENTS:  # in place on the full grid
             position = image_row * width + column
-            at = position[:, None].to(tl.int64) * latents_position + n[None, :]
-            r = tl.load(latents + at, mask=inside, other=0.0) + half_tanh(r)
-            tl.store(latents + at, r, mask=inside)
+            at = position[:, None].to(tl.int64) * real_position + n[None, :]
+            r = tl.load(real + at, mask=inside, other=0.0) + half_tanh(r)
+            tl.store(real + at, r, mask=inside)
             at = position[:, None].to(tl.int64) * out_position + n[None, :]
+        elif OUT == _SPREAD:  # channel (2v + u) C + c goes to row 2y + v, column 2z + u, channel c
+            part = n // (outputs // 4)
+            line = (2 * image_row[:, None] + (part // 2)[None, :]) * (2 * width)
+            position = (line + 2 * column[:, None] + (part % 2)[None, :]).to(tl.int64)
+            channel = (n % (outputs // 4))[None, :]
+            tl.store(real + position * real_position + channel, r, mask=inside)
+            at = position * out_position + channel
         else:
+            if OUT == _CARRIED:
+                at = m[:, None].to(tl.int64) * real_position + n[None, :]
+                tl.store(real + at, r, mask=inside)
             at = m[:, None].to(tl.int64) * out_position + n[None, :]
         q = quantise(r, tl.load(out_scale + n, mask=n_inside, other=0.0)[None, :])
         store_planes(q, out + at, out_plane, inside)
@@ -282,6 +300,7 @@ def conv(
     out: Tensor,
     out_scale: Tensor | None = None,
     latents: Tensor | None = None,
+    carried: Tensor | None = None,
     shuffle: bool = False,
 ) -> None:
     """Convolution of ``inputs`` activations that lie ``input_stride`` bytes apart.
@@ -295,19 +314,27 @@ def conv(
             ..].
         residual: added after the activation: float32 [.., O], or planes [2, .., O] times
             ``residual_scale``.
-        out: float32 [.., O]; or planes [2, .., O], quantised with ``out_scale`` float32 [O].
+        out: float32 [.., O]; or planes [2, .., O], quantised with ``out_scale`` float32 [O]; or
+            uint8 [B, 3, 8H, 8W], the pixels that 192 channels are.
         latents: float32 [B, H, W, C] to which half_tanh of the sum is added at the positions of
             ``at``, in place; ``out`` receives them quantised, on the full grid.
-        shuffle: ``out`` is [2, B, 2H, 2W, O/4], channel 4c + 2u + v at row 2y + u, column 2z + v.
+        carried: receives, beside the planes, the sum before they are quantised, float32 like
+            them. It may be the residual.
+        shuffle: ``out`` is [2, B, 2H, 2W, O/4], channel 4c + 2u + v at row 2y + u, column 2z + v;
+            with ``carried`` both are, channel (2v + u) O/4 + c at row 2y + v, column 2z + u.
     """
     outputs = weights.outputs
     positions = grid.count // (1 if at == ALL else 2)
     config = product_config(out.device, positions, outputs)
-    kind = REAL if out_scale is None else PLANES
-    if shuffle:
+    kind, real = REAL if out_scale is None else PLANES, None
+    if out.dtype == torch.uint8:
+        kind = PIXELS
+    elif latents is not None:
+        kind, real = LATENTS, latents
+    elif carried is not None:
+        kind, real = SPREAD if shuffle else CARRIED, carried
+    elif shuffle:
         kind = SHUFFLED
-    if latents is not None:
-        kind = LATENTS
     planes_of_residual = residual is not None and residual.dtype == torch.int8
     start = weights.bias if start is None else start
     launch(
@@ -320,7 +347,7 @@ def conv(
         out if residual is None else residual,
         out,
         weights.bias if out_scale is None else out_scale,
-        weights.bias if latents is None else latents,
+        weights.bias if real is None else real,
         positions,
         grid.height,
         grid.width,
@@ -339,7 +366,7 @@ def conv(
         residual_scale,
         out.stride(0),
         out.stride(-2),
-        0 if latents is None else latents.stride(-2),
+        0 if real is None else real.stride(-2),
         AT=at,
         INPUT=x.kind,
         COLOUR=x.colour,
@@ -356,60 +383,3 @@ def conv(
 def latents_twin(r: Tensor, latents: Tensor) -> Tensor:
     """The latents with their predicted residual, both float32 at the same positions."""
     return latents + half_tanh_twin(r)
-
-
-_ARGUMENTS = {
-    **dict.fromkeys(("x", "w"), "*i8:16"),
-    **dict.fromkeys(("scale", "start"), "*fp32:16"),
-    "residual": "*fp32:16",
-    "out": "*i8:16",
-    **dict.fromkeys(("out_scale", "latents"), "*fp32:16"),
-    **dict.fromkeys(("positions", "height", "width"), "i32"),
-    "outputs": "i32:16",
-    "inputs": "i32",
-    "channels": "i32:16",
-    **dict.fromkeys(("side", "gelu_after"), "i32"),
-    **dict.fromkeys(("x_plane", "x_position", "x_input", "w_plane"), "i32:16"),
-    **dict.fromkeys(("start_position", "residual_plane", "residual_position"), "i32:16"),
-    "residual_scale": "fp32",
-    **dict.fromkeys(("out_plane", "out_position", "latents_position"), "i32:16"),
-}
-
-
-def _specialisation(name: str, config: Config, block_k: int, **options: Any) -> Specialisation:
-    constants = {"AT": ALL, "INPUT": FULL, "COLOUR": 0, "RESIDUAL": 0, "OUT": PLANES, **options}
-    arguments = dict(_ARGUMENTS)
-    if constants["OUT"] == REAL:
-        arguments["out"] = "*fp32:16"
-    if constants["RESIDUAL"] != 1:
-        arguments["residual"] = "*i8:16"
-    blocks = {"BLOCK_M": config.block, "BLOCK_N": config.outputs, "BLOCK_K": block_k}
-    return Specialisation(
-        f"{name}, {config.block}x{config.outputs}x{block_k}",
-        _conv_kernel,
-        arguments,
-        {**constants, **blocks},
-        config.warps,
-        config.stages,
-        tensor_cores=True,
-    )
-
-
-#: As the full-size models use them: name -> constants, and the blocks of channels that occur.
-_USES: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
-    "activations": ({}, (32, 64)),
-    "shuffled": ({"OUT": SHUFFLED}, (64,)),
-    "sums": ({"OUT": REAL}, (32, 64)),
-    "sums at a colour": ({"OUT": REAL, "AT": 1}, (64,)),
-    "latents": ({"OUT": LATENTS, "AT": 1}, (64,)),
-    "with a real residual": ({"RESIDUAL": 1}, (64,)),
-    "with an activation as residual": ({"RESIDUAL": 2}, (64,)),
-    "of one colour": ({"INPUT": KEPT}, (32,)),
-    "of a squeezed input": ({"INPUT": SQUEEZED}, (32,)),
-}
-SPECIALISATIONS = [
-    _specialisation(name, CONFIGS["product"]["any", size], block_k, **options)
-    for name, (options, blocks) in _USES.items()
-    for block_k in blocks
-    for size in ("small", "large")
-]

@@ -19,8 +19,6 @@ each; k (twice) and v come again for each block of queries, from caches. Product
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import triton
@@ -28,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.arithmetic import EXCLUDED_RADIUS, QUERY_BLOCK, power_of_two
-from mlic_fast.kernels.configs import CONFIGS, config
+from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
     exp_int,
     exp_int_twin,
@@ -54,14 +52,12 @@ from mlic_fast.kernels.planes import (
     read_heads,
     store_planes,
 )
-from mlic_fast.kernels.specialisation import Specialisation
 
 #: Keys a step.
 KEYS = 64
 #: Keys whose sums fit int32, a multiple of every block: 2^16 * 2^14 < 2^31.
 SPAN = 1 << 16
 
-_SPAN = tl.constexpr(SPAN)
 _RADIUS = tl.constexpr(EXCLUDED_RADIUS)
 _LOWEST = tl.constexpr(-(2**31))
 
@@ -168,6 +164,7 @@ def _attention_kernel(
     EXCLUDE: tl.constexpr,
     Q_COLOUR: tl.constexpr,
     KV_COLOUR: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
     block, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     depth = tl.arange(0, WIDTH)
@@ -190,12 +187,12 @@ def _attention_kernel(
 
     total = tl.zeros((BLOCK,), tl.int64)
     weighted = tl.zeros((BLOCK, WIDTH), tl.int64)
-    for span in range(0, keys, _SPAN):
+    for span in range(0, keys, SPAN):
         part = tl.zeros((BLOCK,), tl.int32)
         hh = tl.zeros((BLOCK, WIDTH), tl.int32)
         mid = tl.zeros((BLOCK, WIDTH), tl.int32)
         ll = tl.zeros((BLOCK, WIDTH), tl.int32)
-        for start in range(span, tl.minimum(keys, span + _SPAN), KEYS):
+        for start in range(span, tl.minimum(keys, span + SPAN), KEYS):
             index = start + tl.arange(0, KEYS)
             mask = (index < keys)[:, None] & is_depth
             k_low, k_high = _load_rows(k, index, mask, half_width, k_plane, k_stride, KV_COLOUR)
@@ -278,42 +275,7 @@ def softmax_attention(
         EXCLUDE=exclude,
         Q_COLOUR=q_colour,
         KV_COLOUR=kv_colour,
+        SPAN=SPAN,
         num_warps=c.warps,
         num_stages=c.stages,
     )
-
-
-# -- ahead of time ----------------------------------------------------------------------------
-
-
-def _specialisations() -> list[Specialisation]:
-    """Of the full-size models: the inter context (heads of 32) and the intra context (of 16)."""
-    types = dict.fromkeys("qkv", "*i8:16") | {"out": "*i8:16"}
-    types |= dict.fromkeys(("queries", "keys", "half_width"), "i32")
-    types |= dict.fromkeys(("logit_scale", "v_scale", "out_scale"), "fp32")
-    result = []
-    for (_, size), c in CONFIGS["softmax"].items():
-        for name, depth, exclude, q_colour, kv_colour in (
-            ("inter", 32, False, ALL, ALL),
-            ("intra", 16, True, NON_ANCHORS, ANCHORS),
-        ):
-            constants: dict[str, Any] = {"DEPTH": depth, "WIDTH": padded(depth)}
-            constants |= {"BLOCK": c.block, "KEYS": KEYS}
-            constants |= {"EXCLUDE": exclude, "Q_COLOUR": q_colour, "KV_COLOUR": kv_colour}
-            # What is not in ``types`` are strides.
-            names = [name for name in _attention_kernel.arg_names if name not in constants]
-            result.append(
-                Specialisation(
-                    f"softmax_{name}_{size}",
-                    _attention_kernel,
-                    {name: types.get(name, "i32:16") for name in names},
-                    constants,
-                    c.warps,
-                    c.stages,
-                    tensor_cores=True,
-                )
-            )
-    return result
-
-
-SPECIALISATIONS = _specialisations()

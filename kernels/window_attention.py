@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +33,7 @@ from torch import Tensor
 
 from mlic_fast.engine.arithmetic import WINDOW, power_of_two
 from mlic_fast.engine.packed import Layer
-from mlic_fast.kernels.configs import CONFIGS, Config, config
+from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
     exp_int,
     exp_int_twin,
@@ -51,7 +50,6 @@ from mlic_fast.kernels.functions import (
     to_planes,
 )
 from mlic_fast.kernels.planes import add_product, check_planes, padded, product, store_planes
-from mlic_fast.kernels.specialisation import Specialisation
 from mlic_fast.models.checkerboard import Parity, squeeze
 
 TOKENS = WINDOW**2
@@ -567,40 +565,3 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         num_warps=c.warps,
         num_stages=c.stages,
     )
-
-
-# -- ahead of time ----------------------------------------------------------------------------
-
-
-def _specialisations() -> list[Specialisation]:
-    """Of the full-size models, C = 32."""
-    planes = ("x", "qkv", "tokens", "out", "weight")
-    real = ("gain", "shift", "scale", "bias", "relative")
-    sizes = ("positions", "windows", "height", "half_width")
-    types = dict.fromkeys(planes, "*i8:16") | dict.fromkeys(real, "*fp32:16")
-    types |= dict.fromkeys(sizes, "i32")
-    types |= dict.fromkeys(("x_plane", "x_stride", "out_plane", "out_stride"), "i32:16")
-    for layer in ("fusion", "proj", "fc1", "fc2"):
-        types |= {f"{layer}_{kind}": types[kind] for kind in ("weight", "scale", "bias")}
-    result = []
-
-    def add(name: str, kernel: Any, c: Config, **constants: int) -> None:
-        constants["C"] = 32
-        names = [name for name in kernel.arg_names if name not in constants]
-        # What is not in ``types`` are scales of activations.
-        arguments: dict[str, str | tuple[str, ...]] = {n: types.get(n, "fp32") for n in names}
-        result.append(
-            Specialisation(name, kernel, arguments, constants, c.warps, c.stages, tensor_cores=True)
-        )
-
-    c = CONFIGS["window_attention"]["any", "any"]
-    add("window_attention", _attention_kernel, c, DEPTH=16, WIDTH=padded(16), VALUES=16)
-    for (_, size), c in CONFIGS["window_qkv"].items():
-        add(f"window_qkv_{size}", _qkv_kernel, c, WIDTH=padded(32), BLOCK=c.block)
-    for (_, size), c in CONFIGS["window_fusion"].items():
-        blocks = {"BLOCK": c.block, "CHUNK": c.outputs, "STEP": STEP}
-        add(f"window_fusion_{size}", _fusion_kernel, c, WIDTH=padded(64), **blocks)
-    return result
-
-
-SPECIALISATIONS = _specialisations()

@@ -17,8 +17,10 @@ from mlic_fast.errors import (
     CorruptStreamError,
     DeviceMemoryError,
     EngineError,
+    KernelResourcesError,
     MlicError,
     QualityError,
+    TooManyPixelsError,
     UnsupportedImageError,
     UnsupportedStreamError,
     WrongModelError,
@@ -35,8 +37,10 @@ __all__ = [
     "CorruptStreamError",
     "DeviceMemoryError",
     "EngineError",
+    "KernelResourcesError",
     "MlicError",
     "QualityError",
+    "TooManyPixelsError",
     "UnsupportedImageError",
     "UnsupportedStreamError",
     "WrongModelError",
@@ -53,14 +57,14 @@ def load(model: Any = "photo", device: str = "auto", engine: str = "auto") -> Co
     return load_codec(model, device=device, engine=engine)
 
 
-def compress(image: Any, quality: int | None = None) -> bytes | list[bytes]:
+def compress(image: Any, quality: int | None = None, **options: Any) -> bytes | list[bytes]:
     """Compress with the photograph model; see :meth:`mlic_fast.codec.Codec.compress`."""
-    return _photo().compress(image, quality=quality)
+    return _photo().compress(image, quality=quality, **options)
 
 
-def decompress(data: Any, output: Output = "torch") -> Any:
+def decompress(data: Any, output: Output = "torch", **options: Any) -> Any:
     """Decompress a stream of the photograph model; see :meth:`mlic_fast.codec.Codec.decompress`."""
-    return _photo().decompress(data, output=output)
+    return _photo().decompress(data, output=output, **options)
 
 
 @cache

@@ -25,6 +25,8 @@ _KNOWN_VERSIONS = (PROVISIONAL, EXACT)
 _LOG2_LANES = range(1, 11)
 _FIXED_BYTES = len(MAGIC) + 1 + MODEL_ID_BYTES + 1
 _CRC_BYTES = 4
+#: A header and its checksum have no more bytes.
+HEADER_BYTES = _FIXED_BYTES + 2 * 3 + _CRC_BYTES
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,29 @@ def read(data: bytes | bytearray | memoryview) -> tuple[Header, bytes]:
             f"a stream is bytes, not {type(data).__name__}; of a file, give what it holds"
         )
     data = bytes(data)
+    header, at = _parse(data)
+    (crc,) = struct.unpack_from("<I", data, at)
+    payload = data[at + _CRC_BYTES :]
+    if zlib.crc32(payload, zlib.crc32(data[:at])) != crc:
+        raise CorruptStreamError(
+            "the stream is cut short or altered: its checksum is wrong; get a fresh copy of it"
+        )
+    _check(header)
+    return header, payload
+
+
+def peek(data: bytes) -> Header:
+    """What a stream says of itself, from its first `HEADER_BYTES` bytes: nothing is certain yet.
+
+    Raises what `read` raises.
+    """
+    header, _ = _parse(data)
+    _check(header)
+    return header
+
+
+def _parse(data: bytes) -> tuple[Header, int]:
+    """The header and where it ends, of whatever values: the checksum comes first."""
     if not data:
         raise CorruptStreamError("the stream is empty; make it again with 'mlic-fast encode'")
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
@@ -115,30 +140,23 @@ def read(data: bytes | bytearray | memoryview) -> tuple[Header, bytes]:
                 f"{min(_KNOWN_VERSIONS)} to {max(_KNOWN_VERSIONS)}; decode it with a later release "
                 "of mlic_fast"
             )
-    # The width and height are read before the checksum is known to be right, so only their form is
-    # checked here.
     width, at = _read_varint(data, _FIXED_BYTES)
     height, at = _read_varint(data, at)
-    payload_at = at + _CRC_BYTES
-    if len(data) < payload_at:
+    if len(data) < at + _CRC_BYTES:
         raise _cut_short(data)
-    (crc,) = struct.unpack_from("<I", data, at)
-    payload = data[payload_at:]
-    if zlib.crc32(payload, zlib.crc32(data[:at])) != crc:
-        raise CorruptStreamError(
-            "the stream is cut short or altered: its checksum is wrong; get a fresh copy of it"
-        )
-
-    header = Header(
+    return Header(
         arithmetic_version=data[2] >> 4,
         lanes=1 << (data[2] & 15),
         model_id=data[3:7],
         quality=data[7],
         width=width,
         height=height,
-    )
-    # No encoder writes these with a right checksum, so what follows is for streams made by hand.
-    if data[2] & 15 not in _LOG2_LANES:
+    ), at
+
+
+def _check(header: Header) -> None:
+    """Raise `CorruptStreamError` for values that no encoder writes with a right checksum."""
+    if header.lanes.bit_length() - 1 not in _LOG2_LANES:
         raise CorruptStreamError(
             f"the stream is invalid: it has {header.lanes} lanes, not 2 to 1024"
         )
@@ -146,12 +164,12 @@ def read(data: bytes | bytearray | memoryview) -> tuple[Header, bytes]:
         raise CorruptStreamError(
             f"the stream is invalid: its quality is {header.quality}, above 100"
         )
+    width, height = header.width, header.height
     if width == 0 or height == 0 or max(width, height) > MAX_SIDE or header.pixels > MAX_PIXELS:
         raise CorruptStreamError(
             f"the stream is invalid: its image would be {width}x{height} pixels, outside the "
             f"limits of the format (sides up to {MAX_SIDE}, {MAX_PIXELS} pixels)"
         )
-    return header, payload
 
 
 def _varint(value: int) -> bytes:

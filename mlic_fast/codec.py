@@ -15,7 +15,7 @@ from typing import Any, Literal, SupportsIndex
 import torch
 from torch import Tensor
 
-from mlic_fast import bitstream, images
+from mlic_fast import bitstream, images, targets
 from mlic_fast.engine import Engine, create_engine, gpu_problem
 from mlic_fast.engine.identity import model_identity
 from mlic_fast.engine.pack import load_packed, pack, packed_bytes
@@ -26,6 +26,7 @@ from mlic_fast.errors import (
     CorruptStreamError,
     EngineError,
     QualityError,
+    TooManyPixelsError,
     UnsupportedStreamError,
     WrongModelError,
 )
@@ -35,6 +36,8 @@ from mlic_fast.models.mlic import ALIGNMENT, MlicModel, Transforms
 Output = Literal["torch", "numpy", "pil"]
 
 WEIGHTS = Path(__file__).parent / "weights"
+#: Pixels of a stream that is decoded, unless another limit is given: 16384x8192.
+MAX_PIXELS = 1 << 27
 #: Quality of a variable-rate model when none is given.
 DEFAULT_QUALITY = 60
 
@@ -84,19 +87,36 @@ class Codec:
             source = packed_bytes(self.model, self.packed)
         return _again, (source, self._identity, str(self.device), self.engine)
 
-    def compress(self, image: Any, quality: int | None = None) -> bytes | list[bytes]:
+    def compress(
+        self,
+        image: Any,
+        quality: int | None = None,
+        *,
+        target_bytes: int | None = None,
+        target_psnr: float | None = None,
+    ) -> bytes | list[bytes]:
         """Compress an image, or a batch.
 
         Args:
-            image: a path, a PIL image, a uint8 array [H, W, 3], a uint8 tensor [3, H, W]; or a
-                uint8 tensor [B, 3, H, W], which gives a list of B streams.
+            image: a path, the bytes of a file, an open file, a PIL image, a uint8 array [H, W, 3],
+                a uint8 tensor [3, H, W]; or a uint8 tensor [B, 3, H, W], which gives a list of B
+                streams.
             quality: 1 (smallest) .. 100 (best) for a model with several rates, 60 if not given.
+            target_bytes: instead: the best quality whose stream is not larger.
+            target_psnr: instead: the lowest quality that has this PSNR over RGB, in dB.
 
         Raises:
             UnsupportedImageError: for what :mod:`mlic_fast.images` refuses.
-            QualityError: for a quality out of range, or given to a model of a single rate.
+            QualityError: for a quality out of range, or given to a model of a single rate; for a
+                target that no quality meets.
             DeviceMemoryError: on a GPU, for more than it has memory for.
         """
+        if target_bytes is not None or target_psnr is not None:
+            if (quality, target_bytes, target_psnr).count(None) != 2:
+                raise QualityError("give one of quality, target_bytes and target_psnr")
+            if isinstance(image, Tensor) and image.dim() == 4:
+                return [self._compress_to(each, target_bytes, target_psnr) for each in image]
+            return self._compress_to(image, target_bytes, target_psnr)
         quality = self._check_quality(quality)
         if isinstance(image, Tensor) and image.dim() == 4:
             for single in image:
@@ -104,18 +124,22 @@ class Codec:
             return self._compress(image, quality)
         return self._compress(images.load_image(image)[None], quality)[0]
 
-    def decompress(self, data: Any, output: Output = "torch") -> Any:
+    def decompress(
+        self, data: Any, output: Output = "torch", *, max_pixels: int = MAX_PIXELS
+    ) -> Any:
         """Decompress a stream, or a list of them.
 
         Args:
             data: bytes, the path of a file, an open file; or a list of those.
             output: ``"torch"``, ``"numpy"`` or ``"pil"``.
+            max_pixels: of a picture; what it would cost is known before anything is decoded.
 
         Returns a uint8 tensor [3, H, W] on the codec's device, a uint8 array [H, W, 3]
         (``output="numpy"``) or a PIL image (``output="pil"``); a list of those for a list.
 
         Raises:
             CorruptStreamError: not a stream, cut short, altered, or decoded out of step.
+            TooManyPixelsError: more than ``max_pixels``.
             WrongModelError: made with another model.
             UnsupportedStreamError: of another version of the arithmetic.
             DeviceMemoryError: on a GPU, for more than it has memory for.
@@ -123,17 +147,17 @@ class Codec:
         if output not in ("torch", "numpy", "pil"):
             raise ValueError(f"output must be 'torch', 'numpy' or 'pil', not {output!r}")
         if isinstance(data, Iterable) and not _is_stream(data):
-            opened = [self._open(single) for single in data]
+            opened = [self._open(single, max_pixels) for single in data]
             return [_converted(image, output) for image in self._decompress(opened)]
-        (image,) = self._decompress([self._open(data)])
+        (image,) = self._decompress([self._open(data, max_pixels)])
         return _converted(image, output)
 
-    def decode_latents(self, data: Any) -> Tensor:
+    def decode_latents(self, data: Any, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         """The decoded latents of a stream, as :meth:`decompress` takes them.
 
         float32 [M, ceil(H/64) * 4, ceil(W/64) * 4].
         """
-        header, payload = self._open(data)
+        header, payload = self._open(data, max_pixels)
         with surroundings():
             return self._engine.decode_latents([(payload, header.lanes)], _hyper_size(header))[0]
 
@@ -152,6 +176,28 @@ class Codec:
             for _ in range(2):
                 self.decompress(self.compress(images))
 
+    def _compress_to(self, source: Any, size: int | None, psnr: float | None) -> bytes:
+        from mlic_fast.evaluation.metrics import psnr as psnr_of
+
+        if not self.model.config.rates:
+            raise QualityError("this model has a single rate: it meets no target")
+        image = images.load_image(source)
+        with surroundings():
+            padded = images.pad(image[None].to(self.device), ALIGNMENT)
+            encode_at = self._engine.encoder(padded)
+
+            def encode(quality: int) -> bytes:
+                return self._streams([encode_at(self._rate(quality))], quality, *image.shape[1:])[0]
+
+            if size is not None:
+                return targets.largest_within(encode, size)
+            assert psnr is not None
+            return targets.smallest_reaching(
+                encode,
+                lambda data: psnr_of(image, self.decompress(data).to(image.device)),
+                psnr,
+            )
+
     def _compress(self, batch: Tensor, quality: int) -> list[bytes]:
         """uint8 [B, 3, H, W] -> streams."""
         height, width = batch.shape[2:]
@@ -161,6 +207,11 @@ class Codec:
             for part in batch.split(self._engine.batch_limit(height, width)):
                 padded = images.pad(part.to(self.device), ALIGNMENT)
                 payloads += self._engine.encode_images(padded, self._rate(quality))
+        return self._streams(payloads, quality, height, width)
+
+    def _streams(
+        self, payloads: Sequence[tuple[bytes, int]], quality: int, height: int, width: int
+    ) -> list[bytes]:
         header = bitstream.Header(
             arithmetic_version=self._engine.arithmetic_version,
             lanes=0,
@@ -193,8 +244,13 @@ class Codec:
                         decoded[number] = images.crop(image, height, width).contiguous()
         return [decoded[number] for number in range(len(opened))]
 
-    def _open(self, data: Any) -> tuple[bitstream.Header, bytes]:
+    def _open(self, data: Any, max_pixels: int) -> tuple[bitstream.Header, bytes]:
         header, payload = bitstream.read(_stream_bytes(data))
+        if header.pixels > max_pixels:
+            raise TooManyPixelsError(
+                f"the stream holds {header.width}x{header.height} pixels, more than the limit of "
+                f"{max_pixels}; raise max_pixels (--max-pixels) if you trust it"
+            )
         if header.arithmetic_version != self._engine.arithmetic_version:
             made = "provisional" if header.arithmetic_version == bitstream.PROVISIONAL else "exact"
             raise UnsupportedStreamError(

@@ -15,6 +15,10 @@ class UnsupportedStreamError(MlicError):
     """The stream's format or arithmetic is of a version that this release cannot decode."""
 
 
+class TooManyPixelsError(MlicError):
+    """The stream decodes to more pixels than it may."""
+
+
 class WrongModelError(MlicError):
     """The stream was made with another model than the one loaded."""
 
@@ -37,6 +41,10 @@ class CapacityError(EngineError):
 
 class DeviceMemoryError(EngineError):
     """The images need more memory than the device has free."""
+
+
+class KernelResourcesError(EngineError):
+    """A kernel of the model needs more shared memory or registers than the device has."""
 
 
 class QualityError(MlicError, ValueError):

@@ -12,9 +12,9 @@ What happens to an image on its way in (files and PIL images):
 
 Refused with `UnsupportedImageError`: transparency, more than 8 bits a channel (whatever would be
 lost silently), CMYK without a profile, Lab, animations and files of several pages (an MPO
-photograph, as phones and cameras write them, counts as its first picture), and more than
-`bitstream.MAX_PIXELS` pixels, which is found before anything is decoded. AVIF files of 10 and 12
-bits are taken: Pillow rounds them to 8.
+photograph, as phones and cameras write them, counts as its first picture), cameras' raw files, of
+which Pillow sees a preview, and more than `bitstream.MAX_PIXELS` pixels, which is found before
+anything is decoded. AVIF files of 10 and 12 bits are taken: Pillow rounds them to 8.
 """
 
 from __future__ import annotations
@@ -23,21 +23,29 @@ import contextlib
 import io
 import os
 import secrets
-import struct
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union
+from typing import IO, Any, Union
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from .bitstream import MAX_PIXELS, check_size
 from .errors import UnsupportedImageError
+from .image_files import (
+    check_png_is_whole,
+    grey_level_of_transparency,
+    has_deep_channels,
+    is_camera_raw,
+)
 
-ImageSource = Union[str, "os.PathLike[str]", Image.Image, npt.NDArray[Any], torch.Tensor]
+ImageSource = Union[
+    str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, npt.NDArray[Any], torch.Tensor
+]
 
 # Suffix -> Pillow's format and options. The lossy formats are written at a quality that adds little
 # to what is lost.
@@ -62,16 +70,27 @@ _GREY_MODES = ("1", "L", "LA", "La")
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "YCbCr", "HSV")
 _STILL_FORMATS = ("MPO", "PSD")  # their further frames are previews or layers, not further pictures
 
-_pillow_limit_lock = threading.Lock()
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+#: Bytes of text in a PNG, which is not looked at.
+_MAX_TEXT = 1 << 28
 
 
 def load_image(source: ImageSource) -> torch.Tensor:
     """Return an image as a contiguous uint8 tensor of shape [3, H, W], RGB (sRGB), upright.
 
-    ``source`` is a path, a PIL image (its current frame), a uint8 array of shape [H, W, 3]
-    or [H, W] (greyscale), or a uint8 tensor of shape [3, H, W], which keeps its device. Raises
-    `UnsupportedImageError` for what the text at the top of this module refuses, and for files that
-    are missing, damaged or not images.
+    ``source`` is a path, the bytes of a file, an open file, a PIL image (its current frame), a
+    uint8 array of shape [H, W, 3] or [H, W] (greyscale), or a uint8 tensor of shape [3, H, W],
+    which keeps its device. Raises `UnsupportedImageError` for what the text at the top of this
+    module refuses, and for files that are missing, damaged or not images.
     """
     if isinstance(source, Image.Image):
         return _from_pil(source, "the image")
@@ -81,9 +100,13 @@ def load_image(source: ImageSource) -> torch.Tensor:
         return _from_array(source)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_open(io.BytesIO(source), "the image")
+    if hasattr(source, "read"):  # all of it at once: pipes cannot be sought in
+        return _from_open(io.BytesIO(source.read()), "the image")
     raise UnsupportedImageError(
-        f"cannot take an image from a {type(source).__name__}; give a path, a PIL image, "
-        "a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]"
+        f"cannot take an image from a {type(source).__name__}; give a path, bytes, a file, a PIL "
+        "image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]"
     )
 
 
@@ -132,17 +155,21 @@ def save_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
     `OSError` if the file cannot be written.
     """
     check_save_suffix(path)
+    write_atomically(path, image_bytes(image, Path(path).suffix))
+
+
+def image_bytes(image: torch.Tensor, suffix: str) -> bytes:
+    """What `save_image` writes to a file of this suffix."""
     picture = Image.fromarray(to_array(image))
-    name, options = _SAVE_FORMATS[Path(path).suffix.lower()]
+    name, options = _SAVE_FORMATS[suffix.lower()]
     buffer = io.BytesIO()
     try:
         picture.save(buffer, format=name, **options)
     except (OSError, ValueError, KeyError) as error:  # KeyError: a Pillow without this format
         raise UnsupportedImageError(
-            f"cannot write {os.fspath(path)} ({picture.width}x{picture.height}) as {name}: "
-            f"{error}; use .png"
+            f"cannot write {picture.width}x{picture.height} pixels as {name}: {error}; use .png"
         ) from error
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -158,6 +185,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         with open(temporary, "xb") as file:
             file.write(data)
+        if path.exists():
+            _take_over(path, temporary)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -167,20 +196,30 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
+def _take_over(old: Path, new: Path) -> None:
+    """The mode and owner of a file that is to be replaced, as far as this user may."""
+    status = os.stat(old)
+    os.chmod(new, stat.S_IMODE(status.st_mode))
+    if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+        with contextlib.suppress(PermissionError):
+            os.chown(new, status.st_uid, status.st_gid)
+
+
 def _from_file(path: Path) -> torch.Tensor:
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise UnsupportedImageError(f"{path} {what}; give the path of an image file")
-    with _reading(str(path)):
-        with _pillow_limit_raised():
-            picture = Image.open(path)
-        with picture:
-            frames = getattr(picture, "n_frames", 1)
-            if frames > 1 and picture.format not in _STILL_FORMATS:
-                raise UnsupportedImageError(
-                    f"{path} has {frames} frames or pages; extract the one to compress first"
-                )
-            return _from_pil(picture, str(path))
+    return _from_open(path, str(path))
+
+
+def _from_open(file: Path | IO[bytes], name: str) -> torch.Tensor:
+    with _reading(name), _raised_limits, Image.open(file) as picture:
+        frames = getattr(picture, "n_frames", 1)
+        if frames > 1 and picture.format not in _STILL_FORMATS:
+            raise UnsupportedImageError(
+                f"{name} has {frames} frames or pages; extract the one to compress first"
+            )
+        return _from_pil(picture, name)
 
 
 @contextlib.contextmanager
@@ -204,31 +243,65 @@ def _reading(name: str) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _pillow_limit_raised() -> Iterator[None]:
-    """Replace Pillow's global limit by ours while a file is opened.
+class _RaisedLimits:
+    """Replaces Pillow's global limits by ours while files are opened and read.
 
-    Its own gives a warning at 89 million pixels and an error at 179. Opening reads the header only;
-    `_from_pil` checks the exact size before it decodes.
+    That of pixels gives a warning at 89 million and an error at 179. Opening reads the header only;
+    `_from_pil` checks the exact size before it decodes. Several threads may be within at once.
     """
-    with _pillow_limit_lock:
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = Image.MAX_IMAGE_PIXELS, 0, 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = (
+                    Image.MAX_IMAGE_PIXELS,
+                    PngImagePlugin.MAX_TEXT_CHUNK,
+                    PngImagePlugin.MAX_TEXT_MEMORY,
+                )
+                self._set(MAX_PIXELS, _MAX_TEXT, _MAX_TEXT)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set(*self._before)
+
+    @staticmethod
+    def _set(pixels: int | None, text: int, memory: int) -> None:
+        Image.MAX_IMAGE_PIXELS = pixels
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = text, memory
+
+
+_raised_limits = _RaisedLimits()
 
 
 def _from_pil(picture: Image.Image, name: str) -> torch.Tensor:
     check_size(picture.width, picture.height)
     with _reading(name):
-        if picture.mode.startswith(("I", "F")) or _has_deep_channels(picture):
+        if is_camera_raw(picture):
+            raise UnsupportedImageError(
+                f"{name} is a camera's raw file, of which only a preview could be read; develop it "
+                "to TIFF, PNG or JPEG first"
+            )
+        if picture.mode.startswith(("I", "F")) or has_deep_channels(picture):
             raise UnsupportedImageError(
                 f"{name} has more than 8 bits a channel, which would be lost; convert it to 8 bits "
                 "a channel first"
             )
+        file = getattr(picture, "fp", None)
+        if picture.format == "PNG" and file is not None:
+            check_png_is_whole(file)
+        transparent = grey_level_of_transparency(picture)
         picture.load()
+    if transparent is not None:
+        picture = picture.copy()
+        picture.info["transparency"] = transparent
     profile = picture.info.get("icc_profile")
     if picture.mode == "CMYK" and not profile:
         raise UnsupportedImageError(
@@ -236,42 +309,19 @@ def _from_pil(picture: Image.Image, name: str) -> torch.Tensor:
         )
     if picture.mode not in (*_GREY_MODES, *_COLOUR_MODES, "CMYK"):
         raise UnsupportedImageError(f"{name} has {picture.mode} pixels; convert it to RGB first")
-    with contextlib.suppress(Exception):  # unreadable EXIF data do not make the pixels unreadable
-        picture = ImageOps.exif_transpose(picture)
-    opaque = _without_alpha(picture, name)
+    opaque = _without_alpha(_upright(picture), name)
     if profile:
         opaque = _to_srgb(opaque, profile, name)
     return torch.from_numpy(np.array(opaque.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-def _has_deep_channels(picture: Image.Image) -> bool:
-    """Whether the file has more than 8 bits a channel, which Pillow would drop without a word."""
-    if picture.format == "JPEG2000":
-        return _jpeg2000_depth(picture) > 8
-    for tile in getattr(picture, "tile", []):
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if any(isinstance(a, str) and ";16" in a for a in arguments) or tile[0] == "SGI16":
-            return True
-        if tile[0].startswith("ppm") and arguments[-1] > 255:
-            return True
-    return False
-
-
-def _jpeg2000_depth(picture: Image.Image) -> int:
-    """Bits of the deepest channel, from the SIZ marker that begins every JPEG 2000 codestream."""
-    file = picture.fp  # type: ignore[attr-defined]  # None once the pixels are loaded
-    if file is None:
-        return 8
-    place = file.tell()
-    file.seek(0)
-    head = file.read(1 << 16)
-    file.seek(place)
-    siz = head.find(b"\xff\x4f\xff\x51")
-    if siz < 0 or len(head) < siz + 42:
-        return 8
-    (channels,) = struct.unpack_from(">H", head, siz + 40)
-    depths = head[siz + 42 : siz + 42 + 3 * channels : 3]
-    return max(((depth & 127) + 1 for depth in depths), default=8)
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say; these may be odd in every other way."""
+    orientation: Any = None
+    with contextlib.suppress(Exception):
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    method = _TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
+    return picture if method is None else picture.transpose(method)
 
 
 def _without_alpha(picture: Image.Image, name: str) -> Image.Image:

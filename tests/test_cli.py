@@ -40,7 +40,7 @@ class StoringCodec:
         header = Header(0, 8, MODEL_ID, quality or 0, width, height)
         return bitstream.write(header, zlib.compress(image.numpy().tobytes()))
 
-    def decompress(self, data: bytes, output: str = "torch") -> torch.Tensor:
+    def decompress(self, data: bytes, max_pixels: int = 1 << 27) -> torch.Tensor:
         header, payload = bitstream.read(data)
         if header.model_id != MODEL_ID:
             raise WrongModelError("made with another model")
@@ -232,13 +232,165 @@ def test_wrong_usage_exits_with_2(arguments: list[str], folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("loads")
-def test_two_inputs_for_one_output_are_found_first(
+def test_names_that_differ_in_their_suffix_alone(folder: Path) -> None:
+    save_image(photograph(3), folder / "a.jpg")
+    assert main(["encode", "."]) == 0
+    assert {path.name for path in folder.glob("*.mlic")} == {
+        *("a.jpg.mlic", "a.png.mlic", "b.c.mlic")
+    }
+
+
+@pytest.mark.usefixtures("loads")
+def test_the_second_of_one_name_is_left(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "sub").mkdir(exist_ok=True)
+    save_image(photograph(3), folder / "sub" / "a.png")
+    assert main(["encode", "a.png", "sub/a.png", "b.c.PNG", "--output-dir", "out"]) == 1
+    assert "sub/a.png would be written to out/a.mlic, as a.png is" in capsys.readouterr().err
+    assert {path.name for path in (folder / "out").iterdir()} == {"a.mlic", "b.c.mlic"}
+
+
+@pytest.mark.usefixtures("loads")
+def test_links(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each has a result of its own; what leads nowhere is said."""
+    (folder / "link.png").symlink_to("a.png")
+    (folder / "lost.png").symlink_to("nowhere.png")
+    assert main(["encode", "."]) == 1
+    assert "lost.png is a link to nowhere.png, which does not exist" in capsys.readouterr().err
+    assert {path.name for path in folder.glob("*.mlic")} == {"a.mlic", "b.c.mlic", "link.mlic"}
+
+
+@pytest.mark.usefixtures("loads")
+def test_odd_names_cost_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (b"caf\xe9.png", b"x" * 251 + b".png", b"bell\a\x1b[31m.png"):
+        (folder / os.fsdecode(name)).write_bytes((folder / "a.png").read_bytes())
+    assert main(["encode", ".", "y" * 300 + ".png"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("File name too long") == 2
+    assert r"bell\x07\x1b[31m.png" in printed.out and "\x1b" not in printed.out
+    made = {os.fsencode(path.name) for path in folder.glob("*.mlic")}
+    assert made == {b"caf\xe9.mlic", b"bell\a\x1b[31m.mlic", b"a.mlic", b"b.c.mlic"}
+
+
+def test_names_that_the_locale_cannot_print(folder: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("no image")
+    done = subprocess.run(
+        [sys.executable, "-m", "mlic_fast.cli", "encode", os.fsdecode(b"caf\xe9.txt"), "gone"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+        capture_output=True,
+        cwd=folder,
+    )
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert rb"caf\udce9.txt" in done.stderr and b"gone does not exist" in done.stderr
+
+
+@pytest.mark.usefixtures("loads")
+def test_empty_arguments_name_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "", "a.png"]) == 1
+    assert "names no file" in capsys.readouterr().err
+    assert {path.name for path in folder.glob("*.mlic")} == {"a.mlic"}
+    assert main(["encode", ""]) == 1
+    assert main(["encode", "b.c.PNG", ""]) == 1
+    assert main(["decode", "a.mlic", "--output-dir", ""]) == 2
+
+
+@pytest.mark.usefixtures("loads")
+def test_a_folder_in_the_place_of_the_output(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_image(photograph(3), folder / "a.jpg")
-    assert main(["encode", "."]) == 2
-    assert "a.jpg and a.png would both be written to" in errors(capsys)[0]
-    assert not (folder / "b.c.mlic").exists()
+    (folder / "photos").mkdir()
+    assert main(["encode", "a.png", "photos"]) == 2
+    assert "--output-dir photos" in capsys.readouterr().err
+    assert not list(folder.glob("**/*.mlic"))
+
+
+def test_standard_streams(folder: Path, loads: list[tuple[Any, ...]]) -> None:
+    """Through real pipes, with the storing codec in a process of its own."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import mlic_fast, test_cli;"
+        "mlic_fast.load = lambda *a, **k: test_cli.StoringCodec();"
+        "from mlic_fast.cli import main; sys.exit(main())"
+    )
+
+    def run(*arguments: str, data: bytes) -> bytes:
+        command = [sys.executable, "-c", code, str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, input=data, capture_output=True, check=True).stdout
+
+    image = (folder / "a.png").read_bytes()
+    stream = run("encode", "-", "-", data=image)
+    assert stream == run("encode", "a.png", "-", data=b"") == run("encode", "-", data=image)
+    (folder / "a.mlic").write_bytes(stream)
+    for decoded in (run("decode", "-", data=stream), run("decode", "a.mlic", "-", data=b"")):
+        assert torch.equal(load_image(decoded), load_image(image))
+    run("decode", "-", "out.png", data=stream)
+    assert torch.equal(load_image(folder / "out.png"), load_image(image))
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
+def test_closed_streams(folder: Path, closed: str) -> None:
+    """A second file is not there: the exit code tells."""
+    command = f"{sys.executable} -m mlic_fast.cli info a.mlic b.mlic {closed}"
+    stream = StoringCodec().compress(load_image(folder / "a.png"))
+    (folder / "a.mlic").write_bytes(stream)
+    assert subprocess.run(command, shell=True, cwd=folder).returncode == 1
+    (folder / "b.mlic").write_bytes(stream)
+    assert subprocess.run(command, shell=True, cwd=folder).returncode == 0
+
+
+@pytest.mark.usefixtures("loads")
+def test_trees(folder: Path) -> None:
+    (folder / "more" / ".hidden").mkdir()
+    (folder / "more" / ".hidden" / "e.png").write_bytes((folder / "a.png").read_bytes())
+    assert main(["encode", ".", "-r", "--output-dir", "out", "--quiet", "-j", "1"]) == 0
+    assert files(folder / "out") == {"a.mlic", "b.c.mlic", "more/d.mlic"}
+    assert main(["decode", "out", "--recursive"]) == 0
+    assert {name for name in files(folder / "out") if name.endswith(".png")} == {
+        *("a.png", "b.c.png", "more/d.png")
+    }
+
+
+@pytest.mark.usefixtures("loads")
+def test_skipping_what_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "a.mlic").write_bytes(b"there")
+    assert main(["encode", ".", "--skip-existing"]) == 0
+    assert (folder / "a.mlic").read_bytes() == b"there" and (folder / "b.c.mlic").is_file()
+    assert main(["encode", ".", "--skip-existing"]) == 0
+    with pytest.raises(SystemExit):
+        main(["encode", ".", "--skip-existing", "--force"])
+    capsys.readouterr()
+    assert main(["encode", "a.png", "-o", "new.mlic", "--quiet"]) == 0
+    assert main(["decode", "new.mlic", "-o", "new.bmp", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert torch.equal(load_image(folder / "new.bmp"), load_image(folder / "a.png"))
+    assert main(["decode", "new.mlic", "-o", "new.xyz"]) == 1
+
+
+@pytest.mark.usefixtures("loads")
+def test_force_keeps_the_mode(folder: Path) -> None:
+    target = folder / "a.mlic"
+    target.write_bytes(b"")
+    target.chmod(0o640)
+    assert main(["encode", "a.png", "--force"]) == 0
+    assert target.stat().st_mode & 0o777 == 0o640 and target.stat().st_size > 0
+
+
+@pytest.mark.parametrize(("word", "hint"), [("encod", "did you mean encode?"), ("x", "there are ")])
+def test_unknown_commands(word: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([word, "a.png"])
+    assert exit_.value.code == 2 and hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["eval", "bench", "profile"])
+def test_results_do_not_replace_files(
+    command: str, folder: Path, capsys: pytest.CaptureFixture[str], loads: list[tuple[Any, ...]]
+) -> None:
+    (folder / "notes.json").write_text("precious")
+    image = ["a.png"] if command == "eval" else ["--image", "a.png"]
+    assert main([command, *image, "--json", "notes.json"]) == 2
+    assert "use --force" in capsys.readouterr().err
+    assert main([command, *image, "--json", "a.png", "--force"]) == 2
+    assert "is an input" in capsys.readouterr().err
+    assert (folder / "notes.json").read_text() == "precious" and loads == []
 
 
 @pytest.mark.usefixtures("folder", "loads")

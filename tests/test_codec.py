@@ -16,11 +16,12 @@ import pytest
 import torch
 from lively import SMALL, lively_model, photograph
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 import mlic_fast
 from mlic_fast import bitstream
-from mlic_fast.codec import Codec, load
+from mlic_fast.codec import WEIGHTS, Codec, load
 from mlic_fast.engine import exact
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.pack import pack, save_packed
@@ -30,10 +31,12 @@ from mlic_fast.errors import (
     EngineError,
     MlicError,
     QualityError,
+    TooManyPixelsError,
     UnsupportedImageError,
     UnsupportedStreamError,
     WrongModelError,
 )
+from mlic_fast.evaluation import psnr
 from mlic_fast.models import MlicModel, save_checkpoint
 
 RATES = replace(SMALL["mlic_plus_plus"], lambdas=(0.01, 0.02, 0.08))
@@ -234,6 +237,51 @@ def test_latents_that_are_not_numbers_still_make_a_stream(
     codec._engine._transforms = type(codec._engine._transforms)(broken, torch.float32)  # type: ignore[attr-defined]
     data = codec.compress(picture(64, 64))
     assert codec.decode_latents(data).isfinite().all()
+
+
+def test_pixels_are_limited_before_anything_is_decoded(variable: Codec) -> None:
+    data = variable.compress(picture(64, 65))
+    for limit in (64 * 65, 1 << 27):
+        assert variable.decompress(data, max_pixels=limit).shape == (3, 64, 65)
+    for decode in (variable.decompress, variable.decode_latents):
+        with pytest.raises(TooManyPixelsError, match="65x64 pixels, more than the limit of 4159"):
+            decode(data, max_pixels=64 * 65 - 1)
+    header, payload = bitstream.read(data)
+    huge = bitstream.write(replace(header, width=16385, height=8192), payload)
+    with pytest.raises(TooManyPixelsError):
+        variable.decompress([data, huge])
+
+
+def test_targets(variable: Codec) -> None:
+    image = picture(70, 130)
+    streams = [variable.compress(image, quality=quality) for quality in range(1, 101)]
+    for size in (len(streams[0]), len(streams[40]) + 1, 1 << 20):
+        data = variable.compress(image, target_bytes=size)
+        assert data in streams and len(data) <= size
+        quality = streams.index(data)
+        assert quality == 99 or len(streams[quality + 1]) > size
+    photo = load()  # of random weights PSNR does not grow with quality
+    for quality in (1, 31):
+        right = photo.compress(image, quality=quality)
+        target = psnr(image, photo.decompress(right))
+        assert photo.compress(image, target_psnr=target) == right
+    (one,) = variable.compress(image[None], target_bytes=1 << 20)
+    assert one == streams[-1]
+    for options in (
+        {"target_bytes": len(streams[0]) - 1},
+        {"target_psnr": 99},
+        {"target_bytes": 9, "target_psnr": 9},
+        {"quality": 9, "target_bytes": 9},
+    ):
+        with pytest.raises(QualityError):
+            variable.compress(image, **options)
+
+
+def test_the_shipped_weights_name_themselves() -> None:
+    """So that ``mlic-fast info`` needs no model."""
+    codec = load()
+    with safe_open(WEIGHTS / "photo.safetensors", framework="numpy") as file:
+        assert bytes.fromhex(file.metadata()["identity"])[:4] == codec.model_id
 
 
 # -- models, qualities, engines --------------------------------------------------------------

@@ -43,12 +43,15 @@ def test_golden_streams(path: Path, backend: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the backend gpu is one of all")
-def test_a_golden_stream_on_the_gpu_kernels() -> None:
-    """In the interpreter: one stream, of the weight family that no other test runs there."""
+@pytest.mark.parametrize("name", ["2023", "blocks"])
+def test_a_golden_stream_on_the_gpu_kernels(name: str) -> None:
+    """In the interpreter: one stream, of the weight family that no other test runs there; and one
+    with exact pixels.
+    """
     pytest.importorskip("triton", reason="triton is not installed")
     from mlic_fast.engine.gpu import GpuOps
 
-    (path,) = [path for path in golden_files() if "2023" in path.stem]
+    (path,) = [path for path in golden_files() if name in path.stem]
     golden = read_golden(path)
     recorder = Recorder(GpuOps(golden.packed, torch.device("cpu")))
     codec = codec_on(recorder, golden.model, golden.packed)

@@ -235,6 +235,21 @@ def test_command(
     assert all(f"<!-- {text}" in drawn for text in ("jpeg", "MLIC++ as published", "bits a pixel"))
 
 
+def test_a_bad_image_costs_no_other(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(mlic_fast, "load", lambda *_, **__: Coarse())
+    (images / "broken.png").write_bytes((images / "1.png").read_bytes()[:600])
+    assert call(images, images / "gone.png", "--json", tmp_path / "out.json") == 1
+    printed = capsys.readouterr().err
+    assert "broken.png" in printed and "gone.png" in printed and "2 of 4 images" in printed
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert {row["image"] for row in document["measurements"]} == {"0.png", "1.png", "mean"}
+
+
 @pytest.mark.parametrize("name", ["out.gif", "nowhere/out.png"])
 def test_command_that_could_not_write_its_picture(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

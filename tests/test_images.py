@@ -370,7 +370,7 @@ def test_the_limit_of_pillow_is_left_as_it_was(tmp_path: Path) -> None:
         (np.zeros((4, 4, 4), np.uint8), r"\[4, 4, 4\]"),
         (np.zeros((0, 4, 3), np.uint8), "4x0"),
         (torch.zeros(3, 4, 0, dtype=torch.uint8), "0x4"),
-        (b"bytes", "from a bytes"),
+        (b"bytes", "not an image"),
         (None, "from a NoneType"),
     ],
 )

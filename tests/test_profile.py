@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from lively import SMALL, lively_model
+from lively import BLOCKS, SMALL, lively_model
 
 import mlic_fast
 from mlic_fast.benchmark import profile as module
 from mlic_fast.benchmark.kernels import KERNEL, watched_kernels
-from mlic_fast.benchmark.operations import count_entropy_path, count_transforms
+from mlic_fast.benchmark.operations import (
+    count_entropy_path,
+    count_exact_transforms,
+    count_transforms,
+)
 from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.benchmark.profile import Peaks, Profile, describe, profile
 from mlic_fast.benchmark.stages import seconds_by_stage
@@ -24,8 +28,9 @@ from mlic_fast.codec import Codec
 from mlic_fast.engine import path, reference
 from mlic_fast.engine.cpu import CpuOps
 from mlic_fast.engine.pack import pack
+from mlic_fast.engine.pack_transforms import pack_transforms
 from mlic_fast.errors import EngineError
-from mlic_fast.models import MlicModel, save_checkpoint
+from mlic_fast.models import MlicConfig, MlicModel, save_checkpoint
 
 PEAKS = Peaks(matrix=1e12, integer=1e11, bandwidth=1e10)
 IMAGE = synthetic_photograph(128, 64)
@@ -82,15 +87,17 @@ def test_a_network_multiplies_what_its_operations_do(model: MlicModel) -> None:
     assert all(span.details["products"] == inside[span] for span in networks)
 
 
-def test_the_gpu_engine_is_taken_apart(device: torch.device) -> None:
+@pytest.mark.parametrize("config", [SMALL["mlic_plus_plus"], BLOCKS], ids=["residual", "blocks"])
+def test_the_gpu_engine_is_taken_apart(device: torch.device, config: MlicConfig) -> None:
     """Its stages, and the products of its fused kernels."""
     pytest.importorskip("triton", reason="triton is not installed")
     from mlic_fast.engine.device import GpuEngine
 
-    model = lively_model(SMALL["mlic_plus_plus"]).eval().to(device)
+    model = lively_model(config).eval().to(device)
     packed = pack(model)
     codec = Codec(model, packed, device, GpuEngine(model, packed, device, dtype=torch.float32))
     stream = mlic_fast.load(model.cpu()).compress(synthetic_photograph(64, 64))
+    codec.decompress(stream)  # a first one compiles by running the path
     with watched_kernels(codec) as tracer:
         spans = tracer.record(lambda: codec.decompress(stream), detailed=True)
     stages = seconds_by_stage(spans)
@@ -102,7 +109,11 @@ def test_the_gpu_engine_is_taken_apart(device: torch.device) -> None:
             stage = span.within("stage")
             counted[stage.name if stage else "other"] += span.details["products"]
     assert counted["entropy path"] == count_entropy_path(packed, 64, 64)
-    assert counted["g_s"] == count_transforms(model, 64, 64)["g_s"]
+    if config is BLOCKS:
+        exact = count_exact_transforms(pack_transforms(model), 64, 64)
+        assert counted["g_s"] == exact["g_s"]
+    else:
+        assert counted["g_s"] == count_transforms(model, 64, 64)["g_s"]
 
 
 def test_bytes_of_a_kernel() -> None:

@@ -6,6 +6,7 @@
 #include <cfenv>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -39,6 +40,8 @@ struct Job {
   void* const context;
   std::atomic<ptrdiff_t> next{0};
   std::atomic<int> helpers{0};  // raised under the pool's lock alone
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;  // of the first task that threw
 
   bool exhausted() const { return next.load(std::memory_order_relaxed) >= tasks; }
 
@@ -47,8 +50,17 @@ struct Job {
     for (;;) {
       const ptrdiff_t task = next.fetch_add(1, std::memory_order_relaxed);
       if (task >= tasks) return;
-      f(context, task);
+      try {
+        f(context, task);
+      } catch (...) {
+        if (!failed.exchange(true)) error = std::current_exception();
+      }
     }
+  }
+
+  // Once nobody works on it any more.
+  void rethrow() const {
+    if (error) std::rethrow_exception(error);
   }
 };
 
@@ -170,6 +182,7 @@ void parallel_for(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), voi
   } else {
     pool().run(job);
   }
+  job.rethrow();
 }
 
 }  // namespace mlic::exact

@@ -7,7 +7,8 @@
 namespace mlic::exact {
 
 // Calls f(context, task) for every task in 0 .. tasks, on the calling thread and on at most
-// threads - 1 workers. Tasks must not throw. Several threads may call at once; a task must not.
+// threads - 1 workers. Where tasks throw, the first exception comes back once all are done. Several
+// threads may call at once; a task must not.
 // While it runs a task has the default floating point environment: rounding to nearest, no flush
 // to zero, whatever the calling thread has set.
 void parallel_for(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), void* context);

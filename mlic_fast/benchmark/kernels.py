@@ -209,7 +209,7 @@ def _describer(
         results = list(_arrays(result))
         inputs = list(_arrays(list(arguments.values())))
         moved = 0  # by a view
-        if name == "mixing_blocks" or not _share_memory(inputs, results):
+        if name in ("mixing_blocks", "carried") or not _share_memory(inputs, results):
             moved = sum(array.nbytes for array in (*inputs, *results)) + weights
         return {
             "operation": operation,

@@ -80,6 +80,10 @@ class Counter:
             used = used_segments(layer, arguments["inputs"], arguments.get("partial"))
             out = _shape_only(result.q if isinstance(result, Act) else result)
             return math.prod(out.shape[:3]) * sum(segment.weight.size for segment in used)
+        if name in ("carried", "pixels"):  # 1x1 convolutions
+            (segment,) = self._ops.layers[arguments["layer"]].segments
+            x = _shape_only(arguments["x"])
+            return math.prod(x.q.shape[:3]) * segment.weight.size
         before = self._ops.products
         getattr(self._ops, name)(**{key: _shape_only(value) for key, value in arguments.items()})
         return self._ops.products - before
@@ -91,7 +95,7 @@ _MULTIPLYING = {
     *("sums", "project", "hyper_synthesis", "entropy_parameters", "predict_residual"),
     *("channel_context", "local_context"),
     *("inter_context", "intra_context", "intra_queries_and_keys"),
-    "mixing_blocks",
+    *("mixing_blocks", "carried", "pixels"),
 }
 
 

@@ -8,6 +8,8 @@ is imported only when it is called, so that encoding never loads what training n
 from __future__ import annotations
 
 import argparse
+import difflib
+import io
 import os
 import sys
 import warnings
@@ -37,6 +39,7 @@ class UsageError(MlicError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code. Wrong arguments raise `SystemExit`, as argparse."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    _prepare_output()
     try:
         return _run(argv)
     except KeyboardInterrupt:
@@ -51,6 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print_error(message)
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _prepare_output() -> None:
+    """Streams that are closed swallow what is printed; names of any bytes can be printed."""
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def explain(error: Exception) -> str | None:
@@ -70,7 +84,12 @@ def explain(error: Exception) -> str | None:
 
 def print_error(error: object) -> None:
     """Print one line on stderr, whatever the message holds."""
-    print(f"mlic-fast: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"mlic-fast: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """With characters that a terminal would act on, or cannot show, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _run(argv: list[str]) -> int:
@@ -91,6 +110,10 @@ def _run(argv: list[str]) -> int:
         )
         if name == called:
             import_module(module).add_arguments(command)
+    if called is not None and called not in COMMANDS:
+        near = difflib.get_close_matches(called, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        parser.error(f"there is no command {printable(called)!r}: {hint}")
     args = parser.parse_args(argv)
     if args.version:
         from mlic_fast import __version__

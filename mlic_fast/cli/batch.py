@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from mlic_fast.cli import explain, print_error
-from mlic_fast.cli.files import Job
+from mlic_fast.cli import explain, print_error, printable
+from mlic_fast.cli.files import STREAM, Job
 
 Result = dict[str, Any]
 
@@ -39,12 +39,13 @@ def run_batch(
     describe: Callable[[Result], str],
     *,
     as_json: bool,
+    quiet: bool = False,
 ) -> int:
     """Do every job that can be done, go on after a failure, and return the exit code.
 
     ``prepare`` makes the steps of a job; it is called only if there is work, and its errors end the
-    command. ``describe`` gives the line or lines about a result for people. Results come in the
-    order of the jobs.
+    command. ``describe`` gives the line or lines about a result for people, which are left out if
+    ``quiet``. Results come in the order of the jobs.
     """
     from tqdm import tqdm
 
@@ -53,7 +54,8 @@ def run_batch(
     failures = 0
     start = time.perf_counter()
     # disable=None: no bar where stderr is not a terminal.
-    with tqdm(total=len(jobs), unit="file", leave=False, disable=None if jobs[1:] else True) as bar:
+    silent = quiet or not jobs[1:]
+    with tqdm(total=len(jobs), unit="file", leave=False, disable=True if silent else None) as bar:
         for job, outcome in _outcomes(jobs, steps):
             result = {"input": str(job.source), **outcome}
             results.append(result)
@@ -61,15 +63,15 @@ def run_batch(
                 if "error" in result:
                     failures += 1
                     print_error(result["error"])
-                elif not as_json:
-                    print(describe(result), flush=True)
+                elif not (as_json or quiet or result.get("output") == STREAM):
+                    print("\n".join(map(printable, describe(result).splitlines())), flush=True)
             bar.update()
     seconds = time.perf_counter() - start
     done = len(jobs) - failures
     if as_json:
         document = {"files": results, "failed": failures, "seconds": seconds}
         print(json.dumps(document, indent=2))
-    elif done > 1:
+    elif done > 1 and not quiet:
         print(f"{done} files in {seconds:.2f} s, {done / seconds:.1f} a second")
     if failures and len(jobs) > 1:
         print_error(f"{failures} of {len(jobs)} files failed")

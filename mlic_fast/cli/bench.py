@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlic_fast.cli.files import check_folder_of
+from mlic_fast.cli.files import check_outputs
 from mlic_fast.cli.options import (
     add_benchmark_options,
+    add_force_option,
     count,
     describe,
     load_codecs,
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=count, default=1, metavar="B", help="images a call (default: %(default)s)"
     )
+    add_force_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write all numbers, and the machine's name")
     parser.add_argument(
         "--plot", metavar="FILE", help="draw stages and latency into a .png or .svg"
@@ -58,9 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time every image."""
-    for output in (args.json, args.plot):
-        if output:
-            check_folder_of(output)
+    check_outputs((args.json, args.plot), args.image or (), args.force)
     if args.plot:
         from mlic_fast.charts import check_chart
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.encode import SUFFIX, describe, result_of
-from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs, is_pattern
-from mlic_fast.cli.options import add_model_options, add_output_options
+from mlic_fast.cli.files import (
+    INPUTS_TEXT,
+    STREAM,
+    Job,
+    find_jobs,
+    is_pattern,
+    open_input,
+    write_output,
+)
+from mlic_fast.cli.options import add_model_options, add_output_options, pixels, set_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s INPUT.. [OUTPUT] [options]"
     parser.epilog = (
         "A last argument that does not end in .mlic is the output, for a single input; its suffix "
-        "is the format:\n.png .webp .tif .bmp .ppm (lossless), .jpg .avif. Otherwise each result "
-        "is a .png beside its input, or in\n--output-dir.\n\n"
+        "is the format (of -, .png):\n.png .webp .tif .bmp .ppm (lossless), .jpg .avif. Otherwise "
+        "each result is a .png beside its input,\nor in --output-dir.\n\n"
         + INPUTS_TEXT.format(what=".mlic files", example=".mlic")
     )
     parser.add_argument(
@@ -30,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="INPUT.. [OUTPUT]",
         help=".mlic files, folders, patterns; output",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=pixels,
+        default=1 << 27,
+        metavar="N",
+        help="refuse larger pictures before they are decoded (default: %(default)s)",
     )
     add_model_options(parser)
     add_output_options(parser)
@@ -39,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
     """Decode every input; 1 if one of them failed."""
     from mlic_fast.images import check_save_suffix
 
-    inputs, output = list(args.paths), None
-    if len(inputs) > 1 and _is_output(inputs[-1]):
+    inputs, output = list(args.paths), args.output
+    if output is None and len(inputs) > 1 and _is_output(inputs[-1]):
         output = inputs.pop()
+    if output is not None and output != STREAM:
         check_save_suffix(output)
     jobs = find_jobs(
         inputs,
@@ -50,32 +67,40 @@ def run(args: argparse.Namespace) -> int:
         output_dir=args.output_dir,
         target_suffix=".png",
         overwrite=args.force,
+        recursive=args.recursive,
+        skip_existing=args.skip_existing,
     )
-    return run_batch(jobs, lambda: _decoder(args), describe, as_json=args.json)
+    return run_batch(jobs, lambda: _decoder(args), describe, as_json=args.json, quiet=args.quiet)
 
 
 def _is_output(argument: str) -> bool:
-    path = Path(argument)
-    return not (path.suffix.lower() == SUFFIX or path.is_dir() or is_pattern(argument))
+    suffix = Path(argument).suffix.lower()
+    return not (suffix == SUFFIX or os.path.isdir(argument) or is_pattern(argument))
 
 
 def _decoder(args: argparse.Namespace) -> Steps:
     import mlic_fast
-    from mlic_fast.images import save_image
+    from mlic_fast.images import image_bytes
 
+    set_threads(args)
     codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
+
+    def read(job: Job) -> bytes:
+        source = open_input(job.source)
+        return source.read_bytes() if isinstance(source, Path) else source.read()
 
     def decode(data: bytes) -> tuple[Tensor, int, float]:
         start = time.perf_counter()
-        image = codec.decompress(data, output="torch").cpu()
+        image = codec.decompress(data, max_pixels=args.max_pixels).cpu()
         return image, len(data), time.perf_counter() - start
 
     def write(job: Job, decoded: tuple[Tensor, int, float]) -> Result:
         image, size, seconds = decoded
         assert job.target is not None
         if args.output_dir is not None:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        save_image(image, job.target)
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+        suffix = ".png" if str(job.target) == STREAM else job.target.suffix
+        write_output(job.target, image_bytes(image, suffix))
         return result_of(job, image, size, seconds)
 
-    return Steps(lambda job: job.source.read_bytes(), decode, write)
+    return Steps(read, decode, write)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from mlic_fast.cli import UsageError
 from mlic_fast.cli.batch import Result, Steps, run_batch
-from mlic_fast.cli.files import INPUTS_TEXT, Job, find_jobs
-from mlic_fast.cli.options import add_model_options, add_output_options
+from mlic_fast.cli.files import INPUTS_TEXT, STREAM, Job, find_jobs, open_input, write_output
+from mlic_fast.cli.options import add_model_options, add_output_options, count, set_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,18 +22,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.usage = "%(prog)s INPUT.. [OUTPUT] [options]"
     parser.epilog = (
-        "A last argument that ends in .mlic is the output, for a single input. Otherwise each "
-        "result lies beside\nits image, with the suffix .mlic, or in --output-dir.\n\n"
+        "A last argument that ends in .mlic, or -, is the output, for a single input. Otherwise "
+        "each result lies beside\nits image, with the suffix .mlic, or in --output-dir.\n\n"
         + INPUTS_TEXT.format(what="images", example=".jpg")
     )
     parser.add_argument(
         "paths", nargs="+", metavar="INPUT.. [OUTPUT]", help="images, folders, patterns; output"
     )
-    parser.add_argument(
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument(
+        "-q",
         "--quality",
         type=_quality,
         metavar="1..100",
         help="for models with several rates: higher is better and larger",
+    )
+    rate.add_argument(
+        "--target-bytes", type=count, metavar="N", help="best quality of at most N bytes a file"
+    )
+    rate.add_argument(
+        "--target-psnr", type=float, metavar="DB", help="lowest quality of this PSNR over RGB"
     )
     add_model_options(parser)
     add_output_options(parser)
@@ -48,8 +56,12 @@ def run(args: argparse.Namespace) -> int:
             "the reference engine writes no files, since they would not decode elsewhere; "
             "compare with it by mlic-fast bench or eval"
         )
-    inputs, output = list(args.paths), None
-    if len(inputs) > 1 and Path(inputs[-1]).suffix.lower() == SUFFIX:
+    inputs, output = list(args.paths), args.output
+    if (
+        output is None
+        and len(inputs) > 1
+        and (inputs[-1] == STREAM or Path(inputs[-1]).suffix.lower() == SUFFIX)
+    ):
         output = inputs.pop()
     jobs = find_jobs(
         inputs,
@@ -58,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
         output_dir=args.output_dir,
         target_suffix=SUFFIX,
         overwrite=args.force,
+        recursive=args.recursive,
+        skip_existing=args.skip_existing,
     )
-    return run_batch(jobs, lambda: _encoder(args), describe, as_json=args.json)
+    return run_batch(jobs, lambda: _encoder(args), describe, as_json=args.json, quiet=args.quiet)
 
 
 def result_of(job: Job, image: Tensor, size: int, seconds: float) -> Result:
@@ -91,13 +105,16 @@ def _quality(text: str) -> int:
 
 def _encoder(args: argparse.Namespace) -> Steps:
     import mlic_fast
-    from mlic_fast.images import load_image, write_atomically
+    from mlic_fast.images import load_image
 
+    set_threads(args)
     codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
 
     def encode(image: Tensor) -> tuple[Tensor, bytes, float]:
         start = time.perf_counter()
-        data = codec.compress(image, quality=args.quality)
+        targets = {"target_bytes": args.target_bytes, "target_psnr": args.target_psnr}
+        wanted = {name: value for name, value in targets.items() if value is not None}
+        data = codec.compress(image, quality=args.quality, **wanted)
         assert isinstance(data, bytes)  # a list only for a batch
         return image, data, time.perf_counter() - start
 
@@ -105,8 +122,8 @@ def _encoder(args: argparse.Namespace) -> Steps:
         image, data, seconds = coded
         assert job.target is not None
         if args.output_dir is not None:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_atomically(job.target, data)
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+        write_output(job.target, data)
         return result_of(job, image, len(data), seconds)
 
-    return Steps(lambda job: load_image(job.source), encode, write)
+    return Steps(lambda job: load_image(open_input(job.source)), encode, write)

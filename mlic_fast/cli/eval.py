@@ -11,8 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlic_fast.cli import UsageError
-from mlic_fast.cli.files import INPUTS_TEXT, check_folder_of, find_inputs
+from mlic_fast.cli import UsageError, explain, print_error
+from mlic_fast.cli.files import INPUTS_TEXT, check_outputs, find_inputs
+from mlic_fast.cli.options import add_force_option
+from mlic_fast.errors import MlicError
 
 if TYPE_CHECKING:
     from mlic_fast.evaluation import Curve, Measurement
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ssimulacra2", action="store_true", help="measure SSIMULACRA 2 too, which takes longer"
     )
+    add_force_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write all measurements as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write all measurements as CSV")
     parser.add_argument(
@@ -62,9 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables and write the files."""
-    for output in (args.json, args.csv, args.plot):
-        if output:
-            check_folder_of(output)
+    check_outputs((args.json, args.csv, args.plot), args.paths, args.force)
     if args.plot:
         from mlic_fast.charts import check_chart
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from mlic_fast.evaluation import PillowCodec, measure_curve
     from mlic_fast.evaluation.pillow_codecs import CURVE_QUALITIES
 
-    files = _images(args.paths)
+    files, failures = _images(args.paths)
     curves = [("mlic_fast", _settings(args))]
     for name in args.against:
         codec = PillowCodec(name)
@@ -97,21 +98,35 @@ def run(args: argparse.Namespace) -> int:
         from mlic_fast.evaluation.chart import draw
 
         save(draw(measured, rates, published, len(files)), args.plot)
-    return 0
+    if failures:
+        print_error(f"{failures} of {failures + len(files)} images were left out")
+    return 1 if failures else 0
 
 
 def _names(text: str) -> list[str]:
     return [name.strip().lower() for name in text.split(",") if name.strip()]
 
 
-def _images(paths: Sequence[str]) -> list[Path]:
-    from mlic_fast.images import IMAGE_SUFFIXES
+def _images(paths: Sequence[str]) -> tuple[list[Path], int]:
+    """The images that can be read, and how many cannot: each gets a line."""
+    from mlic_fast.images import IMAGE_SUFFIXES, load_image
 
-    jobs = find_inputs(paths, IMAGE_SUFFIXES)
-    for job in jobs:
-        if job.problem is not None:
-            raise UsageError(job.problem)
-    return [job.source for job in jobs]
+    good, failures = [], 0
+    for job in find_inputs(paths, IMAGE_SUFFIXES):
+        problem = job.problem
+        if problem is None:
+            try:
+                load_image(job.source)
+            except (MlicError, OSError) as error:
+                problem = explain(error)
+        if problem is None:
+            good.append(job.source)
+        else:
+            failures += 1
+            print_error(problem)
+    if not good:
+        raise UsageError("there is no image to measure")
+    return good, failures
 
 
 def _settings(args: argparse.Namespace) -> list[tuple[str, Any, int | None]]:

@@ -4,36 +4,50 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from mlic_fast.cli import UsageError
 
+#: Stands for standard input, or output.
+STREAM = "-"
+
 INPUTS_TEXT = """\
 A folder stands for the {what} directly in it, without hidden files and without subfolders. A
-pattern such as 'photos/**/*{example}' may be quoted, ** goes into subfolders."""
+pattern such as 'photos/**/*{example}' may be quoted, ** goes into subfolders. - is standard input
+or output."""
 
 
 @dataclass(frozen=True)
 class Job:
     """One file to read, and the one to write (None for a command that writes nothing).
 
-    ``problem`` says why the job cannot be done, found before any work begins.
+    ``problem`` says why the job cannot be done, found before any work begins. ``root`` is the
+    folder in which the file was found, if its subfolders were searched.
     """
 
     source: Path
     target: Path | None = None
     problem: str | None = None
+    root: Path | None = None
 
 
-def find_inputs(arguments: Iterable[str], suffixes: Collection[str]) -> list[Job]:
+def find_inputs(
+    arguments: Iterable[str], suffixes: Collection[str], *, recursive: bool = False
+) -> list[Job]:
     """Files, folders (their files with one of the suffixes) and patterns -> jobs, each file once.
 
-    What is missing becomes a job with a problem, so that the other files are done all the same.
+    What is missing becomes a job with a problem, so that the other files are done all the same. A
+    link is a file of its own beside what it points to.
     """
-    jobs = {os.path.realpath(job.source): job for job in _expand_all(arguments, suffixes)}
+    jobs: dict[str, Job] = {}
+    for job in _expand_all(arguments, suffixes, recursive):
+        folder = os.path.realpath(job.source.parent)
+        jobs.setdefault(os.path.join(folder, job.source.name), job)
     return list(jobs.values())
 
 
@@ -45,12 +59,18 @@ def find_jobs(
     output_dir: str | None,
     target_suffix: str,
     overwrite: bool,
+    recursive: bool = False,
+    skip_existing: bool = False,
 ) -> list[Job]:
     """Like `find_inputs`, with a target each: ``output``, or the source's name with another suffix.
 
-    Raises `UsageError` if two sources would be written to one target.
+    Sources that differ in their suffix alone keep it in the names of their targets. What would be
+    written to the target of another all the same becomes a job with a problem.
     """
-    inputs = find_inputs(arguments, suffixes)
+    _check_order(arguments, output, output_dir)
+    inputs = find_inputs(arguments, suffixes, recursive=recursive)
+    if output is None and output_dir is None and arguments == [STREAM]:
+        output = STREAM
     if output is not None:
         check_folder_of(output)
         if output_dir is not None:
@@ -61,16 +81,69 @@ def find_jobs(
             )
         targets = [Path(output)] * len(inputs)
     else:
-        targets = [
-            (job.source.parent if output_dir is None else Path(output_dir))
-            / (job.source.stem + target_suffix)
-            for job in inputs
-        ]
-    _check_targets_differ(inputs, targets)
+        targets = _targets(inputs, output_dir, target_suffix)
+    problems = _collisions(inputs, targets)
     return [
-        Job(job.source, target, job.problem or _target_problem(job.source, target, overwrite))
-        for job, target in zip(inputs, targets, strict=True)
+        Job(
+            job.source,
+            target,
+            job.problem or problem or _target_problem(job.source, target, overwrite),
+        )
+        for job, target, problem in zip(inputs, targets, problems, strict=True)
+        if job.problem or problem or not (skip_existing and os.path.isfile(target))
     ]
+
+
+def _check_order(arguments: list[str], output: str | None, output_dir: str | None) -> None:
+    """Raise `UsageError` for a last argument that other codecs would take for the output."""
+    if output == "" or output_dir == "":
+        raise UsageError("the output has an empty name")
+    last = arguments[-1]
+    given = output is not None or output_dir is not None
+    if not given and os.path.isdir(last) and not all(map(os.path.isdir, arguments)):
+        raise UsageError(
+            f"{last} is a folder: write into it with --output-dir {last}; or, for the files in it, "
+            "call again with folders alone"
+        )
+
+
+def _targets(inputs: list[Job], output_dir: str | None, suffix: str) -> list[Path]:
+    def target(job: Job, name: str) -> Path:
+        if str(job.source) == STREAM:
+            name = "stdin"
+        if output_dir is None:
+            folder = job.source.parent
+        elif job.root is None:
+            folder = Path(output_dir)
+        else:
+            folder = Path(output_dir) / job.source.parent.relative_to(job.root)
+        return folder / (name + suffix)
+
+    plain = [target(job, job.source.stem) for job in inputs]
+    folders: defaultdict[Path, set[Path]] = defaultdict(set)
+    names: defaultdict[Path, set[str]] = defaultdict(set)
+    for job, path in zip(inputs, plain, strict=True):
+        folders[path].add(job.source.parent)
+        names[path].add(job.source.name)
+    return [
+        target(job, job.source.name) if len(folders[path]) < len(names[path]) else path
+        for job, path in zip(inputs, plain, strict=True)
+    ]
+
+
+def _collisions(inputs: list[Job], targets: list[Path]) -> list[str | None]:
+    """Why a source cannot have its target: another one before it has it."""
+    first: dict[str, Path] = {}
+    problems: list[str | None] = []
+    for job, target in zip(inputs, targets, strict=True):
+        other = None if job.problem else first.setdefault(os.path.realpath(target), job.source)
+        taken = other is not None and other is not job.source
+        problems.append(
+            f"{job.source} would be written to {target}, as {other} is; do it alone"
+            if taken
+            else None
+        )
+    return problems
 
 
 def check_folder_of(output: str) -> None:
@@ -85,7 +158,9 @@ def is_pattern(argument: str) -> bool:
     return glob.has_magic(argument) and not os.path.lexists(argument)
 
 
-def _expand_all(arguments: Iterable[str], suffixes: Collection[str]) -> Iterator[Job]:
+def _expand_all(
+    arguments: Iterable[str], suffixes: Collection[str], recursive: bool
+) -> Iterator[Job]:
     for argument in arguments:
         if is_pattern(argument):
             matches = sorted(glob.glob(argument, recursive=True))
@@ -94,18 +169,53 @@ def _expand_all(arguments: Iterable[str], suffixes: Collection[str]) -> Iterator
             for match in matches:
                 # Of the folders that ** matches, the files match as well.
                 if "**" not in argument or not os.path.isdir(match):
-                    yield from _expand(Path(match), suffixes)
+                    yield from _expand(Path(match), suffixes, recursive)
+        elif argument == STREAM:
+            yield Job(Path(STREAM))
+        elif argument:
+            yield from _expand(Path(argument), suffixes, recursive)
         else:
-            yield from _expand(Path(argument), suffixes)
+            yield Job(Path(), problem="an argument is empty: it names no file")
 
 
-def _expand(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
+def _expand(path: Path, suffixes: Collection[str], recursive: bool) -> Iterator[Job]:
+    try:
+        if recursive and path.is_dir():
+            yield from _expand_tree(path, suffixes)
+        else:
+            yield from _expand_known(path, suffixes)
+    except OSError as error:  # a name too long, a folder without permission
+        yield Job(path, problem=f"{path}: {error.strerror}")
+
+
+def _expand_tree(root: Path, suffixes: Collection[str]) -> Iterator[Job]:
+    """All files of a folder and of its subfolders, but for hidden ones and links to folders."""
+    unreadable: list[OSError] = []
+    found = False
+    for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
+        subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
+        for name in sorted(names):
+            file = Path(folder, name)
+            if file.suffix.lower() in suffixes and name[0] != ".":
+                found = True
+                for job in _expand_known(file, suffixes):
+                    yield replace(job, root=root)
+    for error in unreadable:
+        yield Job(root, problem=f"cannot read the folder {error.filename}: {error.strerror}")
+    if not found and not unreadable:
+        kinds = " ".join(sorted(suffixes))
+        yield Job(root, problem=f"the folder {root} contains no file with a suffix of {kinds}")
+
+
+def _expand_known(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
     if path.is_dir():
         try:
             files = sorted(
                 file
                 for file in path.iterdir()
-                if file.suffix.lower() in suffixes and file.name[0] != "." and file.is_file()
+                if file.suffix.lower() in suffixes
+                and file.name[0] != "."
+                and (file.is_file() or file.is_symlink())
             )
         except OSError as error:
             yield Job(path, problem=f"cannot read the folder {path}: {error.strerror}")
@@ -113,26 +223,29 @@ def _expand(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
         if not files:
             kinds = " ".join(sorted(suffixes))
             yield Job(path, problem=f"the folder {path} contains no file with a suffix of {kinds}")
-        yield from map(Job, files)
+        for file in files:
+            if file.is_file():
+                yield Job(file)
+            elif not file.exists():  # a link that leads nowhere
+                yield from _expand_known(file, suffixes)
     elif path.exists():
         yield Job(path)
+    elif path.is_symlink():
+        yield Job(path, problem=f"{path} is a link to {os.readlink(path)}, which does not exist")
     else:
         yield Job(path, problem=f"{path} does not exist")
 
 
-def _check_targets_differ(inputs: list[Job], targets: list[Path]) -> None:
-    sources = defaultdict(list)
-    for job, target in zip(inputs, targets, strict=True):
-        if job.problem is None:
-            sources[os.path.realpath(target)].append(job.source)
-    for name, several in sources.items():
-        if len(several) > 1:
-            raise UsageError(
-                f"{several[0]} and {several[1]} would both be written to {name}; do them one by one"
-            )
-
-
 def _target_problem(source: Path, target: Path, overwrite: bool) -> str | None:
+    try:
+        return _known_target_problem(source, target, overwrite)
+    except OSError as error:
+        return f"{target}: {error.strerror}"
+
+
+def _known_target_problem(source: Path, target: Path, overwrite: bool) -> str | None:
+    if str(target) == STREAM:
+        return None
     if os.path.realpath(source) == os.path.realpath(target):
         return f"{target} would overwrite its own input; choose another name"
     if target.exists() and not target.is_file():
@@ -140,3 +253,34 @@ def _target_problem(source: Path, target: Path, overwrite: bool) -> str | None:
     if target.exists() and not overwrite:
         return f"{target} exists already; use --force to overwrite it"
     return None
+
+
+def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str], overwrite: bool) -> None:
+    """Raise `UsageError` unless files that a command writes beside its work can be written."""
+    sources = {os.path.realpath(source) for source in inputs}
+    for output in outputs:
+        if output is None:
+            continue
+        if not output:
+            raise UsageError("the output has an empty name")
+        check_folder_of(output)
+        if os.path.realpath(output) in sources:
+            raise UsageError(f"{output} is an input; choose another name")
+        if os.path.exists(output) and not overwrite:
+            raise UsageError(f"{output} exists already; use --force to overwrite it")
+
+
+def open_input(source: Path) -> Path | BinaryIO:
+    """A path, or standard input."""
+    return sys.stdin.buffer if str(source) == STREAM else source
+
+
+def write_output(target: Path, data: bytes) -> None:
+    """To a file, made atomically, or to standard output."""
+    if str(target) == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    from mlic_fast.images import write_atomically
+
+    write_atomically(target, data)

@@ -14,11 +14,31 @@ if TYPE_CHECKING:
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Where results go."""
+    parser.add_argument("-o", "--output", metavar="FILE", help="of a single input")
     parser.add_argument(
         "--output-dir", metavar="DIR", help="write the results into this folder, made if missing"
     )
-    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    parser.add_argument(
+        "-r",
+        "--recursive",
+        action="store_true",
+        help="take folders with their subfolders, which --output-dir repeats",
+    )
+    existing = parser.add_mutually_exclusive_group()
+    add_force_option(existing)
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="leave out what has a result already"
+    )
+    parser.add_argument(
+        "-j", "--threads", type=count, metavar="N", help="of the CPU (default: all cores)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print errors alone")
     add_json_option(parser)
+
+
+def add_force_option(parser: argparse._ActionsContainer) -> None:
+    """``--force``."""
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +79,15 @@ def add_benchmark_options(parser: argparse.ArgumentParser) -> None:
 
 def count(text: str) -> int:
     """Type of an argument."""
-    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 10000, not {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= 1 << 30:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 2^30, not {text!r}")
+    return int(text)
+
+
+def pixels(text: str) -> int:
+    """Type of an argument: a number of pixels."""
+    if not text.isdecimal() or not 1 <= int(text) <= 1 << 28:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 2^28, not {text!r}")
     return int(text)
 
 

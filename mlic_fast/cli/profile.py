@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlic_fast.cli.files import check_folder_of
+from mlic_fast.cli.files import check_outputs
 from mlic_fast.cli.options import (
     add_benchmark_options,
+    add_force_option,
     count,
     describe,
     load_codecs,
@@ -52,14 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", metavar="FILE", help="write a trace for chrome://tracing or ui.perfetto.dev"
     )
+    add_force_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write all rows of all tables")
 
 
 def run(args: argparse.Namespace) -> int:
     """Profile, print the tables and write the files."""
-    for output in (args.json, args.trace):
-        if output:
-            check_folder_of(output)
+    check_outputs((args.json, args.trace), [args.image] if args.image else (), args.force)
     before = json.loads(Path(args.before).read_text()) if args.before else None
     set_threads(args)
 

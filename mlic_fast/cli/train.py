@@ -41,20 +41,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--metric", choices=("mse", "ms-ssim"), help="distortion of the loss (default: mse)")
     add("--steps", type=int, help="optimiser steps in all (default: 2000000)")
+    add("--minutes", type=float, help="train for so long, in place of --steps")
     add("--batch-size", type=int, help="patches a step and process (default: 8)")
     add("--patch-size", type=int, help="side of a patch, a multiple of 64 (default: 256)")
+    add("--late-patch-size", type=int, metavar="SIDE", help="in the last third, e.g. 384")
+    add(
+        "--reduced",
+        type=float,
+        metavar="PART",
+        help="part of a batch that is photographs reduced by 2/3, e.g. 0.3 (default: 0)",
+    )
+    add("--graphics", action="store_true", help="a tenth of a batch is synthetic graphics")
     add("--optimizer", choices=("adam", "muon"), help="of the network (default: adam)")
     add("--lr", type=float, help="learning rate (default: 1e-4)")
     add(
         "--transforms-lr",
         type=float,
         metavar="FACTOR",
-        help="learning rate of g_a, g_s, h_a and h_s, relative to --lr (default: 1)",
+        help="learning rate of g_a and g_s, relative to --lr (default: 1)",
     )
+    add("--hyper-lr", type=float, metavar="FACTOR", help="of h_a, h_s and the prior of z")
+    add("--residual-lr", type=float, metavar="FACTOR", help="of the latent residual prediction")
     add("--aux-lr", type=float, help="learning rate of the quantiles (default: 1e-3)")
     add("--clip", type=float, help="largest norm of the gradient (default: 1)")
-    add("--schedule", choices=("steps", "cosine"), help="of the learning rate (default: steps)")
+    add("--schedule", choices=("steps", "cosine", "linear"), help="default: steps")
     add("--warmup", type=int, help="steps of linear warm-up (default: 300)")
+    add(
+        "--z-free",
+        type=float,
+        metavar="PART",
+        help="part of the run before the rate of z counts for h_a (default: 0)",
+    )
     add("--ema", type=float, help="decay of the averaged weights that are saved, e.g. 0.999")
     add("--validation", metavar="DIR", help="folder of validation images")
     add("--validate-every", type=int, help="steps between validations (default: 5000)")

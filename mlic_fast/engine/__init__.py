@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -34,6 +34,10 @@ class Engine(Protocol):
 
     def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
         """uint8 [B, 3, H, W], sides multiples of 64 -> a payload for each."""
+        ...
+
+    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+        """uint8 [1, 3, H, W] -> what encodes it at a rate; its analysis may be done once."""
         ...
 
     def decode_images(

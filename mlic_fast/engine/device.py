@@ -15,18 +15,20 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from mlic_fast.bitstream import EXACT
 from mlic_fast.coder.device import CapacityError, DeviceDecoder, DeviceEncoder, DeviceTables
 from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
 from mlic_fast.engine.fused import FusedTransforms
 from mlic_fast.engine.gpu import GpuOps
+from mlic_fast.engine.gpu_transforms import GpuTransforms
 from mlic_fast.engine.graphs import GATE, Pool, Recording
+from mlic_fast.engine.pack_transforms import pack_transforms
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import check_digest
-from mlic_fast.engine.transforms import EngineTransforms
-from mlic_fast.errors import DeviceMemoryError
+from mlic_fast.errors import DeviceMemoryError, KernelResourcesError
 from mlic_fast.kernels.functions import compile_only
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models.checkerboard import Parity
@@ -79,13 +81,15 @@ class GpuEngine:
         self._device = device
         self._packed = packed
         self._ops = ops or GpuOps(packed, device)
-        self._transforms = device_transforms(model, dtype)
+        self._transforms = device_transforms(model, dtype, device)
         self._tables = DeviceTables(packed.tables, device)
         self._medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
         self._compiled: set[bool] = set()
         cache = _memory(device) // CACHE_SHARE
         self._encodes: Pool[_Encode] = Pool(cache // 2)
         self._decodes: Pool[_Decode] = Pool(cache // 2)
+        if device.type == "cuda":  # other threads use what was made here on streams of their own
+            torch.cuda.synchronize(device)
 
     def batch_limit(self, height: int, width: int) -> int:
         return max(1, BATCH_PIXELS // (height * width))
@@ -122,6 +126,9 @@ class GpuEngine:
     def _current(self) -> AbstractContextManager[Any]:
         """PyTorch's and Triton's launches go to the current device."""
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+        return lambda rate: self.encode_images(image, rate)[0]
 
     def decode_images(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
@@ -160,6 +167,11 @@ class GpuEngine:
         for _ in range(2):
             try:
                 return work()
+            except OutOfResources as error:
+                raise KernelResourcesError(
+                    f"a kernel of this model needs {error.required} bytes of {error.name}, of "
+                    f"which this GPU has {error.limit}; load with device='cpu'"
+                ) from error
             except torch.OutOfMemoryError:
                 pass  # what it holds on to, its traceback's arrays, is free when this block is left
             with self._current(), GATE.working():  # while no thread captures
@@ -182,10 +194,13 @@ class GpuEngine:
         )
 
 
-def device_transforms(model: Transforms, dtype: torch.dtype) -> EngineTransforms | FusedTransforms:
-    """Transforms on blocks have no kernels of their own yet: they run on PyTorch's."""
-    kind = EngineTransforms if model.config.transforms == "blocks" else FusedTransforms
-    return kind(model, dtype)
+def device_transforms(
+    model: Transforms, dtype: torch.dtype, device: torch.device
+) -> FusedTransforms | GpuTransforms:
+    """Block transforms in exact arithmetic, residual ones on PyTorch's convolutions in a dtype."""
+    if model.config.transforms == "blocks":
+        return GpuTransforms(model, pack_transforms(model), device)
+    return FusedTransforms(model, dtype)
 
 
 def workspace(config: MlicConfig, batch: int, height: int, width: int) -> int:
@@ -202,7 +217,7 @@ def workspace(config: MlicConfig, batch: int, height: int, width: int) -> int:
 
 def compile_path(
     ops: Any,
-    transforms: EngineTransforms | FusedTransforms,
+    transforms: FusedTransforms | GpuTransforms,
     device: torch.device,
     batch: int,
     height: int,

@@ -51,8 +51,14 @@ class ExactEngine(PerImageEngine):
         self._ops = ops
 
     def encode(self, image: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
+        return self._encode(*self._transforms.analyse(image, rate))
+
+    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+        latents = self._transforms.analysis(image)
+        return lambda rate: self._encode(*self._transforms.at_rate(latents, rate))
+
+    def _encode(self, y: Tensor, z: Tensor) -> tuple[bytes, int]:
         encoder = Encoder(self._packed.tables)
-        y, z = self._transforms.analyse(image, rate)
         symbols = to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
         _encode_pass(encoder, symbols, self._packed.hyper_indexes(symbols.shape))
         slices = np.split(_channels_last(y), self._packed.config.slices, axis=-1)
@@ -120,5 +126,5 @@ def _channels_last(x: Tensor) -> Float:
 
 
 def _to_tensor(slices: list[Float]) -> Tensor:
-    """Decoded slices [B, H, W, C] -> latents [B, M, H, W], channels last as transforms like."""
+    """Decoded slices [B, H, W, C] -> latents [B, M, H, W], whose channels lie side by side."""
     return torch.from_numpy(np.concatenate(slices, axis=-1)).permute(0, 3, 1, 2)

@@ -13,7 +13,8 @@ from mlic_fast.engine.packed import PackedTransforms
 from mlic_fast.models.mlic import Transforms
 
 #: Halvings before the series of :func:`exact_exp`, and squarings after it.
-_HALVINGS = 10
+HALVINGS = 10
+NO_RATE = "this model has a variable rate: give rate, a tensor [1]"
 
 
 class ExactTransforms:
@@ -39,8 +40,16 @@ class ExactTransforms:
 
     def analyse(self, images: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
+        return self.at_rate(self.analysis(images), rate)
+
+    def analysis(self, images: Tensor) -> Real:
+        """What all rates have in common: the input of :meth:`at_rate`."""
+        return analysis(self.ops, images)
+
+    def at_rate(self, latents: Real, rate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """y and z as of :meth:`analyse`."""
         ops = self.ops
-        y = ops.scale(analysis(ops, images), self.scales(rate)[0])
+        y = ops.scale(latents, self.scales(rate)[0])
         z = hyper_analysis(ops, ops.scale(y, self._hyper_scale))
         return ops.to_tensor(y), ops.to_tensor(z)
 
@@ -56,7 +65,7 @@ class ExactTransforms:
         """
         if self._gains is None:
             return self._analysis_scale, self._synthesis_scale
-        gain, inverse = (_gain(each, rate) for each in self._gains)
+        gain, inverse = (exact_gain(each, rate) for each in self._gains)
         return gain * self._analysis_scale, inverse * self._synthesis_scale
 
 
@@ -89,10 +98,10 @@ def synthesis(ops: Operations, y: Real) -> Tensor:
     return ops.to_pixels(ops.conv("g_s.project", [ops.quantise(x, "g_s.fine")]))
 
 
-def _gain(log_gain: Tensor, rate: Tensor | None) -> Tensor:
+def exact_gain(log_gain: Tensor, rate: Tensor | None) -> Tensor:
     """:class:`mlic_fast.models.gain.GainUnits` at ``rate`` [1], exactly: float32 [M]."""
     if rate is None:
-        raise ValueError("this model has a variable rate: give rate, a tensor [1]")
+        raise ValueError(NO_RATE)
     last = len(log_gain) - 1
     rate = rate.double().clamp(0, last)
     low = rate.floor().long().clamp(max=max(last - 1, 0))
@@ -105,10 +114,10 @@ def exact_exp(x: Tensor) -> Tensor:
     """exp of float64 values between -30 and 30, the same bits on every machine: only products and
     sums, whose order is written here. Within 1e-12 of its magnitude.
     """
-    t = x * 2.0**-_HALVINGS
+    t = x * 2.0**-HALVINGS
     p = torch.ones_like(t)
     for n in range(8, 0, -1):
         p = p * (t * (1.0 / n)) + 1.0
-    for _ in range(_HALVINGS):
+    for _ in range(HALVINGS):
         p = p * p
     return p

@@ -12,18 +12,21 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mlic_fast.engine.graphs import capture_stream
 from mlic_fast.engine.operations import (
+    INTRA_HEADS,
     Act,
     Latents,
     Operations,
     entropy_parameters_layer,
 )
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packed import PackedLayers
 from mlic_fast.kernels import (
+    blocks,
     depthwise,
     entropy_parameters,
     latents,
@@ -52,17 +55,16 @@ class GpuLatents(Latents):
 
 
 class GpuOps(Operations):
-    """The operations of the entropy path on Triton kernels.
+    """The operations of the exact arithmetic on Triton kernels.
 
     Args:
-        packed: the packed model.
+        packed: the networks.
         device: a CUDA device; the CPU where TRITON_INTERPRET=1 was set before the import.
     """
 
-    def __init__(self, packed: PackedModel, device: torch.device) -> None:
+    def __init__(self, packed: PackedLayers, device: torch.device) -> None:
         super().__init__(packed)
         self.device = device
-        self._medians = torch.from_numpy(self.layers["medians"].bias).to(device)
         self._made: dict[Any, Any] = {}
 
     def _once(self, key: Any, make: Callable[[], T]) -> T:
@@ -83,7 +85,7 @@ class GpuOps(Operations):
     def _out_scale(self, names: Sequence[str], outputs: Sequence[int]) -> Tensor:
         """2^exponent of every output channel."""
         return self._once(
-            ("out scale", *names),
+            ("out scale", *zip(names, outputs, strict=True)),
             lambda: torch.cat(
                 [
                     torch.full((n,), self._scale(name), dtype=torch.float32)
@@ -114,11 +116,15 @@ class GpuOps(Operations):
     def _captures(self) -> bool:
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
     # -- latents ------------------------------------------------------------------------------
 
     def hyper_latents(self, symbols: Tensor) -> Act:
         out = torch.empty((2, *symbols.shape), dtype=torch.int8, device=self.device)
-        latents.hyper_latents(symbols, self._medians, out=out, out_scale=self._scale("z_hat"))
+        medians = self._once("medians", lambda: self._tensor(self.layers["medians"].bias))
+        latents.hyper_latents(symbols, medians, out=out, out_scale=self._scale("z_hat"))
         return Act(Input(out), self.exponents["z_hat"])
 
     def new_latents(self, batch: int, height: int, width: int) -> GpuLatents:
@@ -333,6 +339,73 @@ class GpuOps(Operations):
             ),
         )
 
+    # -- block transforms ---------------------------------------------------------------------
+
+    def to_blocks(self, images: Tensor) -> Act:
+        """uint8 [B, 3, H, W], contiguous."""
+        batch, _, height, width = images.shape
+        grid = Positions(batch, height // blocks.SIDE, width // blocks.SIDE)
+        out = self._planes(grid, blocks.VALUES)
+        blocks.to_blocks(images, out=out)
+        return Act(Input(out), 0)
+
+    def scaled(
+        self, r: Tensor, factors: Tensor, second: Tensor | None = None, *, out: str
+    ) -> tuple[Tensor, Act]:
+        """r [B, H, W, C] times factors [C]; and that times ``second`` as activation."""
+        q = self._planes(Positions(*r.shape[:3]), r.shape[3])
+        real = torch.empty_like(r)
+        scale = self._scale(out)
+        blocks.scaled(r, factors, second, real=real, out=q, out_scale=scale)
+        return real, Act(Input(q), self.exponents[out])
+
+    def carried(
+        self,
+        layer: str,
+        x: Act,
+        *,
+        residual: Tensor | None = None,
+        spread: bool = False,
+        out: str,
+    ) -> tuple[Tensor, Act]:
+        """conv, as real and as activation. The real is ``residual``, which is added, if given.
+
+        With ``spread`` what depth_to_space makes of both.
+        """
+        weights = self._weights([layer], 0, [x.exponent])
+        grid, channels = self._grid(x), weights.outputs
+        wide = grid
+        if spread:
+            wide, channels = Positions(grid.batch, 2 * grid.height, 2 * grid.width), channels // 4
+        real = self._real(wide, channels, None) if residual is None else residual
+        q = self._planes(wide, channels)
+        products.conv(
+            x.q,
+            weights,
+            grid,
+            residual=residual,
+            carried=real,
+            out=q,
+            out_scale=self._out_scale([out], [weights.outputs]),
+            shuffle=spread,
+        )
+        return real, Act(Input(q), self.exponents[out])
+
+    def every_second(self, x: Act) -> Act:
+        return Act(Input(x.q.planes[:, :, ::2, ::2].contiguous()), x.exponent)
+
+    def space_to_depth(self, x: Act) -> Act:
+        deep = x.q.planes.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        return Act(Input(deep.permute(0, 1, 2, 4, 3, 5, 6).flatten(4)), x.exponent)
+
+    def pixels(self, layer: str, x: Act) -> Tensor:
+        """conv, whose outputs are the values of blocks: uint8 [B, 3, 8H, 8W]."""
+        grid, side = self._grid(x), blocks.SIDE
+        shape = (grid.batch, 3, side * grid.height, side * grid.width)
+        images = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        products.conv(x.q, self._weights([layer], 0, [x.exponent]), grid, out=images)
+        return images
+
     # -- networks -----------------------------------------------------------------------------
 
     def entropy_parameters(
@@ -390,8 +463,17 @@ class GpuOps(Operations):
         colour = int(Parity.NON_ANCHOR)
         return Act(Input(out, SQUEEZED, colour), self.exponents[f"{prefix}.mlp.fc2"])
 
+    def intra_queries_and_keys(self, i: int, previous: Act) -> tuple[Act, Act]:
+        """What linear attention makes of keys alone is done here too, off the critical path."""
+        q, k = super().intra_queries_and_keys(i, previous)
+        if self.config.variant == "mlic_plus_plus":
+            sums = linear_attention.begin(k.q.planes, INTRA_HEADS, k.q.read)
+            k = Act(replace(k.q, sums=sums), k.exponent)
+        return q, k
+
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
-        return self._attend(linear_attention.linear_attention, q, k, v, heads, out)
+        launch = linear_attention.linear_attention
+        return self._attend(launch, q, k, v, heads, out, sums=k.q.sums)
 
     def softmax_attention(
         self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
@@ -407,7 +489,7 @@ class GpuOps(Operations):
         v: Act,
         heads: int,
         out: str,
-        **options: bool,
+        **options: Any,
     ) -> Act:
         """The result lies as the queries are read: squeezed, if they are read at one colour."""
         squeezed = q.q.kind == AT

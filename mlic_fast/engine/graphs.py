@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
+from mlic_fast.engine.path import INTER
 from mlic_fast.errors import MlicError
 
 Result = TypeVar("Result")
@@ -68,6 +69,12 @@ class Gate:
 GATE = Gate()
 
 
+#: Of the stream that the rest waits for, and of the longest branch; others have -1.
+_PRIORITIES = {"": -3, INTER: -2}
+#: All streams for captures.
+_BRANCHES: list[torch.cuda.Stream] = []
+
+
 @cache
 def capture_stream(device: torch.device, name: str = "") -> torch.cuda.Stream:
     """A stream for captures alone; by ``name`` one for each branch of a graph.
@@ -76,7 +83,18 @@ def capture_stream(device: torch.device, name: str = "") -> torch.cuda.Stream:
     launched on one that captures would become part of the graph, or end the capture, so these come
     from the other pool.
     """
-    return torch.cuda.Stream(device, priority=-1)
+    stream = torch.cuda.Stream(device, priority=_PRIORITIES.get(name, -1))
+    _BRANCHES.append(stream)
+    return stream
+
+
+def _join_branches(stream: torch.cuda.Stream) -> None:
+    """A capture waits for all of its branches."""
+    for branch in _BRANCHES:
+        with torch.cuda.stream(branch):
+            captures = torch.cuda.is_current_stream_capturing()
+        if captures and branch != stream:
+            stream.wait_stream(branch)
 
 
 #: For launches one by one. The first of a kernel loads it, in Triton not safely beside another
@@ -125,7 +143,11 @@ class Recording(Generic[Result]):
             GATE.capturing(),
             torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
         ):
-            result = self._work()
+            try:
+                result = self._work()
+            except BaseException:
+                _join_branches(stream)  # else the capture ends with an error of its own
+                raise
         segments = torch.cuda.memory_snapshot(graph.pool())
         self.nbytes = sum(segment["total_size"] for segment in segments)
         return graph, result

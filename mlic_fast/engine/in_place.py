@@ -1,4 +1,4 @@
-"""The blocks of the transforms as an engine runs them on a CPU: element by element in place.
+"""The blocks of residual transforms as an engine runs them on a CPU: element by element in place.
 
 A fresh array of a photograph's size costs a CPU as much as what is done with it. Nothing here
 changes a bit: the operations and their order are those of :mod:`mlic_fast.models.layers`. The GPU
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from mlic_fast.models.layers import (
     GDN,
-    MixingBlock,
     ResidualBlock,
     ResidualBlockUpsample,
     ResidualBlockWithStride,
@@ -37,14 +36,6 @@ def run_in_place(module: nn.Module) -> nn.Module:
 
 def _activation(self: nn.GELU, x: Tensor) -> Tensor:
     return _gelu(x)
-
-
-def _mixing_block(self: MixingBlock, x: Tensor) -> Tensor:
-    """The branches in the dtype of their weights, their sum in that of x."""
-    dtype = self.expand.weight.dtype
-    x = x + self.mix_out(self.depthwise(_gelu(self.mix_in(x.to(dtype)))))
-    x += self.contract(_gelu(self.expand(x.to(dtype))))
-    return x
 
 
 def _gdn(self: GDN, x: Tensor) -> Tensor:
@@ -73,7 +64,6 @@ def _upsample(self: ResidualBlockUpsample, x: Tensor) -> Tensor:
 _FORWARD: dict[type[nn.Module], Callable[..., Any]] = {
     nn.GELU: _activation,
     GDN: _gdn,
-    MixingBlock: _mixing_block,
     ResidualBlock: _residual_block,
     ResidualBlockWithStride: _with_stride,
     ResidualBlockUpsample: _upsample,

@@ -20,6 +20,8 @@ from torch import Tensor
 from mlic_fast.engine.packed import PackedLayers
 from mlic_fast.models.checkerboard import Parity
 
+#: Of the global context within a slice.
+INTRA_HEADS = 2
 #: float32 array of the backend.
 Real = Any
 
@@ -334,9 +336,9 @@ class Operations(ABC):
         v = self.squeeze(v, Parity.ANCHOR)
         out = f"{prefix}.attention"
         if self.config.variant == "mlic_plus_plus":
-            x = self.linear_attention(q, k, v, 2, out)
+            x = self.linear_attention(q, k, v, INTRA_HEADS, out)
         else:
-            x = self.softmax_attention(q, k, v, 2, out, exclude=True)
+            x = self.softmax_attention(q, k, v, INTRA_HEADS, out, exclude=True)
         x = self.unsqueeze(x, Parity.NON_ANCHOR)
         x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
         return self._feed_forward(prefix, x, residual=x)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,6 +33,9 @@ class PerImageEngine(ABC):
 
     def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
         return [self.encode(image[None], rate) for image in images]
+
+    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+        return partial(self.encode, image)
 
     def decode_images(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None

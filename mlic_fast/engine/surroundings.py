@@ -18,6 +18,8 @@ _first_process: int | None = None
 def surroundings() -> Iterator[None]:
     """No gradients, autocast, default device or numpy errors but ours, while entered.
 
+    Raises MemoryError where PyTorch finds no memory on the CPU, for which it has no type.
+
     In a child that was forked after the parent worked, PyTorch's operators run on one thread: those
     of OpenMP do not survive a fork, and waiting for them would never end. Our own kernels begin new
     threads there.
@@ -31,7 +33,12 @@ def surroundings() -> Iterator[None]:
         _whole_float32(),
         _threads_that_exist(),
     ):
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            raise MemoryError(str(error)) from error
 
 
 @contextmanager

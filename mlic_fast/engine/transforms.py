@@ -9,52 +9,46 @@ from torch import Tensor, nn
 
 from mlic_fast.engine.in_place import run_in_place
 from mlic_fast.engine.per_image import to_pixels, to_unit
-from mlic_fast.models.layers import MixingBlock
 from mlic_fast.models.mlic import Transforms
 from mlic_fast.models.transforms import SynthesisTransform
 
 
 class EngineTransforms:
-    """g_a, h_a and g_s in one dtype; latents and the gains stay float32.
+    """Residual g_a, h_a and g_s in one dtype; latents and the gains stay float32.
 
-    The last layer of residual transforms stays float32 too: the pixels come from it, and bfloat16
-    has no more than 8 bits for them. So does what carries the picture through block transforms, all
-    but the branches of their blocks. The weights are converted once, not at every call as autocast
-    does. They are copies, so that what becomes of the model changes nothing here.
+    The last layer stays float32 too: the pixels come from it, and bfloat16 has no more than 8 bits
+    for them. The weights are converted once, not at every call as autocast does. They are copies,
+    so that what becomes of the model changes nothing here.
     """
 
     def __init__(self, model: Transforms, dtype: torch.dtype) -> None:
+        assert isinstance(model.g_s, SynthesisTransform)
+        layers = model.g_s.synthesis_transform
         self._gain = copy.deepcopy(model.gain) if model.config.rates else None
         self._dtype = dtype
-        self._h_a = _convert(model.h_a, dtype)
-        if model.config.transforms == "blocks":
-            #: Of the tensors that go into g_a and g_s.
-            self._carried = torch.float32
-            self._g_a, self._g_s = (
-                _convert_branches(each, dtype) for each in (model.g_a, model.g_s)
-            )
-            self._last: nn.Module = nn.Identity()
-        else:
-            self._carried = dtype
-            self._g_a = _convert(model.g_a, dtype)
-            assert isinstance(model.g_s, SynthesisTransform)
-            layers = model.g_s.synthesis_transform
-            self._g_s = _convert(layers[:-1], dtype)
-            self._last = _convert(layers[-1], torch.float32)
+        self._g_a, self._h_a = (_convert(each, dtype) for each in (model.g_a, model.h_a))
+        self._g_s = _convert(layers[:-1], dtype)
+        self._last = _convert(layers[-1], torch.float32)
 
     def analyse(self, images: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
-        x = to_unit(images).to(self._carried, memory_format=torch.channels_last)
-        y = self._g_a(x).float()
-        if self._gain is not None:
-            y = self._gain.apply(y, rate)
+        return self.at_rate(self.analysis(images), rate)
+
+    def analysis(self, images: Tensor) -> Tensor:
+        """What all rates have in common: the input of :meth:`at_rate`."""
+        x = to_unit(images).to(self._dtype, memory_format=torch.channels_last)
+        return self._g_a(x).float()
+
+    def at_rate(self, latents: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
+        """y and z as of :meth:`analyse`."""
+        y = latents if self._gain is None else self._gain.apply(latents, rate)
         return y, self._h_a(y.to(self._dtype)).float()
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
         """Decoded latents [B, M, H/16, W/16] -> uint8 [B, 3, H, W]."""
         if self._gain is not None:
             y_hat = self._gain.undo(y_hat, rate)
-        x = y_hat.to(self._carried, memory_format=torch.channels_last)
+        x = y_hat.to(self._dtype, memory_format=torch.channels_last)
         return to_pixels(self._last(self._g_s(x).float()))
 
 
@@ -62,15 +56,6 @@ def _convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy in a dtype, in place, and channels-last: what convolutions are fastest with."""
     converted = run_in_place(copy.deepcopy(module).to(dtype))
     return converted.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _convert_branches(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in float32, but for the branches of its blocks, which are in a dtype."""
-    converted = _convert(module, torch.float32)
-    for block in converted.modules():
-        if isinstance(block, MixingBlock):
-            block.to(dtype)
-    return converted
 
 
 def cpu_dtype() -> torch.dtype:

@@ -13,7 +13,7 @@ DEFAULT_LAMBDA = {"mse": 0.0130, "ms-ssim": 16.64}
 """A middle operating point of the papers, for models that bring no lambdas of their own."""
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-SCHEDULES = ("steps", "cosine")
+SCHEDULES = ("steps", "cosine", "linear")
 OPTIMIZERS = ("adam", "muon")
 STARTS = ("random", "klt")
 
@@ -35,18 +35,26 @@ class TrainConfig:
         lmbda: Lagrange multipliers, ascending; more than one trains a variable-rate model.
         metric: ``"mse"`` or ``"ms-ssim"``, the distortion of the loss.
         steps: number of optimiser steps in all.
+        minutes: length of the run in minutes of training, in place of ``steps``; None: by steps.
         batch_size: patches a step and process.
         patch_size: side of the square patches in pixels, a multiple of 64.
+        late_patch_size: their side in the last third, in batches of as many pixels; None: the same.
+        reduced: part of a batch that is photographs reduced by 2/3.
+        graphics: whether a tenth of a batch is synthetic graphics, made for the run.
         optimizer: of the network, ``"adam"`` or ``"muon"``.
         lr: learning rate of the network.
-        transforms_lr: learning rate of g_a, g_s, h_a and h_s, relative to ``lr``.
+        transforms_lr: learning rate of g_a and g_s, relative to ``lr``.
+        hyper_lr: learning rate of h_a, h_s and the prior of z, relative to ``lr``.
+        residual_lr: learning rate of the latent residual prediction, relative to ``lr``.
         aux_lr: learning rate of the quantiles of the factorised prior (Adam).
         clip: largest 2-norm of the gradient.
-        schedule: ``"steps"`` (as in the papers: constant, then 0.3 and 0.1 of it) or ``"cosine"``.
+        schedule: ``"steps"`` (as in the papers: constant, then 0.3 and 0.1 of it), ``"cosine"``, or
+            ``"linear"`` (constant, then linearly to nothing in the last third).
         warmup: steps of linear warm-up.
+        z_free: part of the run before the rate of the hyper-latents counts for h_a.
         ema: decay of the moving average of the weights, which is validated and saved; 0: none.
         start: weights of a fresh network, ``"random"`` or ``"klt"``, whose transforms are a linear
-            one of the photographs at first and stand still during the warm-up.
+            one of the photographs at first and take up their learning rate slowly.
         warm_start: checkpoint whose fitting tensors initialise the network.
         validation: folder of validation images, or None.
         validate_every: steps between validations.
@@ -63,15 +71,22 @@ class TrainConfig:
     lmbda: tuple[float, ...] = (0.0130,)
     metric: str = "mse"
     steps: int = 2_000_000
+    minutes: float | None = None
     batch_size: int = 8
     patch_size: int = 256
+    late_patch_size: int | None = None
+    reduced: float = 0.0
+    graphics: bool = False
     optimizer: str = "adam"
     lr: float = 1e-4
     transforms_lr: float = 1.0
+    hyper_lr: float = 1.0
+    residual_lr: float = 1.0
     aux_lr: float = 1e-3
     clip: float = 1.0
     schedule: str = "steps"
     warmup: int = 300
+    z_free: float = 0.0
     ema: float = 0.0
     start: str = "random"
     warm_start: str | None = None
@@ -85,6 +100,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lmbda", tuple(float(value) for value in self.lmbda))
+        sides = [self.patch_size, self.late_patch_size or self.patch_size]
+        lengths = [self.steps, self.batch_size, self.validate_every, self.log_every]
+        rates = [self.lr, self.transforms_lr, self.hyper_lr, self.residual_lr, self.aux_lr]
+        others = [self.clip, self.save_every, 1.0 if self.minutes is None else self.minutes]
         rules = {
             "--lmbda takes positive, strictly ascending values": bool(self.lmbda)
             and self.lmbda[0] > 0
@@ -94,18 +113,17 @@ class TrainConfig:
             f"--optimizer is one of {', '.join(OPTIMIZERS)}": self.optimizer in OPTIMIZERS,
             f"--precision is one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
             f"--start is one of {', '.join(STARTS)}": self.start in STARTS,
-            "--patch-size is a positive multiple of 64": self.patch_size > 0
-            and self.patch_size % 64 == 0,
-            "--metric ms-ssim needs --patch-size 192 or more": self.metric != "ms-ssim"
-            or self.patch_size >= SMALLEST_SIDE,
-            "--steps, --batch-size, --validate-every and --log-every are at least 1": min(
-                self.steps, self.batch_size, self.validate_every, self.log_every
-            )
+            "patches have sides of positive multiples of 64": all(
+                side > 0 and side % 64 == 0 for side in sides
+            ),
+            "--metric ms-ssim needs patches of 192 or more": self.metric != "ms-ssim"
+            or min(sides) >= SMALLEST_SIDE,
+            "--steps, --batch-size, --validate-every and --log-every are at least 1": min(lengths)
             >= 1,
-            "--lr, --transforms-lr, --aux-lr, --clip and --save-every are positive": min(
-                self.lr, self.transforms_lr, self.aux_lr, self.clip, self.save_every
-            )
+            "learning rates, --clip, --minutes and --save-every are positive": min(rates + others)
             > 0,
+            "--reduced and --z-free are from 0 to 1": min(self.reduced, self.z_free) >= 0
+            and max(self.reduced, self.z_free) <= 1,
             "--ema is at least 0 and below 1": 0 <= self.ema < 1,
             "--warmup and --seed are not negative": min(self.warmup, self.seed) >= 0,
         }

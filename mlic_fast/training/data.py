@@ -1,7 +1,7 @@
 """Training patches: every photograph is decoded once, a step only copies pixels.
 
-Batches are a pure function of (seed, step, rank), so a run resumes at any step without a stored
-sampler position.
+They are drawn on the device of the network, by torch's generator. The trainer seeds it with (seed,
+step, rank), so a run resumes at any step without a stored position.
 """
 
 from __future__ import annotations
@@ -9,17 +9,26 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mlic_fast.errors import UnsupportedImageError
 from mlic_fast.images import IMAGE_SUFFIXES, load_image
 from mlic_fast.training.config import TrainingError
+
+# Photographs are reduced by 2/3: finer detail, and fewer traces of the codec they came through.
+REDUCTION = (3, 2)
+
+# Graphics: their part of a batch, and how much each of them counts beside a photograph.
+GRAPHICS_PART, GRAPHICS_WEIGHT = 0.1, 0.25
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -69,8 +78,15 @@ class ImageCache:
         """Maps a cache made by :meth:`build`."""
         sizes = [(h, w) for h, w in json.loads((Path(cache) / "images.json").read_text())["sizes"]]
         ends = np.cumsum([h * w * 3 for h, w in sizes]).tolist()
-        pixels = np.memmap(Path(cache) / "images.rgb", dtype=np.uint8, mode="r")
+        pixels = np.memmap(Path(cache) / "images.rgb", dtype=np.uint8, mode="c")
         return cls(pixels, sizes, [0, *ends[:-1]])
+
+    @classmethod
+    def of(cls, pictures: Sequence[NDArray[np.uint8]]) -> ImageCache:
+        """Holds pictures H x W x 3 in memory."""
+        sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+        ends = np.cumsum([picture.size for picture in pictures]).tolist()
+        return cls(np.concatenate([p.ravel() for p in pictures]), sizes, [0, *ends[:-1]])
 
     def image(self, i: int) -> NDArray[np.uint8]:
         """A view of image ``i``, H x W x 3."""
@@ -121,44 +137,97 @@ def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-class PatchSampler:
-    """Random square patches of cached images.
+class Pool:
+    """Decoded images on a device, from which squares are cut.
 
     An image is drawn in proportion to its area, the position uniformly, and one of the eight
-    symmetries of the square uniformly. Images smaller than the patch are left out with one warning.
+    symmetries of the square uniformly. Random numbers come from torch's generator of the device.
+    """
+
+    def __init__(self, images: ImageCache, device: torch.device) -> None:
+        self.device = device
+        self._pixels = torch.from_numpy(images.pixels).view(-1, 3).to(device)
+        self._sizes = torch.tensor(images.sizes)
+        self._offsets = torch.tensor(images.offsets) // 3
+
+    def count(self, side: int) -> int:
+        """How many images hold a square of this side."""
+        return int((self._sizes.amin(1) >= side).sum())
+
+    def check(self, side: int, warn: bool) -> None:
+        """Raises :class:`TrainingError` if there are no squares of this side to be drawn."""
+        count, small = self.count(side), len(self._sizes) - self.count(side)
+        if not count:
+            raise TrainingError(
+                f"every image is smaller than the patch of {side} pixels: lower --patch-size"
+            )
+        if small and warn:
+            _warn(f"left out {small} images smaller than the patch of {side} pixels")
+
+    def squares(self, side: int, count: int) -> Callable[[], Tensor]:
+        """A function that draws ``count`` squares: uint8 [count, 3, side, side], channels last."""
+        device = self._pixels.device
+        usable = self._sizes.amin(1) >= side
+        sizes, offsets = self._sizes[usable], self._offsets[usable].to(device)
+        areas = sizes.prod(1).double().cumsum(0)
+        shares = (areas / areas[-1]).float().to(device)
+        heights, widths = sizes.T.to(device)
+        forth = torch.arange(side, device=device)
+        back = side - 1 - forth
+
+        def draw() -> Tensor:
+            which, down, right, turn = torch.rand(4, count, device=device)
+            i = torch.searchsorted(shares, which.contiguous(), right=True).clamp(max=len(sizes) - 1)
+            top, left = (
+                (at * (extent - side + 1)).long().minimum(extent - side)[:, None, None]
+                for at, extent in ((down, heights[i]), (right, widths[i]))
+            )
+            symmetry = (turn * 8).long()[:, None]
+            rows = torch.where((symmetry & 1).bool(), back, forth)[:, :, None]
+            columns = torch.where((symmetry & 2).bool(), back, forth)[:, None]
+            turned = (symmetry & 4).bool()[..., None]
+            rows, columns = (
+                torch.where(turned, columns, rows),
+                torch.where(turned, rows, columns),
+            )
+            places = (top + rows) * widths[i][:, None, None] + left + columns
+            places = places + offsets[i][:, None, None]
+            pixels = self._pixels.index_select(0, places.flatten())
+            return pixels.view(count, side, side, 3).permute(0, 3, 1, 2)
+
+        return draw
+
+
+class Patches:
+    """The patches of a step: photographs as they are, reduced ones, and graphics.
+
+    Attributes:
+        shares: how much the loss of each patch counts, [batch].
     """
 
     def __init__(
-        self, images: ImageCache, patch_size: int, batch_size: int, seed: int, rank: int = 0
+        self, photographs: Pool, graphics: Pool | None, side: int, batch: int, reduced: float
     ) -> None:
-        usable = [i for i, size in enumerate(images.sizes) if min(size) >= patch_size]
-        if not usable:
-            raise TrainingError(
-                f"every image is smaller than the patch of {patch_size} pixels: lower --patch-size"
-            )
-        if len(usable) < len(images.sizes) and rank == 0:
-            skipped = len(images.sizes) - len(usable)
-            _warn(f"left out {skipped} images smaller than the patch of {patch_size} pixels")
-        areas = np.array([images.sizes[i][0] * images.sizes[i][1] for i in usable], np.float64)
-        self._images = images
-        self._usable = np.array(usable)
-        self._cumulative = np.cumsum(areas) / areas.sum()
-        self._patch = patch_size
-        self._batch = batch_size
-        self._key = (seed, rank)
+        large = side * REDUCTION[0] // REDUCTION[1]
+        drawn = round(batch * GRAPHICS_PART) if graphics is not None else 0
+        reductions = round(batch * reduced) if photographs.count(large) else 0
+        self._side = side
+        plain = batch - reductions - drawn
+        self._plain = photographs.squares(side, plain) if plain else None
+        self._reduced = photographs.squares(large, reductions) if reductions else None
+        self._graphics = graphics.squares(side, drawn) if graphics is not None and drawn else None
+        self.shares = torch.ones(batch)
+        self.shares[batch - drawn :] = GRAPHICS_WEIGHT
+        self.shares = self.shares.to(photographs.device)
 
-    def batch(self, step: int) -> torch.Tensor:
-        """The patches of a step: uint8 [batch, 3, patch, patch], channels last in memory."""
-        seed, rank = self._key
-        generator = np.random.default_rng([seed, step, rank])
-        patches = [self._draw(generator) for _ in range(self._batch)]
-        return torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2)
-
-    def _draw(self, generator: np.random.Generator) -> NDArray[np.uint8]:
-        i = self._usable[np.searchsorted(self._cumulative, generator.random(), side="right")]
-        image = self._images.image(int(i))
-        top, left = (int(generator.integers(side - self._patch + 1)) for side in image.shape[:2])
-        patch = image[top : top + self._patch, left : left + self._patch]
-        symmetry = int(generator.integers(8))
-        patch = np.rot90(patch, symmetry % 4)
-        return patch[:, ::-1] if symmetry >= 4 else patch
+    def draw(self) -> Tensor:
+        """float32 [batch, 3, side, side] in 0..1, channels last."""
+        parts = [self._plain().float()] if self._plain is not None else []
+        if self._reduced is not None:
+            size = (self._side, self._side)
+            squares = self._reduced().float()
+            smaller = F.interpolate(squares, size, mode="bicubic", antialias=True)
+            parts.append(smaller.clamp(0, 255))
+        if self._graphics is not None:
+            parts.append(self._graphics().float())
+        return (torch.cat(parts) / 255).contiguous(memory_format=torch.channels_last)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 
 from mlic_fast.training.config import TrainingError
@@ -63,19 +63,7 @@ def mean(values: Tensor) -> Tensor:
     return values
 
 
-def wrap(model: nn.Module, own: list[nn.Parameter], device: torch.device) -> nn.Module:
-    """DistributedDataParallel over all parameters but ``own``.
-
-    The quantiles' loss depends on parameters alone, so every process computes the same gradient for
-    them and they need no reduction; DDP would wait for them in vain, as they take no part in the
-    forward pass.
-    """
-    if not dist.is_initialized():
-        return model
-    for parameter in own:
-        parameter.requires_grad_(False)
-    ids = [device.index] if device.type == "cuda" else None
-    wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
-    for parameter in own:
-        parameter.requires_grad_(True)
-    return wrapped
+def share(values: Tensor) -> None:
+    """Gives every process the values of the first."""
+    if dist.is_initialized():
+        dist.broadcast(values, 0)

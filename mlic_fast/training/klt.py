@@ -4,14 +4,17 @@ Random networks first have to find out that neighbouring pixels are alike, which
 thousands of steps. :func:`start_from_klt` sets g_a and g_s to a linear transform that knows it, and
 tells the entropy model how large its latents are, so that training begins with a working codec.
 
-The transform is a tree. At each of the four halvings the channels of 2x2 positions are decorrelated
-and the strongest combinations are kept. A block of g_a carries k of them exactly in 2k channels,
-as ``gelu(x) - gelu(-x) = x``; the blocks of g_s carry them in their linear branch. All other
-channels and branches keep their random weights and feed nothing yet.
+Block transforms get the exact KLT of blocks of 8x8 pixels, and one of 2x2 of its results.
+
+For residual transforms it is a tree. At each of the four halvings the channels of 2x2 positions are
+decorrelated and the strongest combinations are kept. A block of g_a carries k of them exactly in 2k
+channels, as ``gelu(x) - gelu(-x) = x``; the blocks of g_s carry them in their linear branch. All
+other channels and branches keep their random weights and feed nothing yet.
 
 h_a keeps its random directions, but every layer is scaled to the signal. As PyTorch initialises it,
 z stays within half a step of its median, so it is rounded to a constant, nothing depends on it, and
-it never comes to life: the prior of y then is the same for every photograph.
+it never comes to life: the prior of y then is the same for every photograph. Its prior is as wide
+as z is, and the latent residual prediction begins at zero.
 """
 
 from __future__ import annotations
@@ -31,11 +34,14 @@ from mlic_fast.models.layers import (
     ResidualBlockUpsample,
     ResidualBlockWithStride,
 )
+from mlic_fast.models.transforms import BLOCK
 
 # Weight of a channel's own square in GDN: nearly linear, and yet it can grow.
 _GAMMA = 1e-5
 # Standard deviation of the hyper-latents.
 _HYPER = 1.5
+# Width of the densities of the hyper-latents.
+_PRIOR = 4.0
 # First scales, relative to the standard deviation: the contexts soon predict much of a latent.
 _UNPREDICTED = 0.5
 
@@ -53,14 +59,19 @@ def start_from_klt(model: MlicModel, patches: Tensor, lambdas: Sequence[float]) 
             0..255 is ``sqrt(18 / (lambda * log(2)))``: one step of y at their geometric mean.
     """
     mean = patches.mean(dim=(0, 2, 3))
-    matrices, latents = _tree(model.config, patches - mean[:, None, None])
     middle = math.exp(sum(map(math.log, lambdas)) / len(lambdas))
     unit = 255 / math.sqrt(18 / (middle * math.log(2)))
-    _set_analysis(model.g_a.analysis_transform, matrices, mean, unit)
-    _set_synthesis(model.g_s.synthesis_transform, matrices, mean, unit)
+    if model.config.transforms == "blocks":
+        latents = _set_blocks(model, patches - mean[:, None, None], mean, unit)
+    else:
+        matrices, latents = _tree(model.config, patches - mean[:, None, None])
+        _set_analysis(model.g_a.analysis_transform, matrices, mean, unit)
+        _set_synthesis(model.g_s.synthesis_transform, matrices, mean, unit)
     y = F.pad(unit * latents, (0, 0, 0, 0, 0, model.config.M - latents.shape[1]))
     _set_hyper_analysis(model.h_a.reduction, y)
+    _set_prior(model.entropy_bottleneck)
     _set_scales(model, y)
+    _predict_no_residual(model)
 
 
 def _tree(config: MlicConfig, signal: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -71,13 +82,46 @@ def _tree(config: MlicConfig, signal: Tensor) -> tuple[list[Tensor], Tensor]:
     latents = n3 if config.weight_family == "2023" else config.M  # that g_s can make use of
     matrices = []
     for width in (n1 // 2, n2 // 2, n3 // 2, latents):
-        blocks = F.pixel_unshuffle(signal, 2)
-        vectors = blocks.movedim(1, 0).flatten(1).double()
-        _, basis = torch.linalg.eigh(vectors @ vectors.T)
-        matrix = basis.flip(1)[:, :width].T.float()
+        matrix, signal = _level(signal, 2, width)
         matrices.append(matrix)
-        signal = F.conv2d(blocks, matrix[:, :, None, None])
     return matrices, signal
+
+
+def _level(signal: Tensor, side: int, width: int) -> tuple[Tensor, Tensor]:
+    """The KLT [k, side^2 C] of blocks of a signal of C channels, in the order of a pixel unshuffle,
+    with at most ``width`` components, and what it gives.
+    """
+    blocks = F.pixel_unshuffle(signal, side)
+    vectors = blocks.movedim(1, 0).flatten(1).double()
+    _, basis = torch.linalg.eigh(vectors @ vectors.T)
+    matrix = basis.flip(1)[:, :width].T.float()
+    return matrix, F.conv2d(blocks, matrix[:, :, None, None])
+
+
+def _set_blocks(model: MlicModel, signal: Tensor, mean: Tensor, unit: float) -> Tensor:
+    """Sets block transforms to a KLT of 8x8 pixels, and one of 2x2 of its results; returns what
+    they give. Fresh blocks are the identity.
+    """
+    analysis: Any = model.g_a
+    synthesis: Any = model.g_s
+    fine, signal = _level(signal, BLOCK, model.config.block_channels)
+    coarse, signal = _level(signal, 2, model.config.M)
+    k, width = len(fine), model.config.block_channels
+    means = mean.repeat_interleave(BLOCK**2)
+    # Rows that carry nothing yet see signals of the same size.
+    analysis.embed.weight *= unit
+    analysis.embed.weight[:k, :, 0, 0] = unit * fine
+    analysis.embed.bias.copy_(-analysis.embed.weight[:, :, 0, 0] @ means)
+    _clear(analysis.down)
+    analysis.down.weight[: len(coarse), :k] = _filters(coarse)
+    _clear(synthesis.up)
+    up = torch.zeros(width, 4, model.config.M)
+    up[:k, :, : len(coarse)] = coarse.T.unflatten(0, (k, 4))
+    synthesis.up.weight[:, :, 0, 0] = up.flatten(0, 1)
+    _clear(synthesis.project)
+    synthesis.project.weight[:, :k, 0, 0] = fine.T / unit
+    synthesis.project.bias.copy_(means)
+    return signal
 
 
 # Parts of networks are Any: the types of PyTorch's containers do not know what they hold.
@@ -125,6 +169,23 @@ def _set_hyper_analysis(layers: Any, y: Tensor) -> None:
         y = layer(y)
     layers[-1].weight *= _HYPER
     layers[-1].bias -= _HYPER * y.mean(dim=(0, 2, 3))
+
+
+def _set_prior(prior: Any) -> None:
+    """Makes the densities of the hyper-latents as wide as these are: too wide ones push them to
+    a constant.
+    """
+    layers = list(zip(prior.matrices, prior.WIDTHS[1:], strict=True))
+    factor = _PRIOR ** (1 / len(layers))
+    for matrix, width in layers:
+        matrix.fill_(math.log(math.expm1(1 / factor / width)))
+    prior.quantiles.copy_(torch.tensor([-_PRIOR, 0.0, _PRIOR]))
+
+
+def _predict_no_residual(model: MlicModel) -> None:
+    networks: Any = [*model.lrp_anchor, *model.lrp_nonanchor]
+    for network in networks:
+        _clear(network.lrp_transform[-1])
 
 
 def _set_scales(model: MlicModel, y: Tensor) -> None:

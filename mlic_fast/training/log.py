@@ -10,48 +10,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from mlic_fast.training import distributed
 from mlic_fast.training.config import TrainConfig
+from mlic_fast.training.step import MEANS
 
-MEANS = ("loss", "rd", "bpp", "mse", "aux", "gradient")
 LOG_COLUMNS = ("step", *MEANS, "psnr", "lr", "skipped", "images_per_second")
 VALIDATION_COLUMNS = ("step", "lmbda", "loss", "bpp", "psnr", "ms_ssim", "mse")
 
 
-class Meter:
-    """Means over the steps between two rows of the log, kept on the device, and their time."""
+class Clock:
+    """Seconds of training, without those inside of :meth:`stopped`."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._totals = torch.zeros(len(MEANS) + 1, device=device)
-        self._start = time.monotonic()
-        self.steps = 0
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Adds the terms of a step; a skipped step has none and counts for the time alone."""
-        self.steps += 1
-        if terms:
-            self._totals[:-1] += torch.stack([terms[name].float() for name in MEANS])
-            self._totals[-1] += 1
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._start = time.monotonic() - seconds
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """What happens inside does not count as time of training."""
+    def stopped(self) -> Iterator[None]:
         begin = time.monotonic()
         yield
         self._start += time.monotonic() - begin
 
     def seconds(self) -> float:
         return time.monotonic() - self._start
-
-    def means(self) -> dict[str, float]:
-        """Means over steps and processes; empty if every step was skipped."""
-        totals = distributed.mean(self._totals.clone()).tolist()
-        if totals[-1] == 0:
-            return {}
-        return {name: total / totals[-1] for name, total in zip(MEANS, totals, strict=False)}
 
 
 class CsvLog:
@@ -96,7 +75,8 @@ class Logs:
         from tqdm import tqdm
 
         hidden = None if self._is_main else True  # None: hidden where the output is not a terminal
-        self._bar = tqdm(total=self._config.steps, initial=self._step, unit="step", disable=hidden)
+        total = None if self._config.minutes else self._config.steps
+        self._bar = tqdm(total=total, initial=self._step, unit="step", disable=hidden)
         if self._is_main:
             self._train = CsvLog(self._folder / "log.csv", LOG_COLUMNS, self._step)
             validation = self._folder / "validation.csv"
@@ -141,6 +121,9 @@ class Logs:
                 f"step {step}, lambda {row['lmbda']:g}: {row['bpp']:.4f} bits a pixel,"
                 f" {row['psnr']:.2f} dB, MS-SSIM {row['ms_ssim']:.4f}"
             )
+
+    def say(self, line: str) -> None:
+        self._bar.write(line)
 
     def _scalars(self, prefix: str, row: dict[str, float], step: int) -> None:
         if self._board is not None:

@@ -17,6 +17,14 @@ def bits_per_pixel(likelihoods: dict[str, Tensor], pixels: int) -> Tensor:
     return torch.stack(totals).sum(0) / (-math.log(2) * pixels)
 
 
+def interpolation(rate: Tensor, rates: int) -> Tensor:
+    """Weights [B, rates] of the trained rates at fractional indexes [B]: linear between neighbours.
+
+    Gradients of a product with them need no sorting, those of an index do.
+    """
+    return (1 - (rate[:, None] - torch.arange(rates, device=rate.device)).abs()).clamp(min=0)
+
+
 class RateDistortionLoss(nn.Module):
     """``lambda * 255^2 * MSE + bpp``, or ``lambda * (1 - MS-SSIM) + bpp``.
 
@@ -39,45 +47,42 @@ class RateDistortionLoss(nn.Module):
 
     def lambdas(self, rate: Tensor) -> Tensor:
         """Lambda at fractional rate indexes, float32 [batch]."""
-        low = rate.floor().long().clamp(0, max(len(self.log_lambdas) - 2, 0))
-        high = (low + 1).clamp(max=len(self.log_lambdas) - 1)
-        return torch.lerp(self.log_lambdas[low], self.log_lambdas[high], rate - low).exp()
+        return (interpolation(rate, len(self.log_lambdas)) @ self.log_lambdas).exp()
 
     def weights(self, lambdas: Tensor) -> Tensor:
         """Factor of each sample's loss, float32 [batch]; 1 at the geometric mean of the lambdas."""
         return (0.5 * (self.log_lambdas.mean() - lambdas.log())).exp()
 
     def forward(
-        self, x_hat: Tensor, likelihoods: dict[str, Tensor], x: Tensor, rate: Tensor | None
+        self, x_hat: Tensor, y_bits: Tensor, z_bits: Tensor, x: Tensor, rate: Tensor | None
     ) -> dict[str, Tensor]:
-        """Means over the batch: ``loss`` (weighted), ``rd`` (not), ``bpp``, ``mse`` (of 0..1).
+        """Of each sample: ``loss`` (weighted), ``rd`` (not), ``bpp``, ``z_bpp``, ``mse`` (of 0..1).
 
         Args:
-            x_hat: reconstruction [B, 3, H, W].
-            likelihoods: of latents and hyper-latents, each [B, ...].
+            x_hat: reconstruction [B, 3, H, W], float32.
+            y_bits, z_bits: of latents and hyper-latents [B].
             x: image in 0..1, [B, 3, H, W].
             rate: fractional rate index of each sample [B]; None for a single lambda.
         """
-        x_hat, x = x_hat.float(), x.float()
-        bpp = bits_per_pixel(likelihoods, x.shape[2] * x.shape[3])
+        pixels = x.shape[2] * x.shape[3]
+        bpp = (y_bits + z_bits) / pixels
         mse = (x_hat - x).square().flatten(1).mean(1)
         squared = self.metric == "mse"
         distortion = 255**2 * mse if squared else 1 - multi_scale(x_hat, x, 1.0)
         lambdas = self.lambdas(torch.zeros_like(bpp) if rate is None else rate)
         rd = lambdas * distortion + bpp
         loss = self.weights(lambdas) * rd
-        means = {"loss": loss, "rd": rd, "bpp": bpp, "mse": mse}
-        return {name: value.mean() for name, value in means.items()}
+        return {"loss": loss, "rd": rd, "bpp": bpp, "z_bpp": z_bits / pixels, "mse": mse}
 
 
-def draw_rates(batch_size: int, rates: int, generator: torch.Generator) -> Tensor:
+def draw_rates(batch_size: int, rates: int, device: torch.device) -> Tensor:
     """Random rate indexes of a batch, float32 [batch], stratified: every batch spans all rates.
 
     Half of them are integers (the operating points, where the gains live), half lie between (so
     that interpolated gains are trained as well).
     """
-    strata = torch.randperm(batch_size, generator=generator)
-    position = (strata + torch.rand(batch_size, generator=generator)) / batch_size * rates
+    order, within, kind = torch.rand(3, batch_size, device=device)
+    position = (order.argsort() + within) / batch_size * rates
     between = (position - 0.5).clamp(0, rates - 1)
     integer = position.floor().clamp(max=rates - 1)
-    return torch.where(torch.rand(batch_size, generator=generator) < 0.5, integer, between)
+    return torch.where(kind < 0.5, integer, between)

@@ -1,160 +1,180 @@
-"""Optimisers, learning-rate schedule and the moving average of the weights."""
+"""Optimisers on flat weights, and the schedule of learning rates."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.optim.optimizer import ParamsT
+import torch.nn.functional as F
+from torch import Tensor
 
 from mlic_fast.training.config import TrainConfig
+from mlic_fast.training.flat import PARTS, FlatWeights
 
 # MLIC++ was trained at 1e-4, then 3e-5 and 1e-5 near the end; the fractions of a run are ours.
 MILESTONES = ((0.85, 0.1), (0.7, 0.3))
 
-# The parts of a model whose learning rate is relative to that of the others.
-TRANSFORMS = ("g_a", "g_s", "h_a", "h_s")
+# Of a run with the linear schedule, where the rate begins to fall.
+FALL = 0.65
+
+# The transforms of a KLT start reach their learning rate after so many times the warm-up.
+PATIENCE = 4
+
+# Muon's: momentum, and how much of a weight of the contexts goes a step at a rate of 1.
+MOMENTUM, DECAY = 0.95, 0.05
+
+# Matrices of more rows are cut into blocks, each treated by itself: the cost grows with their cube.
+MOST_ROWS, FEWEST_ROWS = 160, 64
 
 
-def split_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
-    """Returns (network, quantiles): the quantiles of the factorised prior have a loss and an
-    optimiser of their own.
-    """
-    named = dict(model.named_parameters())
-    quantiles = [name for name in named if name.endswith(".quantiles")]
-    return named, [named.pop(name) for name in quantiles]
-
-
-def make_optimizers(
-    config: TrainConfig, network: dict[str, nn.Parameter]
-) -> list[torch.optim.Optimizer]:
-    """The optimisers of the parameters ``network``, given by name: Adam, or Muon and Adam.
-
-    Each has two groups: the parameters of the transforms, and all others.
-    """
-    if config.optimizer == "adam":
-        return [torch.optim.Adam(_groups(network), lr=config.lr, fused=True)]
-    matrices = {name: p for name, p in network.items() if is_matrix(name, p)}
-    rest = {name: p for name, p in network.items() if name not in matrices}
-    return [
-        Muon(_groups(matrices), config.lr),
-        torch.optim.Adam(_groups(rest), lr=config.lr, fused=True),
-    ]
-
-
-def _groups(network: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
-    ours = {name: name.split(".")[0] in TRANSFORMS for name in network}
-    return [
-        {"params": [p for name, p in network.items() if ours[name] == flag], "transforms": flag}
-        for flag in (True, False)
-    ]
-
-
-def learning_rate(step: int, config: TrainConfig, transforms: bool) -> float:
-    """Learning rate at ``step`` (0-based) of the transforms, or of all other parameters."""
-    rate = config.lr * learning_rate_factor(step, config)
-    if not transforms:
-        return rate
+def learning_rates(step: int, progress: float, config: TrainConfig) -> list[float]:
+    """Learning rates of the :data:`PARTS` at ``step`` (0-based), ``progress`` 0..1 into the run."""
+    rate = config.lr * learning_rate_factor(step, progress, config)
     # First the entropy model has to learn what the transform of the start gives: its gradients
     # would destroy the transform before.
-    still = config.start == "klt" and step < config.warmup
-    return 0.0 if still else config.transforms_lr * rate
+    patience = PATIENCE * config.warmup if config.start == "klt" else 0
+    ready = min(1.0, step / patience) if patience else 1.0
+    relative = {
+        "transforms": config.transforms_lr * ready,
+        "hyper": config.hyper_lr,
+        "residual": config.residual_lr,
+        "contexts": 1.0,
+    }
+    # The quantiles follow the network, so their rate stays constant.
+    return [rate * relative[part] if part in relative else config.aux_lr for part in PARTS]
 
 
-def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Factor of the network's learning rate at ``step`` (0-based): linear warm-up, then the
-    schedule.
+def learning_rate_factor(step: int, progress: float, config: TrainConfig) -> float:
+    """Factor of the network's learning rate: linear warm-up, then the schedule.
 
-    The quantiles follow the network, so their rate stays constant.
-
-    A pure function of step and options, so that a resumed run may change its number of steps.
+    A pure function of step, progress and options, so that a resumed run may change its length.
     """
     warmup = min(1.0, (step + 1) / (config.warmup + 1))
-    progress = step / config.steps
     if config.schedule == "cosine":
         return warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    if config.schedule == "linear":
+        return warmup * min(1.0, max(0.01, (1 - progress) / (1 - FALL)))
     return warmup * next((factor for start, factor in MILESTONES if progress >= start), 1.0)
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """``average += (1 - d) (model - average)`` with d rising to ``decay``, so that early weights
-    fade quickly.
-    """
-    weight = 1 - min(decay, (step + 1) / (step + 10))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
-    for target, source in zip(average.buffers(), model.buffers(), strict=True):
-        target.copy_(source)
+class Optimizer:
+    """Muon for the stacks of the weights, Adam for everything else.
 
+    Muon is momentum whose updates have all their singular values near 1 (Jordan et al., 2024,
+    https://kellerjordan.github.io/posts/muon), scaled to a root mean square of 0.2, about that of
+    Adam's (Liu et al., arXiv 2502.16982), so that one learning rate does for both.
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose updates have all their singular values near 1, for matrices
-    (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon).
-
-    Updates are scaled to a root mean square of 0.2, about that of Adam's (Liu et al., arXiv
-    2502.16982), so that one learning rate does for both. A convolution counts as a matrix
-    [out, kernel * kernel * in].
+    Attributes:
+        state: tensors that a resumed run needs.
     """
 
-    def __init__(self, parameters: ParamsT, lr: float, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+    def __init__(self, weights: FlatWeights) -> None:
+        self._weights = weights
+        values, muon = weights.values, weights.muon
+        self._betas = (0.9, 0.98 if muon else 0.999)
+        self.state = {
+            "momentum": torch.zeros_like(values[:muon]),
+            "first": torch.zeros_like(values[muon:]),
+            "second": torch.zeros_like(values[muon:]),
+            "count": torch.zeros((), device=values.device),
+        }
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            # Parameters of one shape go together: there are many small ones.
-            alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    alike[p.shape].append(p)
-            for parameters in alike.values():
-                self._move(parameters, group["lr"], group["momentum"])
+    def step(self, rates: Tensor, live: Tensor) -> None:
+        """One step along the gradient of the weights, which it uses up, at the rates of the
+        :data:`PARTS`.
 
-    def _move(self, parameters: list[nn.Parameter], lr: float, momentum: float) -> None:
-        """Moves parameters of one shape, [m, n] or [m, n, h, w]."""
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-        gradients: list[Any] = [p.grad for p in parameters]
-        momenta = [self.state[p]["momentum"] for p in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
-        updates = torch._foreach_lerp(gradients, momenta, momentum)  # Nesterov's
-        stack = torch.stack([update.movedim(1, -1) for update in updates])
-        result = orthogonalise(stack.flatten(2)).reshape(stack.shape)
-        scale = 0.2 * max(stack[0].flatten(1).shape) ** 0.5
-        for p, update in zip(parameters, result, strict=True):
-            p.add_(update.movedim(-1, 1), alpha=-lr * scale)
+        With ``live`` 0 in place of 1 nothing changes at all.
+        """
+        rates = rates * live
+        if self._weights.stacks:
+            self._muon(rates, live)
+        self._adam(rates, live)
+
+    def _muon(self, rates: Tensor, live: Tensor) -> None:
+        weights, momentum = self._weights, self.state["momentum"]
+        values, gradient = weights.values, weights.gradient[: weights.muon]
+        momentum.lerp_(gradient, (1 - MOMENTUM) * live)
+        update = gradient.lerp_(momentum, MOMENTUM)  # Nesterov's
+        moves = orthogonalise([stack.view(update) for stack in weights.stacks])
+        contexts = PARTS.index("contexts")
+        first = min((s.start for s in weights.stacks if s.part == contexts), default=weights.muon)
+        values[first : weights.muon].mul_(1 - DECAY * rates[contexts])
+        for stack, move in zip(weights.stacks, moves, strict=True):
+            scale = 0.2 * max(stack.shape[1:]) ** 0.5
+            stack.view(values).addcmul_(move, rates[stack.part], value=-scale)
+
+    def _adam(self, rates: Tensor, live: Tensor) -> None:
+        weights, state = self._weights, self.state
+        gradient = weights.gradient[weights.muon :]
+        first, second, count = state["first"], state["second"], state["count"]
+        count.add_(live)
+        first.lerp_(gradient, (1 - self._betas[0]) * live)
+        second.lerp_(gradient.square_(), (1 - self._betas[1]) * live)
+        steps = count.clamp(min=1)
+        bias, bias2 = (1 - beta**steps for beta in self._betas)
+        moves = torch.sqrt(second, out=gradient).add_(1e-8 * bias2.sqrt())
+        torch.div(first, moves, out=moves)
+        lengths = rates * bias2.sqrt() / bias
+        for part, begin, end in weights.runs:
+            move = moves[begin - weights.muon : end - weights.muon]
+            weights.values[begin:end].addcmul_(move, lengths[part], value=-1)
 
 
-def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter mixes many channels: not a bias, a depthwise kernel or a table of gains,
-    nor GDN's weights, which are squared where they are used.
+def orthogonalise(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices [n, rows, columns] with their singular values brought near 1, stack by stack.
+
+    Stacks of different shapes share the iteration, which works on Gram matrices alone.
     """
-    matrix = parameter.dim() in (2, 4) and min(parameter.shape[:2]) >= 8
-    return matrix and not name.endswith(".gamma")
+    rows = [_rows(stack) for stack in stacks]
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, matrix in enumerate(rows):
+        groups[-(-matrix.shape[1] // 32) * 32].append(i)
+    results: list[Tensor] = list(stacks)
+    for side, members in groups.items():
+        grams = [rows[i] @ rows[i].transpose(1, 2) for i in members]
+        gaps = [side - gram.shape[1] for gram in grams]
+        grams = [
+            F.pad(gram, (0, gap, 0, gap)) if gap else gram
+            for gram, gap in zip(grams, gaps, strict=True)
+        ]
+        products = _polynomials(torch.cat(grams)).split([len(gram) for gram in grams])
+        for i, product in zip(members, products, strict=True):
+            side_of = rows[i].shape[1]
+            out = product[:, :side_of, :side_of] @ rows[i]
+            n, m, k = stacks[i].shape
+            results[i] = out.reshape(n, m, k) if m <= k else out.reshape(n, k, m).transpose(1, 2)
+    return results
 
 
-def orthogonalise(x: Tensor) -> Tensor:
-    """Matrices [B, m, n] with their singular values brought near 1.
-
-    More than 128 rows are cut into blocks, each treated by itself: the cost grows with their cube.
-    """
+def _rows(x: Tensor) -> Tensor:
+    """Matrices with no more rows than columns, cut into blocks of rows."""
     if x.shape[1] > x.shape[2]:
-        return orthogonalise(x.transpose(1, 2)).transpose(1, 2)
-    blocks = -(-x.shape[1] // 128)
-    rows = x.unflatten(1, (blocks, -1)).flatten(0, 1) if x.shape[1] % blocks == 0 else x
-    # Newton-Schulz, x' = (a + b G + c G^2) x = P x with the Gram matrix G = x x^T, so G' = P G P:
-    # it goes on in the small matrices alone, and the product of all P multiplies x at the end.
-    gram = rows @ rows.transpose(1, 2)
-    squares = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30
-    gram, product = gram / squares, squares.rsqrt() * torch.eye(gram.shape[1], device=x.device)
-    for last in (False, False, False, False, True):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
-        product = polynomial @ product
-        if not last:
-            gram = polynomial @ gram @ polynomial
-    return (product @ rows).reshape(x.shape)
+        x = x.transpose(1, 2)
+    rows = x.shape[1]
+    cuts = range(-(-rows // MOST_ROWS), rows // FEWEST_ROWS + 1)
+    return x.unflatten(1, (next((n for n in cuts if rows % n == 0), 1), -1)).flatten(0, 1)
+
+
+def _polynomials(gram: Tensor) -> Tensor:
+    """What brings the singular values of x near 1, given x x^T.
+
+    Newton-Schulz, x' = (a + Q) x with Q = b G + c G^2 and the Gram matrix G = x x^T, so G' =
+    (a + Q) G (a + Q): it goes on in the small matrices alone, and the product of all a + Q is what
+    multiplies x.
+    """
+    scale = (gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30).rsqrt()
+    gram = gram * scale.square()
+    product = torch.eye(gram.shape[1], device=gram.device) * scale
+    for step in range(5):
+        q = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        if step:
+            product = torch.baddbmm(product, q, product, beta=3.4445)
+        else:
+            product = (q * scale).add_(product, alpha=3.4445)
+        if step < 4:
+            gram = torch.baddbmm(gram, q, gram, beta=3.4445)
+            gram = torch.baddbmm(gram, gram, q, beta=3.4445)
+    return product

@@ -14,9 +14,7 @@ import torch
 from mlic_fast.errors import CheckpointError
 
 STATE_FILE = "last.pt"
-_KEYS = frozenset(
-    {"options", "config", "step", "model", "optimizers", "aux_optimizer", "scaler", "average"}
-)
+_KEYS = frozenset({"options", "config", "step", "model", "optimizer", "layout", "average"})
 
 
 def save_state(state: dict[str, Any], folder: Path) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlic_fast.errors import CheckpointError
 from mlic_fast.models import (
@@ -29,18 +27,15 @@ from mlic_fast.models import (
 )
 from mlic_fast.training import distributed
 from mlic_fast.training.config import DEFAULT_LAMBDA, TrainConfig, TrainingError
-from mlic_fast.training.data import ImageCache, PatchSampler
+from mlic_fast.training.data import ImageCache, Patches, Pool
+from mlic_fast.training.flat import PARTS
+from mlic_fast.training.graphics import make_graphics
 from mlic_fast.training.klt import start_from_klt
-from mlic_fast.training.log import Logs, Meter
-from mlic_fast.training.loss import RateDistortionLoss, draw_rates
-from mlic_fast.training.optim import (
-    learning_rate,
-    make_optimizers,
-    split_parameters,
-    update_average,
-)
+from mlic_fast.training.log import Clock, Logs
+from mlic_fast.training.optim import FALL, learning_rates
 from mlic_fast.training.state import save_state
-from mlic_fast.training.validation import load_validation, validate
+from mlic_fast.training.step import DTYPES, Controls, Step, runner
+from mlic_fast.training.validation import disorder, load_validation, validate
 
 # Single steps overflow now and then in half precision; a diverged run never recovers.
 MOST_SKIPPED_IN_A_ROW = 50
@@ -48,7 +43,8 @@ MOST_SKIPPED_IN_A_ROW = 50
 # Of the photographs, from which their KLT is estimated.
 START_PIXELS = 2**23
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The part of a run in which the rate of the hyper-latents comes to count.
+Z_RETURNS = 0.1
 
 
 def build_model(config: TrainConfig, stored: MlicConfig | None = None) -> MlicModel:
@@ -81,18 +77,28 @@ def build_model(config: TrainConfig, stored: MlicConfig | None = None) -> MlicMo
             f"--start {config.start} is for fresh networks: give a preset as --model, and no "
             "--warm-start"
         )
-    if config.start == "klt" and model.config.transforms != "residual":
-        raise TrainingError(
-            "--start klt is for residual transforms: leave it out for a model on blocks"
-        )
     for source in filter(None, sources):
         warm_start(model, source)
     return model
 
 
 def warm_start(model: MlicModel, path: str) -> None:
-    """Copies every parameter of a checkpoint that has the name and shape of one of the model's."""
-    target, source = dict(model.named_parameters()), load_checkpoint(path).state_dict()
+    """Copies every parameter of a checkpoint that has the name and shape of one of the model's.
+
+    Gains of other lambdas are interpolated; beyond them they go on with the root of lambda, as
+    those of a fresh model.
+    """
+    target, loaded = dict(model.named_parameters()), load_checkpoint(path)
+    source = loaded.state_dict()
+    if loaded.config.rates and model.config.rates and loaded.config.M == model.config.M:
+        logs, wanted = (torch.tensor(m.config.lambdas).log() for m in (loaded, model))
+        inside = wanted.clamp(logs[0], logs[-1])
+        low = (torch.searchsorted(logs, inside) - 1).clamp(0, max(len(logs) - 2, 0))
+        high = (low + 1).clamp(max=len(logs) - 1)
+        weight = ((inside - logs[low]) / (logs[high] - logs[low]).clamp(min=1e-9))[:, None]
+        for name, sign in (("gain.log_gain", 0.5), ("gain.log_inverse_gain", -0.5)):
+            table = torch.lerp(source[name][low], source[name][high], weight)
+            source[name] = table + sign * (wanted - inside)[:, None]
     fitting = {k: v for k, v in source.items() if k in target and v.shape == target[k].shape}
     if not fitting:
         raise CheckpointError(
@@ -106,7 +112,8 @@ class Trainer:
 
     Files in the run folder: ``last.pt`` (to resume), ``last.safetensors`` and ``best.safetensors``
     (the models, with averaged weights where averaging is on), ``log.csv``, ``validation.csv``,
-    ``tensorboard/``, ``cache/`` (decoded images; may be deleted).
+    ``tensorboard/``, ``cache/`` (decoded images; may be deleted). While there is a file ``pause``
+    in it, the run waits.
     """
 
     def __init__(self, config: TrainConfig, resume: dict[str, Any] | None = None) -> None:
@@ -120,7 +127,7 @@ class Trainer:
                 f"{self.folder} cannot be a run folder: {error.strerror}"
             ) from error
         self.is_main = distributed.rank() == 0
-        self.sampler = self._open_data()
+        self._open_data()
         self.validation_images = []
         if config.validation is not None and self.is_main:
             self.validation_images = load_validation(config.validation, config.metric)
@@ -128,33 +135,39 @@ class Trainer:
         model = self._build(resume)
         # What GPUs, and CPUs in bfloat16, convolve fastest.
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else None
-        named, self.quantiles = split_parameters(self.model)
-        self.network = list(named.values())
-        self.optimizers = make_optimizers(config, named)
-        self.aux_optimizer = torch.optim.Adam(self.quantiles, lr=config.aux_lr)
-        half = config.precision == "float16"
-        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**10, enabled=half)
-        self.criterion = RateDistortionLoss(config.lmbda, config.metric).to(self.device)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        self.machine = Step(self.model, config)
         self.step = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
         self.best = math.inf
+        self._seconds = 0.0
         if resume is not None:
             self._restore(resume)
-        self.forward = distributed.wrap(self.model, self.quantiles, self.device)
+        self.machine.share()
+        self._runners: dict[int, Callable[[], None]] = {}
         self._stop = False
 
     # ------------------------------------------------------------------ set-up
 
-    def _open_data(self) -> PatchSampler:
+    def _open_data(self) -> None:
         config, cache = self.config, self.folder / "cache"
         if self.is_main:
             ImageCache.build(config.data, cache)
         distributed.barrier()
-        images = ImageCache.open(cache)
-        size = (config.patch_size, config.batch_size)
-        return PatchSampler(images, *size, config.seed, distributed.rank())
+        self.photographs = Pool(ImageCache.open(cache), self.device)
+        largest = max(config.patch_size, config.late_patch_size or 0)
+        for side in {config.patch_size, largest}:
+            self.photographs.check(side, warn=self.is_main)
+        self.graphics = None
+        if config.graphics:
+            pictures = make_graphics(config.seed, 2 * largest)
+            self.graphics = Pool(pictures, self.device)
+
+    def patches(self, side: int) -> Patches:
+        """Batches of patches of this side, in as many pixels as those of ``patch_size``."""
+        config = self.config
+        batch = max(1, config.batch_size * config.patch_size**2 // side**2)
+        return Patches(self.photographs, self.graphics, side, batch, config.reduced)
 
     def _build(self, resume: dict[str, Any] | None) -> MlicModel:
         if resume is not None:
@@ -168,146 +181,123 @@ class Trainer:
         return model
 
     def _first_patches(self) -> Tensor:
-        """Patches of the first batches, float32 [B, 3, P, P] in 0..1."""
-        count = -(-START_PIXELS // (self.config.batch_size * self.config.patch_size**2))
-        return torch.cat([self.sampler.batch(step) for step in range(count)]).float() / 255
+        """Photographs alone, as graphics would own the transform: float32 [B, 3, P, P] in 0..1."""
+        self._seed_step()
+        side = self.config.patch_size
+        squares = self.photographs.squares(side, -(-START_PIXELS // side**2))
+        return squares().float().cpu() / 255
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
             self.model.load_state_dict(state["model"])
-            for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(stored)
-            self.aux_optimizer.load_state_dict(state["aux_optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-            if self.average is not None:
-                # A run that turns averaging on begins it at the resumed weights.
-                self.average.load_state_dict(state["average"] or state["model"])
+            # A run that turns averaging on begins it at the resumed weights.
+            self.machine.restore(state, state["average"] or state["model"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the training checkpoint does not fit the run: {error}"
             ) from error
-        self.step, self.skipped = state["step"], state["skipped"]
-        self.best = state["best"]
+        self.step, self.best, self._seconds = state["step"], state["best"], state["seconds"]
 
-    def _autocast(self) -> torch.autocast:
-        dtype = _DTYPES[self.config.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-
-    # ------------------------------------------------------------------ the loop
+    # ------------------------------------------------------------------ steps
 
     def run(self) -> bool:
-        """Trains to the last step.
-
-        Returns False if SIGINT or SIGTERM stopped the run before; its state is saved.
-        """
-        with self._signals(), Logs(self.folder, self.config, self.step, self.is_main) as logs:
-            meter, saved = Meter(self.device), time.monotonic()
-            for batch in self._batches():
-                meter.add(self._train_step(batch))
+        """Trains to the last step, or until SIGINT or SIGTERM; returns whether it is finished."""
+        config = self.config
+        with self._signals(), Logs(self.folder, config, self.step, self.is_main) as logs:
+            clock, meter = Clock(self._seconds), Clock()
+            saved, logged, finished = time.monotonic(), self.step, self.step >= config.steps
+            while not finished:
+                self._wait(clock, meter)
+                self._train_step(self._progress(clock.seconds()))
                 self.step += 1
                 logs.advance()
-                if self.step % self.config.log_every == 0:
-                    logs.train(self.step, self._summary(meter))
-                    meter = Meter(self.device)
-                last = self.step == self.config.steps
-                if self.config.validation and (last or self.step % self.config.validate_every == 0):
-                    with meter.paused():
+                self._seconds = clock.seconds()
+                finished = distributed.any_process(self._is_last(), self.device)
+                if self.step % config.log_every == 0:
+                    logs.train(self.step, self._summary(meter, self.step - logged))
+                    self.machine.clear()
+                    meter, logged = Clock(), self.step
+                if config.validation and (finished or self.step % config.validate_every == 0):
+                    with meter.stopped():
                         self._validate(logs)
-                if time.monotonic() - saved > 60 * self.config.save_every:
-                    with meter.paused():
+                if time.monotonic() - saved > 60 * config.save_every:
+                    with meter.stopped():
                         self.save()
                     saved = time.monotonic()
                 if distributed.any_process(self._stop, self.device):
                     break
         self.save()
         distributed.barrier()
-        return self.step >= self.config.steps
+        return finished
 
-    def _batches(self) -> Iterator[Tensor]:
-        """The batches of the remaining steps, each cut while the network works on the last."""
-        with ThreadPoolExecutor(1) as pool:
-            upcoming = pool.submit(self.sampler.batch, self.step)
-            while self.step < self.config.steps:
-                batch = upcoming.result()
-                upcoming = pool.submit(self.sampler.batch, self.step + 1)
-                yield batch
+    def _progress(self, seconds: float) -> float:
+        if self.config.minutes is None:
+            return self.step / self.config.steps
+        return min(1.0, seconds / (60 * self.config.minutes))
 
-    def _train_step(self, batch: Tensor) -> dict[str, Tensor]:
-        """One step of both optimisers.
+    def _is_last(self) -> bool:
+        if self.config.minutes is None:
+            return self.step >= self.config.steps
+        return self._progress(self._seconds) >= 1
 
-        Returns the means of the loss's terms, or nothing if the step was skipped.
-        """
-        config = self.config
-        generator = self._seed_step()
-        x = batch.to(self.device).float() / 255
-        rate = None
-        if len(config.lmbda) > 1:
-            rate = draw_rates(len(x), len(config.lmbda), generator).to(self.device)
-        with self._autocast():
-            out = self.forward(x) if rate is None else self.forward(x, rate=rate)
-        terms: dict[str, Tensor] = self.criterion(out["x_hat"], out["likelihoods"], x, rate)
+    def _wait(self, *clocks: Clock) -> None:
+        """Waits while there is a file ``pause`` in the run folder, which does not count as time."""
+        with contextlib.ExitStack() as stack:
+            for clock in clocks:
+                stack.enter_context(clock.stopped())
+            while (self.folder / "pause").exists() and not self._stop:
+                time.sleep(0.05)
 
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        self.scaler.scale(terms["loss"]).backward()
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network, config.clip)
-        # Gradients are averaged already, so every process has the same norm: all skip or none.
-        finite = bool(norm.isfinite())
-        if finite:
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(self.step, config, group["transforms"])
-                self.scaler.step(optimizer)
-        self.scaler.update()
-        self._count_skipped(finite)
-        if not finite:
-            return {}
+    def _train_step(self, progress: float) -> None:
+        config, side = self.config, self.config.patch_size
+        if config.late_patch_size is not None and progress >= FALL:
+            side = config.late_patch_size
+        if side not in self._runners:
+            self._runners[side] = runner(self.machine, self.patches(side))
+        # Early weights fade quickly from the average.
+        average = 1 - min(config.ema, (self.step + 1) / (self.step + 10))
+        rates = learning_rates(self.step, progress, config)
+        weight = 1.0
+        if config.z_free:
+            weight = min(1.0, max(0.0, (progress - config.z_free) / Z_RETURNS))
+        self._seed_step()
+        self.machine.control(Controls(rates, weight, average))
+        self._runners[side]()
 
-        aux = self.model.aux_loss()
-        self.aux_optimizer.zero_grad()
-        aux.backward()
-        self.aux_optimizer.step()
-        if self.average is not None:
-            update_average(self.average, self.model, config.ema, self.step)
-        terms |= {"aux": aux, "gradient": norm}
-        return {name: value.detach() for name, value in terms.items()}
-
-    def _seed_step(self) -> torch.Generator:
-        """Seeds torch for the noise of a step; returns a generator for its rates."""
-        key = np.random.SeedSequence([self.config.seed, self.step, distributed.rank(), 1])
-        seed = int(key.generate_state(1)[0])
-        torch.manual_seed(seed)
-        return torch.Generator().manual_seed(seed)
-
-    def _count_skipped(self, finite: bool) -> None:
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        self.skipped += not finite
-        if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise TrainingError(
-                f"{self.skipped_in_a_row} gradients in a row were not finite at step {self.step}: "
-                "resume with a lower --lr or with --precision float32"
-            )
+    def _seed_step(self) -> None:
+        """Makes patches, rates and noise of a step a function of seed, step and process."""
+        step = getattr(self, "step", 0)
+        key = np.random.SeedSequence([self.config.seed, step, distributed.rank(), 1])
+        torch.manual_seed(int(key.generate_state(1)[0]))
 
     # ------------------------------------------------------------------ reports and checkpoints
 
-    def _summary(self, meter: Meter) -> dict[str, float]:
-        row = meter.means()
-        patches = meter.steps * self.config.batch_size * distributed.world_size()
+    def _summary(self, meter: Clock, steps: int) -> dict[str, float]:
+        row = self.machine.means()
+        skipped, in_a_row = self.machine.skipped.tolist()
+        if in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"{int(in_a_row)} gradients in a row were not finite at step {self.step}: "
+                "resume with a lower --lr or with --precision float32"
+            )
         if "mse" in row:
             row["psnr"] = -10 * math.log10(max(row["mse"], 1e-10))
-        row["lr"] = learning_rate(self.step, self.config, transforms=False)
-        row["skipped"] = float(self.skipped)
+        rates = learning_rates(self.step, self._progress(self._seconds), self.config)
+        patches = steps * self.config.batch_size * distributed.world_size()
+        row |= {"lr": rates[PARTS.index("contexts")], "skipped": skipped}
         row["images_per_second"] = patches / meter.seconds()
         return row
 
     def _validate(self, logs: Logs) -> None:
         if self.is_main:
             model, images = self.shipped_model(), self.validation_images
-            rows = validate(model, images, self.config, self.criterion, self._autocast())
+            dtype = DTYPES[self.config.precision]
+            autocast = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+            rows = validate(model, images, self.config, self.machine.criterion, autocast)
             self.model.train()
             logs.validation(self.step, rows)
+            for line in disorder(model, rows):
+                logs.say(f"step {self.step}: {line}")
             loss = sum(row["loss"] for row in rows) / len(rows)
             if loss < self.best:
                 self.best = loss
@@ -316,25 +306,22 @@ class Trainer:
 
     def shipped_model(self) -> MlicModel:
         """The network with averaged weights, where averaging is on, else as trained."""
-        return self.model if self.average is None else self.average
+        average = self.machine.average
+        return self.model if average is None else average
 
     def save(self) -> None:
         """Writes ``last.pt`` and ``last.safetensors``."""
         if not self.is_main:
             return
-        average = None if self.average is None else self.average.state_dict()
         save_state(
             {
                 "options": self.config.to_dict(),
                 "config": self.model.config.to_json(),
                 "step": self.step,
-                "skipped": self.skipped,
+                "seconds": self._seconds,
                 "best": self.best,
                 "model": self.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "aux_optimizer": self.aux_optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "average": average,
+                **self.machine.state(),
             },
             self.folder,
         )

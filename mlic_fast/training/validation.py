@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 from mlic_fast.evaluation.metrics import SMALLEST_SIDE, ms_ssim, psnr
 from mlic_fast.images import load_image, pad
-from mlic_fast.models.mlic import ALIGNMENT
+from mlic_fast.models.mlic import ALIGNMENT, MlicModel
 from mlic_fast.training.config import TrainConfig, TrainingError
 from mlic_fast.training.data import list_images
 from mlic_fast.training.loss import RateDistortionLoss, bits_per_pixel
@@ -70,3 +72,21 @@ def validate(
         weight = criterion.weights(criterion.log_lambdas[i].exp()).item()
         rows.append({"lmbda": lmbda, "loss": weight * (lmbda * distortion + row["bpp"]), **row})
     return rows
+
+
+def disorder(model: MlicModel, rows: list[dict[str, float]]) -> list[str]:
+    """What does not rise with lambda: rate and quality of neighbours in ``rows``, and gains.
+
+    A channel whose gain falls is quantised more coarsely at the higher rate.
+    """
+    lines = [
+        f"{name} falls from lambda {low['lmbda']:g} to {high['lmbda']:g}"
+        for low, high in pairwise(rows)
+        for name in ("bpp", "psnr")
+        if high[name] <= low[name]
+    ]
+    if model.config.rates:
+        falling = int((model.gain.log_gain.diff(dim=0) <= 0).any(0).sum())
+        if falling:
+            lines.append(f"the gains of {falling} of {model.config.M} channels fall somewhere")
+    return lines

@@ -1,7 +1,7 @@
-"""Compiles what encoding and decoding with the photograph model launch, on a machine without a GPU.
+"""Compiles and loads what the photograph model launches, as an engine does, without a GPU.
 
-A stub takes the place of Triton's driver, so that launches can be compiled but not run. Prints, as
-JSON, how many kernels were compiled and the seconds it took.
+A stub takes the place of Triton's driver, so that nothing runs. Prints, as JSON, how many kernels
+were compiled and the seconds it took.
 """
 
 from __future__ import annotations
@@ -16,30 +16,17 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
 
 import mlic_fast
 from mlic_fast.engine.device import compile_path, device_transforms
 from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.kernels import configs
+from mlic_fast.kernels.compile import StubDriver
 from mlic_fast.kernels.functions import compile_only
 
 
-class StubDriver:
-    """As much of a driver as compiling asks for."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
 def main() -> None:
-    triton.runtime.driver.set_active(StubDriver())
+    triton.runtime.driver.set_active(StubDriver(90))
     configs.architecture = lambda device: "sm90"
     compiled: list[str] = []
 
@@ -49,7 +36,7 @@ def main() -> None:
     triton.knobs.runtime.jit_post_compile_hook = hook
     codec = mlic_fast.load(sys.argv[1] if sys.argv[1:] else "photo", device="cpu")
     ops = GpuOps(codec.packed, torch.device("cpu"))
-    transforms = device_transforms(codec.model, torch.bfloat16)
+    transforms = device_transforms(codec.model, torch.bfloat16, torch.device("cpu"))
     start = time.perf_counter()
     for encoding in (True, False):
         work = partial(compile_path, ops, transforms, torch.device("cpu"), 1, 8, 12, encoding)

@@ -44,13 +44,33 @@ def test_a_compile_that_fails_leaves_nothing_behind() -> None:
     assert not functions._COMPILES_ONLY.get()
 
 
-@pytest.mark.parametrize("only", ["depthwise", "GDN, 32 channels"])
-def test_report(tmp_path: Path, only: str) -> None:
-    """One of the exact path; one that is not, whose root is approximate."""
-    command = ("-m", "mlic_fast.kernels.compile", "--jobs", "1")
-    done = run(*command, "--targets", "80,90", "--only", only, cache=tmp_path)
+@pytest.mark.parametrize(
+    ("model", "only"), [("photo", "depthwise"), ("demo", "normalise"), ("wide", "pass")]
+)
+def test_report(tmp_path: Path, model: str, only: str) -> None:
+    """One of the exact path; one that is not, whose root is approximate; the largest there is."""
+    command = ("-m", "mlic_fast.kernels.compile", "--jobs", "1", "--models", model)
+    done = run(*command, "--targets", "90", "--only", only, cache=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line[62:].split()[0] for line in done.stdout.splitlines()[1:]] == ["80", "90"]
+    (line,) = done.stdout.splitlines()[1:]
+    assert only in line and line[42:].split()[0] == "90"
+
+
+AHEAD = """
+  %copy_9 = ttg.async_commit_group tokens %copy_8 loc(#loc1)
+  %r:2 = scf.for %i = %c0 to %n step %c1 iter_args(%a = %cst, %token = %copy_9) {
+    %w = ttg.async_wait %token {num = 0 : i32} loc(#loc1)
+    %copy_12 = ttg.async_commit_group tokens %copy_11 loc(#loc1)
+    scf.yield %b, %copy_12
+"""
+
+
+def test_loops_that_fetch_nothing_ahead_are_found() -> None:
+    """As the product kernel was, when branches kept its loads from being made ahead."""
+    from mlic_fast.kernels.ptx import fetches_ahead
+
+    assert fetches_ahead(AHEAD)
+    assert not fetches_ahead(AHEAD + "%v = ttg.async_wait %copy_7, %copy_12 {num = 0 : i32}")
 
 
 @pytest.mark.parametrize(

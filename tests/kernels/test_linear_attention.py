@@ -11,6 +11,7 @@ from mlic_fast.engine.arithmetic import Act, Int16
 from mlic_fast.kernels import configs
 from mlic_fast.kernels import linear_attention as module
 from mlic_fast.kernels.linear_attention import (
+    begin,
     chunks_of,
     linear_attention,
     linear_attention_twin,
@@ -92,6 +93,20 @@ def test_chunks(size: str, monkeypatch: pytest.MonkeyPatch, device: torch.device
     assert chunks_of(9 * 17) == (2, 128)
     np.testing.assert_array_equal(check(qkv, 2, device), many)
     assert len(np.unique(many)) > 1000
+
+
+def test_begun_before_there_are_values(device: torch.device) -> None:
+    qkv = qkv_of("random", (2, 3, 4, 32))
+    expected = check(qkv, 2, device, (NON_ANCHORS, ANCHORS))
+    q, k, v = (planes(x, device) for x in qkv)
+    sums = begin(k, 2, ANCHORS)
+    colours = NON_ANCHORS, ANCHORS
+    out = result(
+        expected.shape,
+        device,
+        lambda out: linear_attention(q, k, v, 2, *EXPONENTS, out, *colours, sums),
+    )
+    np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("depth", [32, 64])

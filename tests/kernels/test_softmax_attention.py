@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
 from planes_of import activation, planes, poisoned_slice, result, specification, values_of
 
 from mlic_fast.engine.arithmetic import Act, Int16
@@ -110,10 +109,9 @@ def test_blocks(size: str, monkeypatch: pytest.MonkeyPatch, device: torch.device
     assert len(np.unique(out)) > 1000
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a compiled kernel keeps its constants")
 def test_sums_beyond_a_span(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     """Sums go to int64 after a span of keys, here a short one."""
-    monkeypatch.setattr(module, "_SPAN", tl.constexpr(module.KEYS))
+    monkeypatch.setattr(module, "SPAN", module.KEYS)
     shape = (1, 12, 12, 32)
     q, k = (activation("equal", shape, seed) for seed in range(2))
     out = check([q, k, np.full(shape, -4095, np.int16)], 1, device, exponents=(11, 11, 8, 7))
@@ -147,6 +145,7 @@ def test_full_size_batches_and_repeats(
     colours: tuple[int, int],
     device: torch.device,
 ) -> None:
+    heads = 2 if size == (68, 72) else heads  # the specification is slow
     qkv = qkv_of("random", (2, *size, depth * heads))
     out = check(qkv, heads, device, exclude, colours)
     inputs = [planes(x, device) for x in qkv]

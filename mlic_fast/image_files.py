@@ -1,0 +1,139 @@
+"""What Pillow does not say of an image file: what would be lost, or is not the picture at all."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+_BITS_PER_SAMPLE = 258
+_SUBFILE_TYPE = 254
+_DNG_VERSION = 50706
+#: Pillow's names of pixels of 16 bits a channel; ``BGR;16`` is one of 5, 6 and 5.
+_DEEP = re.compile(r"^[IL]A?;16|;16[BLN]")
+#: Left and top, and steps, of the passes of an interlaced PNG.
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def has_deep_channels(picture: Image.Image) -> bool:
+    """Whether the file has more than 8 bits a channel, which Pillow would drop without a word."""
+    if picture.format == "JPEG2000":
+        return _jpeg2000_depth(picture) > 8
+    if picture.format == "TIFF":
+        bits = _tiff_tag(picture, _BITS_PER_SAMPLE)
+        return any(b > 8 for b in (bits if isinstance(bits, tuple) else (bits or 1,)))
+    for tile in getattr(picture, "tile", []):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if any(isinstance(a, str) and _DEEP.search(a) for a in arguments) or tile[0] == "SGI16":
+            return True
+        limit = arguments[-1] if arguments else None
+        if tile[0].startswith("ppm") and isinstance(limit, int) and limit > 255:
+            return True
+    return False
+
+
+def is_camera_raw(picture: Image.Image) -> bool:
+    """Whether it is a camera's raw file, of which Pillow would read a small preview: their first
+    directory is that of a thumbnail, or they say what they are.
+    """
+    if picture.format != "TIFF":
+        return False
+    reduced = _tiff_tag(picture, _SUBFILE_TYPE)
+    if isinstance(reduced, int) and reduced & 1:
+        return True
+    return _tiff_tag(picture, _DNG_VERSION) is not None or _head(picture, 10)[8:] == b"CR"
+
+
+def grey_level_of_transparency(picture: Image.Image) -> int | None:
+    """Of a grey PNG of 2 or 4 bits, the level that is transparent, among the levels that Pillow
+    makes of its pixels; to be asked before they are loaded. None if there is none.
+    """
+    level = picture.info.get("transparency")
+    if picture.format != "PNG" or picture.mode != "L" or not isinstance(level, int):
+        return None
+    modes = {tile[3] for tile in getattr(picture, "tile", []) if isinstance(tile[3], str)}
+    for depth in (2, 4):
+        if f"L;{depth}" in modes:
+            return level * 255 // (2**depth - 1)
+    return None
+
+
+def check_png_is_whole(file: BinaryIO) -> None:
+    """Raise ValueError unless the pixel data of a PNG give all its rows.
+
+    Pillow takes a stream that ends early, and leaves the rest black.
+    """
+    place = file.tell()
+    try:
+        file.seek(8)
+        inflate, found, expected = zlib.decompressobj(), 0, 0
+        while len(head := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", head)
+            if name == b"IHDR":
+                expected = _png_bytes(*struct.unpack(">IIBBBBB", file.read(13)))
+                file.seek(length - 13 + 4, 1)
+            elif name == b"IDAT":
+                data = file.read(length)
+                with suppress(zlib.error):  # of a checksum perhaps: the rows count
+                    while data:
+                        found += len(inflate.decompress(data, 1 << 20))
+                        data = inflate.unconsumed_tail
+                file.seek(4, 1)
+            elif name == b"IEND":
+                break
+            else:
+                file.seek(length + 4, 1)
+    finally:
+        file.seek(place)
+    if found < expected:
+        raise ValueError(f"its pixel data end after {found} of {expected} bytes")
+
+
+def _png_bytes(
+    width: int, height: int, depth: int, colour: int, _compression: int, _filter: int, lace: int
+) -> int:
+    """Of all rows before compression, each with the byte of its filter."""
+    bits = depth * _PNG_CHANNELS.get(colour, 1)
+    passes = _ADAM7 if lace else ((0, 0, 1, 1),)
+    total = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            total += rows * (1 + (columns * bits + 7) // 8)
+    return total
+
+
+def _tiff_tag(picture: Image.Image, tag: int) -> Any:
+    tags: Any = getattr(picture, "tag_v2", {})
+    return tags.get(tag)
+
+
+def _head(picture: Image.Image, size: int) -> bytes:
+    """The first bytes of the file; none once the pixels are loaded."""
+    file = getattr(picture, "fp", None)
+    if file is None:
+        return b""
+    place = file.tell()
+    file.seek(0)
+    head: bytes = file.read(size)
+    file.seek(place)
+    return head
+
+
+def _jpeg2000_depth(picture: Image.Image) -> int:
+    """Bits of the deepest channel, from the SIZ marker that begins every JPEG 2000 codestream."""
+    head = _head(picture, 1 << 16)
+    siz = head.find(b"\xff\x4f\xff\x51")
+    if siz < 0 or len(head) < siz + 42:
+        return 8
+    (channels,) = struct.unpack_from(">H", head, siz + 40)
+    depths = head[siz + 42 : siz + 42 + 3 * channels : 3]
+    return max(((depth & 127) + 1 for depth in depths), default=8)
