@@ -314,7 +314,7 @@ def _draw_rate(document: Document) -> Figure:
     drawn = [Curve(name, points) for name, points in curves.items()]
     rates = document["bd_rate_percent"]
     fixed = {name: points for name, points in KODAK.items() if f"{name} as published" in rates}
-    return draw_rate(drawn, rates, fixed, document["images"])
+    return draw_rate(drawn, rates, fixed, document["images"], times=False)
 
 
 def _rate_row(m: Document) -> list[str]:

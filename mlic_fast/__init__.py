@@ -57,9 +57,9 @@ def load(model: Any = "photo", device: str = "auto", engine: str = "auto") -> Co
     return load_codec(model, device=device, engine=engine)
 
 
-def compress(image: Any, quality: int | None = None) -> bytes | list[bytes]:
+def compress(image: Any, quality: int | None = None, **options: Any) -> bytes | list[bytes]:
     """Compress with the photograph model; see :meth:`mlic_fast.codec.Codec.compress`."""
-    return _photo().compress(image, quality=quality)
+    return _photo().compress(image, quality=quality, **options)
 
 
 def decompress(data: Any, output: Output = "torch", **options: Any) -> Any:

@@ -30,7 +30,6 @@ from mlic_fast.errors import (
     UnsupportedStreamError,
     WrongModelError,
 )
-from mlic_fast.evaluation import metrics
 from mlic_fast.models.checkpoints import checkpoint_bytes, load_checkpoint
 from mlic_fast.models.mlic import ALIGNMENT, MlicModel, Transforms
 
@@ -99,8 +98,9 @@ class Codec:
         """Compress an image, or a batch.
 
         Args:
-            image: a path, a PIL image, a uint8 array [H, W, 3], a uint8 tensor [3, H, W]; or a
-                uint8 tensor [B, 3, H, W], which gives a list of B streams.
+            image: a path, the bytes of a file, an open file, a PIL image, a uint8 array [H, W, 3],
+                a uint8 tensor [3, H, W]; or a uint8 tensor [B, 3, H, W], which gives a list of B
+                streams.
             quality: 1 (smallest) .. 100 (best) for a model with several rates, 60 if not given.
             target_bytes: instead: the best quality whose stream is not larger.
             target_psnr: instead: the lowest quality that has this PSNR over RGB, in dB.
@@ -177,6 +177,8 @@ class Codec:
                 self.decompress(self.compress(images))
 
     def _compress_to(self, source: Any, size: int | None, psnr: float | None) -> bytes:
+        from mlic_fast.evaluation.metrics import psnr as psnr_of
+
         if not self.model.config.rates:
             raise QualityError("this model has a single rate: it meets no target")
         image = images.load_image(source)
@@ -192,7 +194,7 @@ class Codec:
             assert psnr is not None
             return targets.smallest_reaching(
                 encode,
-                lambda data: metrics.psnr(image, self.decompress(data).to(image.device)),
+                lambda data: psnr_of(image, self.decompress(data).to(image.device)),
                 psnr,
             )
 

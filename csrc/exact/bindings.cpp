@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -285,6 +286,24 @@ class Kernels {
                            out_scale, to);
   }
 
+  // Between squeezed and other arrays, as the widths say.
+  void colour(const py::array& x, int parity, py::array out) const {
+    const ActView view(x, "the input");
+    const exact::Act act = view.act();
+    require(out.ndim() == 4, "the output must be [B, H, W, C]");
+    require(parity == 0 || parity == 1, "the parity must be 0 (non-anchors) or 1 (anchors)");
+    const py::ssize_t width = std::max(act.width, out.shape(2));
+    require(width % 2 == 0, "the width must be even");
+    for (const py::ssize_t w : {act.width, out.shape(2)}) {
+      require(w == width || 2 * w == width, "widths must be equal, or one half of the other");
+    }
+    auto* to =
+        output<int16_t>(out, {act.batch, act.height, out.shape(2), act.channels}, "the output");
+    const bool squeezed = out.shape(2) != width;
+    const py::gil_scoped_release release;
+    run_.colour(act, positions_of(parity), width, squeezed, to);
+  }
+
   // Scales and means [B, H, W/2, C]; integers [C, B, H, W/2]; latents [B, H, W, C].
   void scale_indexes(const py::array& scales, const py::array& bounds, py::array out) const {
     const View<float> view(scales, "scales");
@@ -503,6 +522,7 @@ void bind_exact(py::module_& parent) {
            "heads"_a, "exclude"_a, "logit_scale"_a, "value_scale"_a, "out"_a, "out_scale"_a)
       .def("quantise", &Kernels::quantise, "r"_a, py::kw_only(), "out"_a, "out_scale"_a)
       .def("add_half_tanh", &Kernels::add_half_tanh, "r"_a, "parity"_a, "y"_a)
+      .def("colour", &Kernels::colour, "x"_a, "parity"_a, py::kw_only(), "out"_a)
       .def("scale_indexes", &Kernels::scale_indexes, "scales"_a, "bounds"_a, py::kw_only(), "out"_a)
       .def("symbols", &Kernels::symbols, "y"_a, "means"_a, "parity"_a, py::kw_only(), "out"_a)
       .def("decoded", &Kernels::decoded, "symbols"_a, "means"_a, "parity"_a, "clear"_a, "y"_a)

@@ -171,7 +171,7 @@ struct Kernels {
   void (*to_bytes)(const float* r, uint8_t* out, ptrdiff_t count);
   // y[i] = y[i] + half_tanh(r[i])
   void (*add_half_tanh)(const float* r, float* y, ptrdiff_t count);
-  // out[i] = how many of the bounds are below s[i]; all of them for NaN
+  // out[i] = how many of the bounds, which ascend, are below s[i]; all of them for NaN
   void (*scale_indexes)(const float* s, const float* bounds, int bound_count, uint8_t* out,
                         ptrdiff_t count);
   // out[i] = round(y[i] - means[i]) within kSymbolLimit; 0 for NaN

@@ -134,6 +134,39 @@ inline void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P]
   });
 }
 
+// What follows the sums: vector v of `count` positions, output o and the following. Step by step,
+// as what a step needs beside the sums is the same for all positions.
+template <int P, int V>
+__attribute__((noinline)) void finish(const Conv& c, const ptrdiff_t (&n)[P], int count, int v, ptrdiff_t o,
+                   F (&r)[P][V]) {
+  const ptrdiff_t left = c.outputs - o;
+  if (c.gelu) {
+    for (int p = 0; p < count; ++p) r[p][v] = gelu(r[p][v]);
+  }
+  if (c.residual != nullptr) {
+    for (int p = 0; p < count; ++p) {
+      r[p][v] = S::add(r[p][v], S::load(c.residual + n[p] * c.outputs + o, left));
+    }
+  }
+  if (c.residual_act != nullptr) {
+    for (int p = 0; p < count; ++p) {
+      const I q = S::widen(c.residual_act + n[p] * c.residual_stride + o, left);
+      r[p][v] = S::add(r[p][v], S::mul(S::to_float(q), S::set(c.residual_scale)));
+    }
+  }
+  if (c.out_act != nullptr) {
+    for (int p = 0; p < count; ++p) {
+      const I q = quantise(r[p][v], S::set(c.out_scale));
+      S::narrow(c.out_act + n[p] * c.outputs + o, q, left);
+    }
+  }
+  if (c.out_float != nullptr) {
+    for (int p = 0; p < count; ++p) {
+      S::store(c.out_float + n[p] * c.outputs + o, r[p][v], left);
+    }
+  }
+}
+
 // P positions from `begin` on (of which `count` exist) times V vectors of outputs from `group` on.
 template <int P, int V>
 void conv_tile(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, int count) {
@@ -156,24 +189,7 @@ void conv_tile(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, in
   for (int s = 0; s < c.segment_count; ++s) {
     add_segment(c, c.segments[s], n, panel.first, panel.groups, group, r);
   }
-  for (int p = 0; p < count; ++p) {
-    for (int v = 0; v < V; ++v) {
-      const ptrdiff_t o = first + v * W;
-      const ptrdiff_t left = c.outputs - o;
-      const ptrdiff_t at = n[p] * c.outputs + o;
-      F y = r[p][v];
-      if (c.gelu) y = gelu(y);
-      if (c.residual != nullptr) y = S::add(y, S::load(c.residual + at, left));
-      if (c.residual_act != nullptr) {
-        const I q = S::widen(c.residual_act + n[p] * c.residual_stride + o, left);
-        y = S::add(y, S::mul(S::to_float(q), S::set(c.residual_scale)));
-      }
-      if (c.out_act != nullptr) {
-        S::narrow(c.out_act + at, quantise(y, S::set(c.out_scale)), left);
-      }
-      if (c.out_float != nullptr) S::store(c.out_float + at, y, left);
-    }
-  }
+  for (int v = 0; v < V; ++v) finish(c, n, count, v, first + v * W, r);
 }
 
 template <int Groups>
@@ -362,7 +378,10 @@ void scale_indexes(const float* s, const float* bounds, int bound_count, uint8_t
     const ptrdiff_t left = count - i < W ? count - i : W;
     const F x = S::load(s + i, left);
     I index = S::zero();
-    for (int b = 0; b < bound_count; ++b) index = S::add_unless_le(index, x, S::set(bounds[b]));
+    for (int b = 0; b < bound_count && S::any_above(x, S::set(bounds[b])); b += 4) {
+      const int last = b + 4 < bound_count ? b + 4 : bound_count;
+      for (int j = b; j < last; ++j) index = S::add_unless_le(index, x, S::set(bounds[j]));
+    }
     int32_t indexes[W];
     S::store(indexes, index);
     for (ptrdiff_t j = 0; j < left; ++j) out[i + j] = static_cast<uint8_t>(indexes[j]);

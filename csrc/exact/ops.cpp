@@ -31,7 +31,7 @@ std::vector<ptrdiff_t> pixel_indexes(const Act& x, Positions at, ptrdiff_t borde
   for (ptrdiff_t row = 0; row < x.batch * x.height; ++row) {
     const ptrdiff_t b = row / x.height;
     const ptrdiff_t start = (row + 2 * border * b) * (x.width + 2 * border);
-    const ptrdiff_t first = all ? 0 : (row % x.height + static_cast<int>(at)) % 2;
+    const ptrdiff_t first = all ? 0 : first_column(row, x.height, at);
     for (ptrdiff_t j = first; j < x.width; j += all ? 1 : 2) pixels.push_back(start + j);
   }
   return pixels;
@@ -61,8 +61,11 @@ void copy_padded_row(const Act& x, ptrdiff_t border, ptrdiff_t channels, ptrdiff
 
 // ---- Latents ----
 
-// Positions that a task turns round at a time.
+// Positions that a task turns round at a time; that latents are fetched ahead of their use; reals
+// in a line of the cache.
 constexpr ptrdiff_t kRun = 64;
+constexpr ptrdiff_t kAhead = 4;
+constexpr ptrdiff_t kLine = 16;
 
 // to[n, c] = from[n, c] for other strides of positions and channels.
 template <class T>
@@ -258,36 +261,43 @@ void Runner::window_attention(const Act& qkv, const float* bias, WindowAttention
   }
   a.bias = lanes.data();
 
-  const std::vector<int16_t> zeros(static_cast<size_t>(qkv.channels));
+  const ptrdiff_t part = a.heads * columns;
   parallel_for(qkv.batch * height, threads, [&](ptrdiff_t row) {
     const ptrdiff_t b = row / height;
     const ptrdiff_t y = row % height - border;
-    const auto at = [&](ptrdiff_t x) {
-      const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
-      return inside ? qkv.data + ((b * a.height + y) * a.width + x) * qkv.stride : zeros.data();
+    // Queries, keys and values of a position, [3, heads, columns].
+    const auto split = [&](ptrdiff_t x, int16_t* to) {
+      if (y < 0 || y >= a.height || x < 0 || x >= a.width) {
+        std::fill_n(to, 3 * part, int16_t{0});
+        return;
+      }
+      const int16_t* from = qkv.data + ((b * a.height + y) * a.width + x) * qkv.stride;
+      for (ptrdiff_t i = 0; i < 3 * a.heads; ++i, to += columns) {
+        const int16_t* channel = from + i / a.heads * dim + i % a.heads;
+        for (ptrdiff_t d = 0; d < a.depth; ++d) to[d] = channel[d * a.heads];
+        std::fill(to + a.depth, to + columns, int16_t{0});
+      }
     };
-    for (ptrdiff_t x = 0; x < width; ++x) {
-      const int16_t* from = at(x - border);
-      const int16_t* next = at(x - border + 1);
+    const auto both = buffer<int16_t>(6 * part);
+    int16_t* now = both.get();
+    int16_t* next = now + 3 * part;
+    split(-border, now);
+    for (ptrdiff_t x = 0; x < width; ++x, std::swap(now, next)) {
+      split(x + 1 - border, next);
       const ptrdiff_t n = row * width + x;
       for (ptrdiff_t head = 0; head < a.heads; ++head) {
-        const auto channel = [&](ptrdiff_t part, ptrdiff_t d) {
-          return part * dim + d * a.heads + head;
-        };
+        const int16_t* queries = now + head * columns;
         int32_t* to_q = q.get() + (b * a.heads + head) * pairs * plane + n - b * plane;
-        int16_t* to_k = k.get() + (n * a.heads + head) * 2 * pairs;
-        int16_t* to_v = v.get() + (n * a.heads + head) * columns * 2;
-        for (ptrdiff_t d = 0; d < 2 * pairs; d += 2) {
-          const bool odd = d + 1 == a.depth;
-          const int16_t queries[2] = {from[channel(0, d)],
-                                      odd ? int16_t{0} : from[channel(0, d + 1)]};
-          std::memcpy(to_q + d / 2 * plane, queries, sizeof queries);
-          to_k[d] = from[channel(1, d)];
-          to_k[d + 1] = odd ? int16_t{0} : from[channel(1, d + 1)];
+        for (ptrdiff_t i = 0; i < pairs; ++i) {
+          std::memcpy(to_q + i * plane, queries + 2 * i, 2 * sizeof(int16_t));
         }
+        std::copy_n(queries + part, 2 * pairs, k.get() + (n * a.heads + head) * 2 * pairs);
+        const int16_t* values = queries + 2 * part;
+        const int16_t* next_values = next + 2 * part + head * columns;
+        int16_t* to_v = v.get() + (n * a.heads + head) * columns * 2;
         for (ptrdiff_t d = 0; d < columns; ++d) {
-          to_v[2 * d] = d < a.depth ? from[channel(2, d)] : int16_t{0};
-          to_v[2 * d + 1] = d < a.depth ? next[channel(2, d)] : int16_t{0};
+          to_v[2 * d] = values[d];
+          to_v[2 * d + 1] = next_values[d];
         }
       }
     }
@@ -401,6 +411,28 @@ void Runner::softmax_attention(const Act& q, const Act& k, const Act& v, int hea
   });
 }
 
+void Runner::colour(const Act& x, Positions at, ptrdiff_t width, bool squeezed,
+                    int16_t* out) const {
+  const auto bytes = static_cast<size_t>(x.channels) * sizeof(int16_t);
+  const bool from_squeezed = x.width != width;
+  parallel_for(x.batch * x.height, threads, [&](ptrdiff_t row) {
+    const ptrdiff_t first = first_column(row, x.height, at);
+    const int16_t* from = x.data + (row * x.width + (from_squeezed ? 0 : first)) * x.stride;
+    const ptrdiff_t step = from_squeezed ? x.stride : 2 * x.stride;
+    int16_t* to = out + row * (squeezed ? width / 2 : width) * x.channels;
+    for (ptrdiff_t j = 0; j < width / 2; ++j, from += step) {
+      if (!squeezed) {
+        std::memset(to + (1 - first) * x.channels, 0, bytes);
+        std::memcpy(to + first * x.channels, from, bytes);
+        to += 2 * x.channels;
+      } else {
+        std::memcpy(to, from, bytes);
+        to += x.channels;
+      }
+    }
+  });
+}
+
 void Runner::scale_indexes(const float* scales, ptrdiff_t stride, ptrdiff_t positions,
                            ptrdiff_t channels, const float* bounds, int bound_count,
                            uint8_t* out) const {
@@ -421,6 +453,9 @@ void Runner::symbols(const Latents& y, const float* means, ptrdiff_t stride, int
   parallel_for(y.rows, threads, [&](ptrdiff_t row) {
     const auto tile = buffer<int32_t>(half * y.channels);
     for (ptrdiff_t j = 0; j < half; ++j) {
+      // The latents lie too far apart for the machine to foresee.
+      const float* ahead = y.squeezed(row, std::min(j + kAhead, half - 1));
+      for (ptrdiff_t c = 0; c < y.channels; c += kLine) __builtin_prefetch(ahead + c);
       kernels->symbols(y.squeezed(row, j), means + (row * half + j) * stride,
                        tile.get() + j * y.channels, y.channels);
     }
@@ -456,7 +491,7 @@ void Runner::quantise(const float* r, float scale, int16_t* out, ptrdiff_t count
 void Runner::add_half_tanh(const float* r, Positions at, ptrdiff_t rows, ptrdiff_t height,
                            ptrdiff_t width, ptrdiff_t channels, float* y) const {
   parallel_for(rows, threads, [&](ptrdiff_t row) {
-    const ptrdiff_t first = (row % height + static_cast<int>(at)) % 2;
+    const ptrdiff_t first = first_column(row, height, at);
     for (ptrdiff_t j = 0; j < width / 2; ++j) {
       kernels->add_half_tanh(r + (row * (width / 2) + j) * channels,
                              y + (row * width + 2 * j + first) * channels, channels);

@@ -21,6 +21,11 @@ struct Act {
 
 enum class Positions { kAll = -1, kNonAnchors = 0, kAnchors = 1 };
 
+// Column of position 0 of a squeezed row; row is one of all images' rows.
+inline ptrdiff_t first_column(ptrdiff_t row, ptrdiff_t height, Positions at) {
+  return (row % height + static_cast<int>(at)) % 2;
+}
+
 struct Input {
   Act x;
   const Weights* weights;
@@ -37,8 +42,7 @@ struct Latents {
 
   // Position j of a squeezed row.
   float* squeezed(ptrdiff_t row, ptrdiff_t j) const {
-    const ptrdiff_t first = (row % height + static_cast<int>(at)) % 2;
-    return data + (row * width + 2 * j + first) * stride;
+    return data + (row * width + 2 * j + first_column(row, height, at)) * stride;
   }
 };
 
@@ -63,6 +67,10 @@ struct Runner {
                         float key_scale, int value_exponent, float out_scale, int16_t* out) const;
   void softmax_attention(const Act& q, const Act& k, const Act& v, int heads, bool exclude,
                          float logit_scale, float value_scale, float out_scale, int16_t* out) const;
+
+  // One colour of x, zero off it: [batch, height, width, channels], where x and `out` have `width`
+  // columns, or half of them if squeezed.
+  void colour(const Act& x, Positions at, ptrdiff_t width, bool squeezed, int16_t* out) const;
 
   // Latents of one colour. They are squeezed, [positions, channels], with a stride between
   // positions; integers lie channel by channel, [channels, positions].

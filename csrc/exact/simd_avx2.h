@@ -52,6 +52,10 @@ struct Simd {
   static I add_unless_le(I count, F a, F b) {
     return sub(count, _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)));
   }
+  // Whether a <= b is false anywhere, also for NaN.
+  static bool any_above(F a, F b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)) != 0;
+  }
   static float horizontal_max(F a) {
     float all[width];
     store(all, a);

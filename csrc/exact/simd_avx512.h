@@ -45,6 +45,8 @@ struct Simd {
     const __mmask16 above = _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ);
     return _mm512_mask_add_epi32(count, above, count, set(1));
   }
+  // Whether a <= b is false anywhere, also for NaN.
+  static bool any_above(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ) != 0; }
   static float horizontal_max(F a) { return _mm512_reduce_max_ps(a); }
 
   static I set(int32_t a) { return _mm512_set1_epi32(a); }

@@ -87,6 +87,12 @@ struct Simd {
   static I add_unless_le(I count, F a, F b) {
     return map<I>([&](int i) { return count.v[i] + (a.v[i] <= b.v[i] ? 0 : 1); });
   }
+  // Whether a <= b is false anywhere, also for NaN.
+  static bool any_above(F a, F b) {
+    bool any = false;
+    for (int i = 0; i < width; ++i) any |= !(a.v[i] <= b.v[i]);
+    return any;
+  }
   static float horizontal_max(F a) {
     float top = a.v[0];
     for (int i = 1; i < width; ++i) top = a.v[i] > top ? a.v[i] : top;

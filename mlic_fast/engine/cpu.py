@@ -78,7 +78,7 @@ def _scale(exponent: int) -> float:
 
 
 class CpuOps(SpecOps):
-    """The operations of the exact arithmetic on C++ kernels; layouts are inherited.
+    """The operations of the exact arithmetic on C++ kernels; a few layouts are inherited.
 
     Args:
         packed: the networks.
@@ -140,6 +140,23 @@ class CpuOps(SpecOps):
     def add_residual(self, y: Float, r: Float, parity: Parity) -> Float:
         self._kernels.add_half_tanh(r, int(parity), y)
         return y
+
+    # -- layouts ------------------------------------------------------------------------------
+
+    def keep(self, x: Act, parity: Parity) -> Act:
+        return self._colour(x, parity, x.q.shape[2])
+
+    def squeeze(self, x: Act, parity: Parity) -> Act:
+        return self._colour(x, parity, x.q.shape[2] // 2)
+
+    def unsqueeze(self, x: Act, parity: Parity) -> Act:
+        return self._colour(x, parity, 2 * x.q.shape[2])
+
+    def _colour(self, x: Act, parity: Parity, width: int) -> Act:
+        batch, height, _, channels = x.q.shape
+        q = np.empty((batch, height, width, channels), np.int16)
+        self._kernels.colour(x.q, int(parity), out=q)
+        return Act(q, x.exponent)
 
     # -- block transforms ---------------------------------------------------------------------
 

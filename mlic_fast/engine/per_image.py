@@ -50,7 +50,8 @@ class PerImageEngine(ABC):
     def decode_latents(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int]
     ) -> Tensor:
-        return torch.cat([self._checked_latents(*payload, size) for payload in payloads])
+        latents = [self._checked_latents(*payload, size) for payload in payloads]
+        return torch.cat(latents).contiguous()
 
     def _checked_latents(self, payload: bytes, lanes: int, size: tuple[int, int]) -> Tensor:
         y_hat, digest = self.decode(payload, lanes, size)

@@ -23,6 +23,8 @@ def draw(
     bd_rates: Mapping[str, Mapping[str, float]],
     published: dict[str, Points],
     images: int,
+    *,
+    times: bool = True,
 ) -> Figure:
     """PSNR over rate, MS-SSIM over rate, time an image.
 
@@ -31,9 +33,12 @@ def draw(
         bd_rates: of ours against each of the others, in percent, by ``"PSNR"`` and ``"MS-SSIM"``.
         published: fixed curves of PSNR, by name.
         images: how many the means are over.
+        times: without it the time is left out, where it was not what was measured.
     """
-    figure = new_figure(13.5, 5.6)
-    psnr, similarity, times = figure.subplots(1, 3, width_ratios=(1.2, 1.2, 1))
+    figure = new_figure(13.5 if times else 9.5, 5.6)
+    psnr, similarity, *rest = figure.subplots(
+        1, 2 + times, width_ratios=(1.2, 1.2, 1) if times else (1, 1)
+    )
     figure.suptitle(f"{images} image{'s' * (images > 1)}, means of real files")
     _rate_axes(psnr, "PSNR over RGB [dB]", curves, "psnr", bd_rates, "PSNR")
     for (name, points), dashes in zip(published.items(), _DASHES, strict=False):
@@ -47,7 +52,8 @@ def draw(
     for axes in (psnr, similarity):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=2, fontsize=7)
-    _time_axes(times, curves)
+    for axes in rest:
+        _time_axes(axes, curves)
     return figure
 
 

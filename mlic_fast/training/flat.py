@@ -8,6 +8,7 @@ which is channels last.
 from __future__ import annotations
 
 import math
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -73,10 +74,11 @@ class FlatWeights:
 
     Attributes:
         values, gradient: float32 [n].
-        leaves: what gradients are of, in the network's precision and in the order of ``values``.
+        leaves: of what there are gradients, in the network's precision and in the order of
+            ``values``: all but the quantiles.
         stacks: matrices for Muon; they come first, up to ``muon``.
         quantiles: where the quantiles begin.
-        parts: of everything from ``muon`` on, indices in :data:`PARTS`.
+        runs: of everything from ``muon`` on, (part, begin, end) one after the other.
         layout: names in order.
     """
 
@@ -92,7 +94,8 @@ class FlatWeights:
 
         matrices = [name for name in named if rank(name) == 0]
         matrices.sort(key=lambda name: (part_of(name), tuple(named[name].shape)))
-        rest = sorted((name for name in named if rank(name)), key=rank)
+        rest = [name for name in named if rank(name)]
+        rest.sort(key=lambda name: (rank(name), part_of(name)))
         self.layout = matrices + rest
         self._shapes = {name: named[name].shape for name in self.layout}
         self._starts: dict[str, int] = {}
@@ -112,10 +115,10 @@ class FlatWeights:
         self.values = torch.zeros(end, device=device)
         self.gradient = torch.zeros(end, device=device)
         self._padding = torch.zeros(_ALIGNMENT, device=device)
-        parts = torch.empty(end - self.muon, dtype=torch.int64)
-        for name in rest:
-            parts[self._starts[name] - self.muon :] = part_of(name)
-        self.parts = parts.to(device)
+        self.runs: list[tuple[int, int, int]] = []
+        for part, names in groupby(rest, part_of):
+            begin = self._starts[next(names)]
+            self.runs = [*((p, b, min(e, begin)) for p, b, e in self.runs), (part, begin, end)]
         self.attach(model, self.values)
         self._working = self.values[: self._low]
         if dtype != torch.float32:
@@ -126,7 +129,8 @@ class FlatWeights:
             leaf = nn.Parameter(self.view(name, source))
             owner, _, attribute = name.rpartition(".")
             setattr(network.get_submodule(owner), attribute, leaf)
-            self.leaves.append(leaf)
+            if not is_quantile(name):
+                self.leaves.append(leaf)
 
     def _stack(self, name: str, start: int) -> None:
         shape = self._shapes[name]
@@ -161,10 +165,10 @@ class FlatWeights:
         if self._working.dtype != torch.float32:
             self._working.copy_(self.values[: self._low])
 
-    def set_gradient(self, gradients: tuple[Tensor, ...]) -> None:
-        """Takes the gradients of the leaves."""
+    def join(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Gradients of the leaves as two tensors: in the precision of products, and float32."""
         pieces: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for name, gradient in zip(self.layout, gradients, strict=True):
+        for name, gradient in zip(self.layout, gradients, strict=False):
             start = self._starts[name]
             order = gradient.permute(0, 2, 3, 1) if gradient.dim() == 4 else gradient
             into = pieces[start >= self._low]
@@ -172,5 +176,12 @@ class FlatWeights:
             gap = -gradient.numel() % _ALIGNMENT if start >= self.muon else 0
             if gap:
                 into.append(self._padding[:gap].to(gradient.dtype))
-        self.gradient[: self._low].copy_(torch.cat(pieces[0]))
-        torch.cat(pieces[1], out=self.gradient[self._low :])
+        return torch.cat(pieces[0]), torch.cat(pieces[1])
+
+    def set_gradient(
+        self, joined: tuple[Tensor, Tensor], factor: Tensor, quantiles: Tensor
+    ) -> None:
+        """Sets the gradient to what :meth:`join` gave times a factor, and that of the quantiles."""
+        torch.mul(joined[0], factor, out=self.gradient[: self._low])
+        torch.mul(joined[1], factor, out=self.gradient[self._low : self.quantiles])
+        self.gradient[self.quantiles :][: quantiles.numel()] = quantiles.flatten()

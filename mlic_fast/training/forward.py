@@ -26,18 +26,30 @@ from mlic_fast.models.contexts import (
     window_mask,
 )
 from mlic_fast.models.layers import GDN
+from mlic_fast.models.transforms import BLOCK, BlockAnalysisTransform, BlockSynthesisTransform
+from mlic_fast.training.loss import interpolation
 
 AREA = WINDOW**2
+#: Between two places whose difference gives the slope of a density's logit.
+ASIDE = 0.01
 #: Windows about non-anchors that hold one position: every second of the 25, the centre's first.
 HOLDERS = AREA // 2 + 1
 
 
 class Output(NamedTuple):
-    """Reconstruction [B, 3, H, W], and the bits of y and z of each sample, [B]."""
+    """What a forward pass gives.
+
+    Attributes:
+        x_hat: reconstruction [B, 3, H, W], float32.
+        y_bits, z_bits: of each sample, [B].
+        quantiles: logits at the quantiles of the prior of z, and at places :data:`ASIDE` below and
+            above them: [3, N, 1, 3], without gradients.
+    """
 
     x_hat: Tensor
     y_bits: Tensor
     z_bits: Tensor
+    quantiles: Tensor
 
 
 class TrainingForward:
@@ -65,38 +77,39 @@ class TrainingForward:
         network: Any = self.network
         y, undo = network.g_a(x.to(self.dtype)).float(), None
         if rate is not None:
-            gains = network.gain
-            y, undo = y * _gains(gains.log_gain, rate), _gains(gains.log_inverse_gain, rate)
+            gains, mix = network.gain, interpolation(rate, network.config.rates)
+            y = y * (mix @ gains.log_gain).exp()[:, :, None, None]
+            undo = (mix @ gains.log_inverse_gain).exp()[:, :, None, None]
         z = network.h_a(y.to(self.dtype)).float()
         medians = network.entropy_bottleneck.medians()
-        hyper = network.h_s((_Round.apply(z - medians) + medians).to(self.dtype))
+        hyper = network.h_s(_Round.apply(z, medians).to(self.dtype))
         y_hat, y_bits = self._code_latents(hyper, y)
         x_hat = network.g_s((y_hat if undo is None else y_hat * undo).to(self.dtype))
-        z_bits = self._hyper_bits(z * z_weight + z.detach() * (1 - z_weight), medians)
-        return Output(x_hat.float(), y_bits, z_bits)
+        z_bits, quantiles = self._hyper_bits(torch.lerp(z.detach(), z, z_weight), medians)
+        return Output(x_hat.float(), y_bits, z_bits, quantiles)
 
     def _code_latents(self, hyper: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`MlicModel.code_latents`: decoded latents and the bits of each sample."""
         network: Any = self.network
         inter_context = getattr(network, "global_inter_context", None)
-        hyper_means = hyper[:, network.config.M :]
         colours = (Parity.ANCHOR, Parity.NON_ANCHOR)
-        masks = {colour: colour_mask(*y.shape[2:], colour, y.device) for colour in colours}
+        half_mask = {colour: colour_mask(*y.shape[2:], colour, y.device) / 2 for colour in colours}
         hyper_at = {colour: squeeze(hyper, colour) for colour in colours}
         halves = {colour: squeeze(y, colour) for colour in colours}
         predicted: dict[Parity, list[Tensor]] = {colour: [] for colour in colours}
-        means = {colour: halves[colour].chunk(network.config.slices, 1) for colour in colours}
+        parts = {colour: halves[colour].chunk(network.config.slices, 1) for colour in colours}
 
         def code(i: int, colour: Parity, inputs: list[Tensor], parameters: Any) -> Tensor:
-            values = parameters(torch.cat([*inputs, hyper_at[colour]], 1)).float()
+            values = parameters(torch.cat([*inputs, hyper_at[colour]], 1))
             predicted[colour].append(values)
-            mean = values.chunk(2, 1)[1]
-            return unsqueeze(_Round.apply(means[colour][i] - mean) + mean, colour)
+            return unsqueeze(_Round.apply(parts[colour][i], values.chunk(2, 1)[1]), colour)
 
         def add_residual(latents: Tensor, colour: Parity, prediction: Any) -> Tensor:
-            known = torch.cat([hyper_means, *decoded, latents.to(self.dtype)], 1)
-            return torch.addcmul(latents, prediction(known).float(), masks[colour])
+            known = torch.cat([before, latents.to(self.dtype)], 1)
+            residual = torch.tanh(prediction.lrp_transform(known)).float()
+            return torch.addcmul(latents, residual, half_mask[colour])
 
+        before = hyper[:, network.config.M :]  # what the residual prediction knows: means, slices
         decoded: list[Tensor] = []
         exact: list[Tensor] = []
         for i in range(network.config.slices):
@@ -123,31 +136,30 @@ class TrainingForward:
             both = anchors + code(i, other, [local, *shared[other]], parameters)
             exact.append(add_residual(both, other, network.lrp_nonanchor[i]))
             decoded.append(exact[-1].to(self.dtype))
+            before = torch.cat([before, decoded[-1]], 1)
 
-        values = torch.stack([torch.cat(predicted[colour], 1) for colour in colours])
+        values = torch.stack([torch.cat(predicted[colour], 1) for colour in colours]).float()
         values = values.unflatten(2, (-1, 2, network.config.slice_channels))
         latents = torch.stack([halves[colour] for colour in colours])
         latents = latents.unflatten(2, (-1, network.config.slice_channels))
         likelihood = network.gaussian_conditional(latents, values[:, :, :, 0], values[:, :, :, 1])
         return torch.cat(exact, 1), likelihood.log2().sum((0, 2, 3, 4, 5)).neg()
 
-    def _hyper_bits(self, z: Tensor, medians: Tensor) -> Tensor:
-        """Bits of z of each sample; both ends of the intervals go through the prior at once."""
+    def _hyper_bits(self, z: Tensor, medians: Tensor) -> tuple[Tensor, Tensor]:
+        """Bits of z of each sample, and the logits at the quantiles; all go through the prior at
+        once.
+        """
         prior: Any = self.network.entropy_bottleneck
         z = z + (torch.rand_like(z) - 0.5) if prior.training else torch.round(z - medians) + medians
         values = z.transpose(0, 1).reshape(z.shape[1], 1, -1)
-        upper, lower = (
-            prior.logits(torch.cat([values + 0.5, values - 0.5], 2)).sigmoid().chunk(2, 2)
-        )
+        quantiles = prior.quantiles.detach()
+        places = [values + 0.5, values - 0.5, quantiles, quantiles - ASIDE, quantiles + ASIDE]
+        logits = prior.logits(torch.cat(places, 2))
+        ends = logits[..., : 2 * values.shape[2]].sigmoid()
+        upper, lower = ends.chunk(2, 2)
         likelihood = prior.likelihood_lower_bound(upper - lower)
-        return likelihood.log2().unflatten(2, (len(z), -1)).sum((0, 1, 3)).neg()
-
-
-def _gains(table: Tensor, rate: Tensor) -> Tensor:
-    """:meth:`GainUnits._at` as a product of matrices, which needs no sorting of its gradient."""
-    rates = torch.arange(len(table), device=table.device)
-    weights = (1 - (rate[:, None] - rates).abs()).clamp(min=0)
-    return (weights @ table).exp()[:, :, None, None]
+        bits = likelihood.log2().unflatten(2, (len(z), -1)).sum((0, 1, 3)).neg()
+        return bits, torch.stack(logits.detach()[..., ends.shape[2] :].chunk(3, 2))
 
 
 # ---------------------------------------------------------------------- the checkerboard
@@ -165,6 +177,13 @@ def _odd_column(colour: Parity, device: torch.device) -> Tensor:
     return torch.tensor([colour == 1, colour == 0], device=device)[:, None, None]
 
 
+@lru_cache(maxsize=16)
+def _columns(colour: Parity, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """1 at the column that a colour has, in even and in odd rows: [2, 1, 2, 1]."""
+    odd = _odd_column(colour, device)
+    return torch.stack([~odd, odd], 2).to(dtype)
+
+
 def _pairs(x: Tensor) -> Tensor:
     """[B, C, H, W] as [B, H / 2, rows of a pair, W / 2, columns of a pair, C]."""
     return x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
@@ -177,9 +196,8 @@ def _take(x: Tensor, colour: Parity) -> Tensor:
 
 
 def _spread(half: Tensor, colour: Parity) -> Tensor:
-    odd = _odd_column(colour, half.device)
-    columns = torch.stack([~odd, odd], 2).to(half.dtype)  # [rows, 1, columns, 1]
-    pairs = half.permute(0, 2, 3, 1).unflatten(1, (-1, 2))[..., None, :] * columns
+    pairs = half.permute(0, 2, 3, 1).unflatten(1, (-1, 2))[..., None, :]
+    pairs = pairs * _columns(colour, half.device, half.dtype)
     return pairs.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
@@ -218,15 +236,15 @@ def unsqueeze(half: Tensor, colour: Parity) -> Tensor:
 
 
 class _Round(torch.autograd.Function):
-    """Rounding whose gradient is the identity."""
+    """Rounding of x about a mean, whose gradient is the identity: none of it is the mean's."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.round(x)
+    def forward(ctx: Any, x: Tensor, mean: Tensor) -> Tensor:
+        return torch.round(x - mean).add_(mean)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 # ---------------------------------------------------------------------- modules
@@ -244,7 +262,9 @@ class _Pointwise(nn.Conv2d):
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    tokens = x.permute(0, 2, 3, 1)
+    out = F.linear(tokens.flatten(0, 2), weight.flatten(1), bias)
+    return out.unflatten(0, tokens.shape[:3]).permute(0, 3, 1, 2)
 
 
 class _GDN(GDN):
@@ -259,6 +279,46 @@ class _GDN(GDN):
         gamma = self.gamma_reparam(self.gamma).to(x.dtype)
         norm = _pointwise(x**2, gamma, beta)
         return x * (torch.sqrt(norm) if self.inverse else torch.rsqrt(norm))
+
+
+class _BlockAnalysis(BlockAnalysisTransform):
+    @staticmethod
+    def fits(module: Any) -> bool:
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.coarse(self.down(self.fine(self.embed(_blocks(x)))))
+
+
+class _BlockSynthesis(BlockSynthesisTransform):
+    @staticmethod
+    def fits(module: Any) -> bool:
+        return True
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        x = self.fine(_shuffle(self.up(self.coarse(y_hat)), 2))
+        return _shuffle(self.project(x), BLOCK)
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """Pixel unshuffle by 8 that stays channels last."""
+    rows = x.permute(0, 2, 3, 1).unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK))
+    return rows.permute(0, 1, 3, 5, 2, 4).flatten(3).permute(0, 3, 1, 2)
+
+
+def _shuffle(x: Tensor, factor: int) -> Tensor:
+    """Pixel shuffle that stays channels last."""
+    parts = x.permute(0, 2, 3, 1).unflatten(3, (-1, factor, factor))
+    return parts.permute(0, 1, 4, 2, 5, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+class _PixelShuffle(nn.PixelShuffle):
+    @staticmethod
+    def fits(module: Any) -> bool:
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _shuffle(x, self.upscale_factor)
 
 
 class WindowPlan(NamedTuple):
@@ -312,20 +372,25 @@ def window_plan(height: int, width: int, device: torch.device, dtype: torch.dtyp
 
 
 class _Windows(torch.autograd.Function):
-    """Rows of x [.., H * W, D] by windows: [.., P * 25, D]; zero outside the image.
+    """Queries, keys and values [3, .., H * W, D] by windows: three of [.., P * 25, D]; zero outside
+    the image.
 
     Gathers in both directions, so gradients have one order of summation.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, holders: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, tokens: Tensor, holders: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(holders)
-        return F.pad(x, (0, 0, 0, 1)).index_select(-2, index)
+        return F.pad(qkv, (0, 0, 0, 1)).index_select(-2, tokens).unbind()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (holders,) = ctx.saved_tensors
-        held = F.pad(gradient, (0, 0, 0, 1)).index_select(-2, holders.flatten())
+        *batch, length, depth = gradients[0].shape
+        joined = gradients[0].new_empty(3, *batch, length + 1, depth)
+        torch.stack(gradients, out=joined[..., :-1, :])
+        joined[..., -1, :].zero_()
+        held = joined.index_select(-2, holders.flatten())
         return held.unflatten(-2, holders.shape).sum(-2), None, None
 
 
@@ -340,11 +405,12 @@ class _LocalContext(LocalContext):
         batch, dim, height, width = anchors.shape
         heads, depth, positions = self.num_heads, self.head_dim, height * width // 2
         plan = window_plan(height, width, anchors.device, anchors.dtype)
-        qkv = self.qkv_proj(self.norm1(anchors.permute(0, 2, 3, 1)))
+        tokens = anchors.permute(0, 2, 3, 1).flatten(0, 2)
+        qkv = self.qkv_proj(self.norm1(tokens))
         # Channels are (head_dim, heads) with the heads fastest: [3, heads, B, H * W, head_dim].
         qkv = qkv.reshape(batch, -1, 3, depth, heads).permute(2, 4, 0, 1, 3)
         windows = _Windows.apply(qkv.contiguous(), plan.tokens, plan.holders)
-        q, k, v = windows.reshape(3, -1, AREA, depth)
+        q, k, v = (part.reshape(-1, AREA, depth) for part in windows)
         logits = (q @ k.transpose(1, 2)).reshape(heads, batch, positions, AREA, AREA)
         bias = (plan.places @ self.relative_position_table).T.reshape(heads, 1, 1, AREA, AREA)
         logits = torch.add(bias + plan.mask, logits, alpha=depth**-0.5)
@@ -357,14 +423,44 @@ class _LocalContext(LocalContext):
         return out.reshape(batch, height, width // 2, 2 * dim).permute(0, 3, 1, 2)
 
 
-def _linear_attention(qkv: Tensor, heads: int) -> Tensor:
-    """:func:`linear_attention` of all heads at once: [B, L, 3, C] -> [B, L, C]."""
+def _side_by_side(projections: Any) -> Any:
+    """Weights and biases of the layers of several projections, joined: [(weight, bias), ..]."""
+    return [
+        (torch.cat([m.weight for m in layers]), torch.cat([m.bias for m in layers]))
+        for layers in zip(*projections, strict=True)
+    ]
+
+
+def _linear_attention(qkv: Tensor, heads: int, keys: Tensor | None = None) -> Tensor:
+    """:func:`linear_attention` of all heads at once: [B, L, 3, C] -> [B, L, C].
+
+    ``keys`` [L] is added to the keys: minus infinity leaves out.
+    """
     batch, length = qkv.shape[:2]
     parts = qkv.unflatten(3, (heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
     q, k, v = parts.flatten(1, 2)  # each [B * heads, L, C / heads]
+    if keys is not None:
+        k = k + keys[:, None]
     context = torch.softmax(k, dim=1).transpose(1, 2) @ v
     out = torch.softmax(q, dim=2) @ context
     return out.unflatten(0, (batch, heads)).transpose(1, 2).reshape(batch, length, -1)
+
+
+class _IntraPlan(NamedTuple):
+    """For queries, keys and values: masks of their positions [3, 1, H, W, 1], and of the keys what
+    is added to them, minus infinity elsewhere [H * W].
+    """
+
+    masks: Tensor
+    keys: Tensor
+
+
+@lru_cache(maxsize=4)
+def intra_plan(height: int, width: int, device: torch.device, dtype: torch.dtype) -> _IntraPlan:
+    colours = (Parity.NON_ANCHOR, Parity.ANCHOR, Parity.ANCHOR)
+    masks = torch.stack([colour_mask(height, width, colour, device) for colour in colours])
+    keys = torch.where(masks[1].flatten() > 0, 0.0, -torch.inf)
+    return _IntraPlan(masks.permute(0, 1, 3, 4, 2).to(dtype), keys.to(dtype))
 
 
 class _IntraContext(GlobalIntraContext):
@@ -373,19 +469,18 @@ class _IntraContext(GlobalIntraContext):
         return bool(module.linear)
 
     def forward(self, previous: Tensor, anchors: Tensor) -> Tensor:
-        height, width = anchors.shape[2:]
-        # In the order of the colours: NON_ANCHOR is 0.
-        masks = [
-            colour_mask(height, width, colour, previous.device).to(previous.dtype)
-            for colour in Parity
-        ]
-        q = squeeze(self.queries(previous * masks[0]), Parity.NON_ANCHOR)
-        k = squeeze(self.keys(previous * masks[1]), Parity.ANCHOR)
-        v = squeeze(self.values(anchors), Parity.ANCHOR)
-        qkv = torch.stack([part.permute(0, 2, 3, 1).flatten(1, 2) for part in (q, k, v)], 2)
-        out = _linear_attention(qkv, self.num_heads)
-        out = out.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
-        out = self.reprojection(unsqueeze(out, Parity.NON_ANCHOR))
+        batch, _, height, width = anchors.shape
+        masks, keys = intra_plan(height, width, anchors.device, anchors.dtype)
+        (mix, mix_bias), depthwise = _side_by_side([self.queries, self.keys, self.values])
+        inputs = torch.stack([previous, previous, anchors]).permute(0, 1, 3, 4, 2) * masks
+        inputs = inputs.flatten(1, 3)  # [3, B * H * W, C]
+        mix = mix.flatten(1).unflatten(0, (3, -1)).mT
+        mixed = torch.baddbmm(mix_bias.unflatten(0, (3, 1, -1)), inputs, mix)
+        mixed = mixed.movedim(0, 1).flatten(1).unflatten(0, (batch, height, width))
+        qkv = F.conv2d(mixed.permute(0, 3, 1, 2), *depthwise, padding=1, groups=mixed.shape[3])
+        qkv = qkv.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (3, -1))
+        out = _linear_attention(qkv, self.num_heads, keys).unflatten(1, (height, -1)) * masks[0]
+        out = self.reprojection(out.permute(0, 3, 1, 2))
         return out + self.mlp(out)
 
 
@@ -396,11 +491,7 @@ class _InterContext(GlobalInterContext):
 
     def forward(self, previous: Tensor) -> Tensor:
         height = previous.shape[2]
-        layers: Any = list(zip(self.queries, self.keys, self.values, strict=True))
-        (mix, depthwise) = (
-            (torch.cat([m.weight for m in three]), torch.cat([m.bias for m in three]))
-            for three in layers
-        )
+        mix, depthwise = _side_by_side([self.queries, self.keys, self.values])
         qkv = F.conv2d(_pointwise(previous, *mix), *depthwise, padding=1, groups=len(mix[0]))
         qkv = qkv.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (3, -1))
         out = _linear_attention(qkv, self.num_heads).unflatten(1, (height, -1))
@@ -408,4 +499,13 @@ class _InterContext(GlobalInterContext):
         return self.skip(out) + self.mlp(out)
 
 
-_CLASSES: tuple[Any, ...] = (_Pointwise, _GDN, _LocalContext, _IntraContext, _InterContext)
+_CLASSES: tuple[Any, ...] = (
+    _Pointwise,
+    _PixelShuffle,
+    _GDN,
+    _BlockAnalysis,
+    _BlockSynthesis,
+    _LocalContext,
+    _IntraContext,
+    _InterContext,
+)

@@ -17,6 +17,14 @@ def bits_per_pixel(likelihoods: dict[str, Tensor], pixels: int) -> Tensor:
     return torch.stack(totals).sum(0) / (-math.log(2) * pixels)
 
 
+def interpolation(rate: Tensor, rates: int) -> Tensor:
+    """Weights [B, rates] of the trained rates at fractional indexes [B]: linear between neighbours.
+
+    Gradients of a product with them need no sorting, those of an index do.
+    """
+    return (1 - (rate[:, None] - torch.arange(rates, device=rate.device)).abs()).clamp(min=0)
+
+
 class RateDistortionLoss(nn.Module):
     """``lambda * 255^2 * MSE + bpp``, or ``lambda * (1 - MS-SSIM) + bpp``.
 
@@ -39,9 +47,7 @@ class RateDistortionLoss(nn.Module):
 
     def lambdas(self, rate: Tensor) -> Tensor:
         """Lambda at fractional rate indexes, float32 [batch]."""
-        low = rate.floor().long().clamp(0, max(len(self.log_lambdas) - 2, 0))
-        high = (low + 1).clamp(max=len(self.log_lambdas) - 1)
-        return torch.lerp(self.log_lambdas[low], self.log_lambdas[high], rate - low).exp()
+        return (interpolation(rate, len(self.log_lambdas)) @ self.log_lambdas).exp()
 
     def weights(self, lambdas: Tensor) -> Tensor:
         """Factor of each sample's loss, float32 [batch]; 1 at the geometric mean of the lambdas."""

@@ -83,7 +83,8 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, rates: Tensor, live: Tensor) -> None:
-        """One step along the gradient of the weights at the rates of the :data:`PARTS`.
+        """One step along the gradient of the weights, which it uses up, at the rates of the
+        :data:`PARTS`.
 
         With ``live`` 0 in place of 1 nothing changes at all.
         """
@@ -96,7 +97,7 @@ class Optimizer:
         weights, momentum = self._weights, self.state["momentum"]
         values, gradient = weights.values, weights.gradient[: weights.muon]
         momentum.lerp_(gradient, (1 - MOMENTUM) * live)
-        update = gradient.lerp(momentum, MOMENTUM)  # Nesterov's
+        update = gradient.lerp_(momentum, MOMENTUM)  # Nesterov's
         moves = orthogonalise([stack.view(update) for stack in weights.stacks])
         contexts = PARTS.index("contexts")
         first = min((s.start for s in weights.stacks if s.part == contexts), default=weights.muon)
@@ -111,12 +112,15 @@ class Optimizer:
         first, second, count = state["first"], state["second"], state["count"]
         count.add_(live)
         first.lerp_(gradient, (1 - self._betas[0]) * live)
-        second.lerp_(gradient.square(), (1 - self._betas[1]) * live)
+        second.lerp_(gradient.square_(), (1 - self._betas[1]) * live)
         steps = count.clamp(min=1)
         bias, bias2 = (1 - beta**steps for beta in self._betas)
-        size = (second / bias2).sqrt_().add_(1e-8)
-        lengths = (rates / bias)[weights.parts]
-        weights.values[weights.muon :].addcmul_(first / size, lengths, value=-1)
+        moves = torch.sqrt(second, out=gradient).add_(1e-8 * bias2.sqrt())
+        torch.div(first, moves, out=moves)
+        lengths = rates * bias2.sqrt() / bias
+        for part, begin, end in weights.runs:
+            move = moves[begin - weights.muon : end - weights.muon]
+            weights.values[begin:end].addcmul_(move, lengths[part], value=-1)
 
 
 def orthogonalise(stacks: Sequence[Tensor]) -> list[Tensor]:
@@ -157,16 +161,20 @@ def _rows(x: Tensor) -> Tensor:
 def _polynomials(gram: Tensor) -> Tensor:
     """What brings the singular values of x near 1, given x x^T.
 
-    Newton-Schulz, x' = (a + b G + c G^2) x = P x with the Gram matrix G = x x^T, so G' = P G P:
-    it goes on in the small matrices alone, and the product of all P is what multiplies x.
+    Newton-Schulz, x' = (a + Q) x with Q = b G + c G^2 and the Gram matrix G = x x^T, so G' =
+    (a + Q) G (a + Q): it goes on in the small matrices alone, and the product of all a + Q is what
+    multiplies x.
     """
     scale = (gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30).rsqrt()
     gram = gram * scale.square()
-    product = scale
+    product = torch.eye(gram.shape[1], device=gram.device) * scale
     for step in range(5):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
-        product = polynomial @ product if step else polynomial * product
+        q = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        if step:
+            product = torch.baddbmm(product, q, product, beta=3.4445)
+        else:
+            product = (q * scale).add_(product, alpha=3.4445)
         if step < 4:
-            gram = polynomial @ gram @ polynomial
+            gram = torch.baddbmm(gram, q, gram, beta=3.4445)
+            gram = torch.baddbmm(gram, gram, q, beta=3.4445)
     return product

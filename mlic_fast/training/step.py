@@ -19,7 +19,7 @@ from mlic_fast.training import distributed
 from mlic_fast.training.config import TrainConfig
 from mlic_fast.training.data import Patches
 from mlic_fast.training.flat import PARTS, FlatWeights
-from mlic_fast.training.forward import TrainingForward
+from mlic_fast.training.forward import ASIDE, TrainingForward
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import Optimizer
 
@@ -97,18 +97,18 @@ class Step:
         out = self._forward(x, rate, z_weight)
         terms = self.criterion(out.x_hat, out.y_bits, out.z_bits, x, rate)
         loss = (terms["loss"] * patches.shares).mean()
-        aux = self._forward.network.aux_loss()
-        leaves = self.weights.leaves
-        self.weights.set_gradient(torch.autograd.grad(self.loss_scale * (loss + aux), leaves))
-        gradient = distributed.mean(self.weights.gradient)
+        joined = self.weights.join(torch.autograd.grad(self.loss_scale * loss, self.weights.leaves))
+        joined = distributed.mean(joined[0]), distributed.mean(joined[1])
 
         with torch.no_grad():
-            norm = torch.linalg.vector_norm(gradient[: self.weights.quantiles]) / self.loss_scale
+            norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in joined]
+            norm = torch.stack(norms).norm() / self.loss_scale
             finite = norm.isfinite()
-            clipped = (self._clip / (norm + 1e-6)).clamp(max=1) / self.loss_scale
-            gradient[: self.weights.quantiles].mul_(clipped)
-            gradient[self.weights.quantiles :].div_(self.loss_scale)
-            gradient.nan_to_num_(0.0, 0.0, 0.0)
+            for part in joined:
+                part.nan_to_num_(0.0, 0.0, 0.0)
+            aux, slopes = self._auxiliary(out.quantiles)
+            factor = (self._clip / (norm + 1e-6)).clamp(max=1) / self.loss_scale
+            self.weights.set_gradient(joined, factor.nan_to_num(0.0), slopes)
             if self._scaled:
                 self.loss_scale.mul_(torch.where(finite, 1.0003, 0.5))
             self.skipped.add_(live * ~finite)
@@ -118,10 +118,17 @@ class Step:
             self.weights.refresh()
             if self.average is not None:
                 self._average.lerp_(self.weights.values, average * live)
-            means = {name: value.mean() for name, value in terms.items()}
-            means |= {"loss": loss, "aux": aux, "gradient": norm}
-            row = torch.stack([*(means[name] for name in MEANS), live])
-            self.totals.add_(row.nan_to_num(0.0, 0.0, 0.0) * live)
+            means = torch.stack([terms[name] for name in MEANS[1:-2]]).mean(1)
+            row = torch.cat([torch.stack([loss]), means, torch.stack([aux, norm, live])])
+            self.totals.add_(row.nan_to_num_(0.0, 0.0, 0.0).mul_(live))
+
+    def _auxiliary(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of the quantiles, which drives them to the tails and the median of the density
+        (:meth:`MlicModel.aux_loss`), and its gradient.
+        """
+        away = logits[0] - self.model.entropy_bottleneck.target
+        slopes = (logits[2] - logits[1]) / (2 * ASIDE)
+        return away.abs().sum(), away.sign() * slopes
 
     def clear(self) -> None:
         """Begins new :attr:`totals`."""

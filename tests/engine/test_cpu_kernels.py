@@ -175,6 +175,19 @@ def test_elementwise_over_channels(how: Any, size: Any) -> None:
                 check(model, how, "add_residual", y, r, parity)
 
 
+@pytest.mark.parametrize("size", [*SIZES, (2, 3, 2)], ids=str)
+def test_layouts_of_one_colour(how: Any, size: Any) -> None:
+    wide = Act(act(*size, 11).q[..., 3:10], 5)
+    half = act(size[0], size[1], size[2] // 2, 7)
+    for parity in Parity:
+        check(packed(), how, "keep", wide, parity)
+        check(packed(), how, "squeeze", wide, parity)
+        expected = check(packed(), how, "unsqueeze", half, parity)
+        out = np.full_like(expected, -77)
+        exact.Kernels(how["isa"], how["threads"]).colour(half.q, int(parity), out=out)
+        np.testing.assert_array_equal(out, expected)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("dim", "heads"), [(32, 2), (10, 2), (64, 1)])
 def test_window_attention(how: Any, size: Any, dim: int, heads: int) -> None:
@@ -296,6 +309,8 @@ def test_unfit_arrays_are_value_errors() -> None:
         lambda: ops.conv("layer", [x], partial=real(1, 2, 4, 4).astype(np.float64)),
         lambda: ops.conv("layer", [x], residual=act(1, 2, 4, 3)),
         lambda: ops.conv("layer", [act(1, 2, 3, 6)], at=Parity.ANCHOR),
+        lambda: ops.squeeze(act(1, 2, 3, 6), Parity.ANCHOR),
+        lambda: ops.keep(act(1, 2, 3, 6), Parity.ANCHOR),
         lambda: ops.window_attention("attention", act(1, 2, 3, 12), "fine"),
         lambda: ops.linear_attention(x, act(1, 2, 4, 8), act(1, 2, 4, 8), 2, "fine"),
         lambda: ops.linear_attention(x, x, x, 4, "fine"),
