@@ -35,7 +35,8 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("interpreter", "any"): Config(128, outputs=128),
         ("any", "least"): Config(16, outputs=64, stages=4),
         ("any", "small"): Config(32, outputs=64, stages=4),
-        ("any", "large"): Config(64, outputs=64),
+        ("sm90", "large"): Config(64, outputs=64),  # with mma instead of wgmma it would spill
+        ("any", "large"): Config(32, outputs=64, stages=4),
     },
     # 32 positions of the pass kernel would spill. Its stages are as many as shared memory holds.
     "pass": {
