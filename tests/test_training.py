@@ -333,9 +333,9 @@ def test_flat_weights_are_the_models(dtype: torch.dtype, muon: bool) -> None:
     )
     quantiles = torch.full((8, 1, 3), 9.0)
     weights.gradient.fill_(float("nan"))
-    weights.set_gradient(weights.join(gradients), torch.tensor(0.5), quantiles)
+    weights.set_gradient(gradients, quantiles)
     for i, name in enumerate(weights.layout[:-1]):
-        assert torch.equal(weights.view(name, weights.gradient), gradients[i].float() / 2), name
+        assert torch.equal(weights.view(name, weights.gradient), gradients[i].float()), name
     assert torch.equal(weights.view(weights.layout[-1], weights.gradient), quantiles)
     stacked = sum(math.prod(stack.shape) for stack in weights.stacks)
     assert stacked == weights.muon and (stacked > 0) == muon
@@ -355,7 +355,9 @@ def test_orthogonalised_matrices_keep_their_singular_vectors() -> None:
         assert out.shape == x.shape
         if x.shape[1] > x.shape[2]:
             x, out = x.transpose(1, 2), out.transpose(1, 2)
-        rows = {256: 128, 320: 160}.get(x.shape[1], x.shape[1])  # cut in blocks of equal size
+        rows = {131: 131, 256: 128, 320: 80}.get(
+            x.shape[1], x.shape[1]
+        )  # cut in blocks of equal size
         for block, result in zip(x.split(rows, 1), out.split(rows, 1), strict=True):
             left, values, right = torch.linalg.svd(block, full_matrices=False)
             changed = left.transpose(1, 2) @ result @ right.transpose(1, 2)
