@@ -355,8 +355,9 @@ def test_orthogonalised_matrices_keep_their_singular_vectors() -> None:
         assert out.shape == x.shape
         if x.shape[1] > x.shape[2]:
             x, out = x.transpose(1, 2), out.transpose(1, 2)
-        # Cut in blocks of equal size.
-        rows = {131: 131, 256: 128, 320: 80}.get(x.shape[1], x.shape[1])
+        rows = {131: 131, 256: 128, 320: 80}.get(
+            x.shape[1], x.shape[1]
+        )  # cut in blocks of equal size
         for block, result in zip(x.split(rows, 1), out.split(rows, 1), strict=True):
             left, values, right = torch.linalg.svd(block, full_matrices=False)
             changed = left.transpose(1, 2) @ result @ right.transpose(1, 2)

@@ -268,6 +268,10 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.unflatten(0, tokens.shape[:3]).permute(0, 3, 1, 2)
 
 
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1, groups=len(weight))
+
+
 class _GDN(GDN):
     """GDN whose weights, float32 until they are squared, are converted then."""
 
@@ -472,13 +476,13 @@ class _IntraContext(GlobalIntraContext):
     def forward(self, previous: Tensor, anchors: Tensor) -> Tensor:
         batch, _, height, width = anchors.shape
         masks, keys = intra_plan(height, width, anchors.device, anchors.dtype)
-        (mix, mix_bias), (taps, bias) = _side_by_side([self.queries, self.keys, self.values])
+        (mix, mix_bias), depthwise = _side_by_side([self.queries, self.keys, self.values])
         inputs = torch.stack([previous, previous, anchors]).permute(0, 1, 3, 4, 2) * masks
         inputs = inputs.flatten(1, 3)  # [3, B * H * W, C]
         mix = mix.flatten(1).unflatten(0, (3, -1)).mT
         mixed = torch.baddbmm(mix_bias.unflatten(0, (3, 1, -1)), inputs, mix)
         mixed = mixed.movedim(0, 1).flatten(1).unflatten(0, (batch, height, width))
-        qkv = F.conv2d(mixed.permute(0, 3, 1, 2), taps, bias, padding=1, groups=mixed.shape[3])
+        qkv = _depthwise(mixed.permute(0, 3, 1, 2), *depthwise)
         qkv = qkv.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (3, -1))
         out = _linear_attention(qkv, self.num_heads, keys).unflatten(1, (height, -1)) * masks[0]
         out = self.reprojection(out.permute(0, 3, 1, 2))
@@ -492,8 +496,8 @@ class _InterContext(GlobalInterContext):
 
     def forward(self, previous: Tensor) -> Tensor:
         height = previous.shape[2]
-        mix, (taps, bias) = _side_by_side([self.queries, self.keys, self.values])
-        qkv = F.conv2d(_pointwise(previous, *mix), taps, bias, padding=1, groups=len(mix[0]))
+        mix, depthwise = _side_by_side([self.queries, self.keys, self.values])
+        qkv = _depthwise(_pointwise(previous, *mix), *depthwise)
         qkv = qkv.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (3, -1))
         out = _linear_attention(qkv, self.num_heads).unflatten(1, (height, -1))
         out = self.reprojection(out.permute(0, 3, 1, 2))

@@ -132,15 +132,15 @@ class Trainer:
         if config.validation is not None and self.is_main:
             self.validation_images = load_validation(config.validation, config.metric)
 
+        self.step = 0
+        self.best = math.inf
+        self._seconds = 0.0
         model = self._build(resume)
         # What GPUs, and CPUs in bfloat16, convolve fastest.
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         self.machine = Step(self.model, config)
-        self.step = 0
-        self.best = math.inf
-        self._seconds = 0.0
         if resume is not None:
             self._restore(resume)
         self.machine.share()
@@ -266,8 +266,7 @@ class Trainer:
 
     def _seed_step(self) -> None:
         """Makes patches, rates and noise of a step a function of seed, step and process."""
-        step = getattr(self, "step", 0)
-        key = np.random.SeedSequence([self.config.seed, step, distributed.rank(), 1])
+        key = np.random.SeedSequence([self.config.seed, self.step, distributed.rank(), 1])
         torch.manual_seed(int(key.generate_state(1)[0]))
 
     # ------------------------------------------------------------------ reports and checkpoints
