@@ -1,4 +1,4 @@
-"""The trainer's start: a tree of KLTs in the linear branches of g_a and g_s."""
+"""The trainer's start: KLTs in the linear parts of g_a and g_s."""
 
 from __future__ import annotations
 
@@ -122,6 +122,46 @@ def test_wide_networks_reconstruct_exactly() -> None:
     assert (model.g_s(model.g_a(images)) - images).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize(("width", "m"), [(200, 64), (24, 64), (192, 768)])
+@torch.no_grad()
+def test_block_transforms_project_onto_two_levels(width: int, m: int) -> None:
+    slices = max(2, m // 128)
+    config = replace(SMALL, transforms="blocks", block_channels=width, M=m, slices=slices)
+    patches, images = pictures(1, 48), pictures(2, 2)
+    model = started(config, patches)
+    mean = patches.double().numpy().mean(axis=(0, 2, 3))
+
+    def blocks(x: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+        """[B, H, W, C] -> [B, H / side, W / side, C * side^2], channels first, then rows."""
+        b, h, w, c = x.shape
+        x = x.reshape(b, h // side, side, w // side, side, c)
+        return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // side, w // side, -1)
+
+    def back(x: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+        b, h, w, c = x.shape
+        x = x.reshape(b, h, w, c // side**2, side, side).transpose(0, 1, 4, 2, 5, 3)
+        return x.reshape(b, h * side, w * side, -1)
+
+    def basis(samples: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+        _, _, rows = np.linalg.svd(samples.reshape(-1, samples.shape[-1]), full_matrices=False)
+        return np.asarray(rows[:k])
+
+    samples = blocks(patches.permute(0, 2, 3, 1).double().numpy() - mean, 8)
+    fine = basis(samples, width)
+    coarse = basis(blocks(samples @ fine.T, 2), m)
+    x = images.permute(0, 2, 3, 1).double().numpy() - mean
+    y = blocks(blocks(x, 8) @ fine.T, 2) @ coarse.T
+    expected = back(back(y @ coarse, 2) @ fine, 8) + mean
+    found = model.g_s(model.g_a(images)).permute(0, 2, 3, 1).double().numpy()
+    assert np.abs(found - expected).max() < 2e-5
+    if m == 768:  # nothing is left out
+        assert np.abs(found - x - mean).max() < 2e-5
+    step = math.sqrt(18 / (0.0018 * 0.0130 * 0.0483) ** (1 / 3) / math.log(2))
+    ours = model.g_a(images).square().mean(dim=(0, 2, 3)).numpy()
+    theirs = np.square(255 / step * y).mean(axis=(0, 1, 2))
+    assert ours[: len(theirs)] == pytest.approx(theirs, rel=1e-2, abs=1e-6)
+
+
 @torch.no_grad()
 def test_gdn_hardly_bends_the_transform() -> None:
     patches, images = pictures(1, 6), pictures(2, 2)
@@ -171,11 +211,23 @@ def test_the_start_is_deterministic_and_leaves_the_rest_alone() -> None:
     fresh = create_model(SMALL)
     changed = {name for name in first if not torch.equal(first[name], fresh.state_dict()[name])}
     assert {"g_a.analysis_transform.6.weight", "g_s.synthesis_transform.7.0.bias"} <= changed
-    assert {name for name in changed if name.split(".")[0] not in ("g_a", "g_s", "h_a")} == {
-        f"entropy_parameters_{name}.{i}.fusion.6.bias"
-        for name in ("anchor", "nonanchor")
-        for i in range(2)
+    others = {name for name in changed if name.split(".")[0] not in ("g_a", "g_s", "h_a")}
+    assert others == {
+        *(
+            f"entropy_parameters_{name}.{i}.fusion.6.bias"
+            for name in ("anchor", "nonanchor")
+            for i in range(2)
+        ),
+        *(
+            f"lrp_{name}.{i}.lrp_transform.4.{kind}"
+            for name in ("anchor", "nonanchor")
+            for i in range(2)
+            for kind in ("weight", "bias")
+        ),
+        *(f"entropy_bottleneck.matrices.{i}" for i in range(5)),
+        "entropy_bottleneck.quantiles",
     }
+    assert not any(first[name].any() for name in others if name.startswith("lrp"))
     c = SMALL.slice_channels
     name = "entropy_parameters_anchor.1.fusion.6.bias"
     assert torch.equal(first[name][c:], fresh.state_dict()[name][c:])

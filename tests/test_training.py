@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import os
@@ -25,11 +26,16 @@ from mlic_fast.images import save_image
 from mlic_fast.models import PRESETS, MlicConfig, create_model, load_checkpoint, save_checkpoint
 from mlic_fast.training import TrainConfig, Trainer, TrainingError, load_state, train
 from mlic_fast.training import trainer as trainer_module
-from mlic_fast.training.data import ImageCache, PatchSampler
+from mlic_fast.training.data import GRAPHICS_WEIGHT, ImageCache, Patches, Pool
 from mlic_fast.training.export import export
+from mlic_fast.training.flat import PARTS, FlatWeights, part_of
+from mlic_fast.training.forward import TrainingForward
+from mlic_fast.training.graphics import make_graphics
 from mlic_fast.training.log import Logs
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
-from mlic_fast.training.optim import Muon, learning_rate_factor, make_optimizers, orthogonalise
+from mlic_fast.training.optim import Optimizer, learning_rate_factor, learning_rates, orthogonalise
+from mlic_fast.training.step import Controls
+from mlic_fast.training.validation import disorder
 
 TINY = MlicConfig(
     N=8,
@@ -40,6 +46,9 @@ TINY = MlicConfig(
     entropy_parameters_channels=(16, 16, 16),
     lrp_channels=(8, 8),
 )
+
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -101,11 +110,12 @@ def test_patches_are_pieces_of_the_images_in_any_of_eight_symmetries(tmp_path: P
         row, column = np.mgrid[:80, :100]
         pixels = np.stack([row, column, np.full_like(row, i)])
         save_image(torch.from_numpy(pixels.astype(np.uint8)), folder / f"{i}.png")
-    sampler = PatchSampler(ImageCache.build(folder, tmp_path / "cache"), 64, 16, seed=3)
+    pool = Pool(ImageCache.build(folder, tmp_path / "cache"), CPU)
+    draw = pool.squares(64, 16)
     seen = set()
-    for step in range(8):
-        for patch in sampler.batch(step).long():
-            row, column, image = patch
+    for seed in range(8):
+        torch.manual_seed(seed)
+        for row, column, image in draw().long():
             assert image.unique().numel() == 1
             pixels = {
                 (int(r), int(c)) for r, c in zip(row.flatten(), column.flatten(), strict=True)
@@ -117,18 +127,28 @@ def test_patches_are_pieces_of_the_images_in_any_of_eight_symmetries(tmp_path: P
     assert len(seen) == 8
 
 
-def test_batches_depend_on_seed_step_and_rank_alone(photographs: Path, tmp_path: Path) -> None:
-    cache = ImageCache.build(photographs, tmp_path / "cache")
+def test_batches_mix_photographs_reductions_and_graphics(photographs: Path, tmp_path: Path) -> None:
+    save_image(torch.zeros(3, 96, 97, dtype=torch.uint8), photographs / "black.png")
+    photos = Pool(ImageCache.build(photographs, tmp_path / "cache"), CPU)
+    white = Pool(ImageCache.of([np.full((64, 70, 3), 255, np.uint8)]), CPU)
+    patches = Patches(photos, white, 64, 10, reduced=0.3)
+    torch.manual_seed(1)
+    x = patches.draw()
+    assert x.shape == (10, 3, 64, 64) and x.dtype == torch.float32
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    # Only the black one holds the 96x96 pixels of a reduction.
+    assert x[6:9].abs().max() == 0 and x[9].min() == 1 and 0 < x[:6].mean() < 1
+    assert patches.shares.tolist() == [1.0] * 9 + [GRAPHICS_WEIGHT]
+    torch.manual_seed(1)
+    assert torch.equal(patches.draw(), x)
 
-    def sampler(seed: int = 0, rank: int = 0) -> PatchSampler:
-        return PatchSampler(cache, 64, 4, seed, rank)
 
-    first = sampler()
-    batches = [first.batch(step) for step in (0, 1, 7)]
-    assert batches[2].dtype == torch.uint8 and batches[2].shape == (4, 3, 64, 64)
-    assert torch.equal(sampler().batch(7), batches[2])
-    others = [*batches[:2], sampler(seed=1).batch(7), sampler(rank=1).batch(7)]
-    assert not any(torch.equal(other, batches[2]) for other in others)
+def test_graphics_are_a_function_of_the_seed() -> None:
+    first, second, other = (make_graphics(seed, 129, 8) for seed in (1, 1, 2))
+    assert first.sizes == [(129, 129)] * 8
+    assert (first.pixels == second.pixels).all() and (first.pixels != other.pixels).any()
+    for i in range(8):  # none of the kinds is empty
+        assert first.image(i).reshape(-1, 3).std(0).max() > 5
 
 
 def test_cache_leaves_out_what_is_no_image_and_notices_changes(
@@ -152,20 +172,21 @@ def test_small_images_are_left_out_with_one_warning(
 ) -> None:
     save_image(smooth(0, 40, 300), photographs / "flat.png")
     cache = ImageCache.build(photographs, tmp_path / "cache")
-    PatchSampler(cache, 64, 1, 0).batch(0)
+    pool = Pool(cache, CPU)
+    pool.check(64, warn=True)
     assert capsys.readouterr().err.count("left out 1 images smaller") == 1
+    assert pool.squares(64, 3)().shape == (3, 3, 64, 64)
     with pytest.raises(TrainingError, match="lower --patch-size"):
-        PatchSampler(cache, 256, 1, 0)
+        pool.check(256, warn=True)
 
 
 # ---------------------------------------------------------------------- loss and schedule
 
 
 def test_loss_of_one_rate_is_the_papers() -> None:
-    x = torch.zeros(1, 3, 2, 2)
-    likelihoods = {"y": torch.full((1, 4, 1, 1), 0.5), "z": torch.full((1, 1, 1, 1), 0.25)}
-    terms = RateDistortionLoss([0.0130], "mse")(x + 0.1, likelihoods, x, None)
-    assert terms["bpp"].item() == pytest.approx(6 / 4)
+    x, bits = torch.zeros(1, 3, 2, 2), torch.tensor([4.0])
+    terms = RateDistortionLoss([0.0130], "mse")(x + 0.1, bits, bits / 2, x, None)
+    assert (terms["bpp"].item(), terms["z_bpp"].item()) == (6 / 4, 2 / 4)
     assert terms["mse"].item() == pytest.approx(0.01)
     expected = 0.0130 * 255**2 * 0.01 + 6 / 4
     assert terms["loss"].item() == terms["rd"].item() == pytest.approx(expected, rel=1e-6)
@@ -176,7 +197,8 @@ def test_loss_of_ms_ssim() -> None:
 
     x = smooth(0, 192, 192)[None].float() / 255
     x_hat = (x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    terms = RateDistortionLoss([16.64], "ms-ssim")(x_hat, {"y": torch.ones(1, 1)}, x, None)
+    none = torch.zeros(1)
+    terms = RateDistortionLoss([16.64], "ms-ssim")(x_hat, none, none, x, None)
     expected = 16.64 * (1 - ms_ssim(x_hat, x, data_range=1.0).item())
     assert terms["loss"].item() == pytest.approx(expected, rel=1e-4)
 
@@ -186,16 +208,15 @@ def test_rates_interpolate_lambda_geometrically_and_share_the_gradient() -> None
     lambdas = loss.lambdas(torch.tensor([0.0, 0.5, 1.0, 2.0]))
     assert lambdas.tolist() == pytest.approx([0.001, 0.002, 0.004, 0.016], rel=1e-5)
     assert loss.weights(lambdas).tolist() == pytest.approx([2, math.sqrt(2), 1, 0.5], rel=1e-5)
-    x = torch.zeros(2, 3, 1, 1)
-    likelihoods = {"y": torch.ones(2, 1, 1, 1)}
-    terms = loss(x + 1, likelihoods, x, torch.tensor([0.0, 2.0]))
-    expected = 255**2 * (2 * 0.001 + 0.5 * 0.016) / 2
-    assert terms["loss"].item() == pytest.approx(expected, rel=1e-5)
+    x, none = torch.zeros(2, 3, 1, 1), torch.zeros(2)
+    terms = loss(x + 1, none, none, x, torch.tensor([0.0, 2.0]))
+    expected = [255**2 * 2 * 0.001, 255**2 * 0.5 * 0.016]
+    assert terms["loss"].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_rates_span_the_range_in_every_batch() -> None:
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([draw_rates(6, 6, generator) for _ in range(200)])
+    torch.manual_seed(0)
+    drawn = torch.stack([draw_rates(6, 6, CPU) for _ in range(200)])
     assert drawn.min() == 0 and drawn.max() == 5
     # One sample a sixth of the range: sorted, each lies within one of its own rate.
     ordered = drawn.sort(dim=1).values
@@ -204,77 +225,224 @@ def test_rates_span_the_range_in_every_batch() -> None:
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
-    config = TrainConfig(data="", output="", steps=1000, warmup=99)
-    factors = [learning_rate_factor(step, config) for step in (0, 49, 99, 699, 700, 850, 999)]
-    assert factors == pytest.approx([0.01, 0.5, 1, 1, 0.3, 0.1, 0.1])
+    config = TrainConfig(data="", output="", warmup=99)
+
+    def factors(config: TrainConfig, *steps: int) -> list[float]:
+        return [learning_rate_factor(step, step / 1000, config) for step in steps]
+
+    falling = factors(config, 0, 49, 99, 699, 700, 850, 999)
+    assert falling == pytest.approx([0.01, 0.5, 1, 1, 0.3, 0.1, 0.1])
+    linear = factors(replace(config, schedule="linear"), 99, 650, 825, 1000)
+    assert linear == pytest.approx([1, 1, 0.5, 0.01])
+
+
+def test_parts_have_learning_rates_of_their_own() -> None:
+    config = TrainConfig(
+        data="", output="", lr=1.0, transforms_lr=0.5, hyper_lr=0.25, residual_lr=0.125,
+        aux_lr=0.001, warmup=9, start="klt",
+    )  # fmt: skip
+    assert PARTS == ("transforms", "hyper", "residual", "contexts", "quantiles")
+    assert learning_rates(0, 0, config) == pytest.approx([0, 0.025, 0.0125, 0.1, 0.001])
+    assert learning_rates(18, 0, config) == pytest.approx([0.25, 0.25, 0.125, 1, 0.001])
+    assert learning_rates(36, 0, config) == pytest.approx([0.5, 0.25, 0.125, 1, 0.001])
+    assert learning_rates(0, 0, replace(config, start="random"))[0] == pytest.approx(0.05)
+
+
+# ---------------------------------------------------------------------- forward pass and weights
+
+VARIANTS = {
+    "mlic_plus_plus": replace(TINY, lambdas=(0.0018, 0.0130, 0.0483)),
+    "mlic_plus": replace(TINY, variant="mlic_plus"),
+    "mlic": replace(TINY, variant="mlic"),
+    "2023": replace(TINY, weight_family="2023"),
+    "blocks": replace(TINY, transforms="blocks", block_channels=24, M=96, slices=3),
+}
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("shape", [(2, 3, 64, 128), (1, 3, 192, 64)])
+def test_the_forward_pass_of_training_is_the_models(
+    config: MlicConfig, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(3)
+    model = create_model(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.03 * torch.randn_like(parameter)
+    forward = TrainingForward(model, torch.float32)
+    x = torch.rand(shape)
+    rate = torch.tensor([0.4, 2.0])[: len(x)] if config.rates else None
+    expected = model(x) if rate is None else model(x, rate=rate)
+    bits = {k: -v.log2().flatten(1).sum(1) for k, v in expected["likelihoods"].items()}
+    ours = forward(x.to(memory_format=torch.channels_last), rate, torch.ones(()))
+    assert (ours.x_hat - expected["x_hat"]).abs().max() < 1e-5
+    assert ours.y_bits.tolist() == pytest.approx(bits["y"].tolist(), rel=1e-5)
+    assert ours.z_bits.tolist() == pytest.approx(bits["z"].tolist(), rel=1e-5)
+
+    def gradients(network: torch.nn.Module, x_hat: Tensor, bits: Tensor) -> dict[str, Tensor]:
+        named = dict(network.named_parameters())
+        del named["entropy_bottleneck.quantiles"]
+        loss = x_hat.square().sum() + bits.sum() / 100
+        return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+    theirs = gradients(model, expected["x_hat"], bits["y"] + bits["z"])
+    found = gradients(forward.network, ours.x_hat, ours.y_bits + ours.z_bits)
+    for name, gradient in theirs.items():
+        # The biases of keys change no softmax: their gradients are noise.
+        error = (found[name] - gradient).abs().max()
+        assert error < 1e-4 * gradient.abs().max() + 1e-8, name
+
+
+def test_bits_of_z_count_for_what_makes_it_by_their_weight() -> None:
+    model = create_model(TINY)
+    forward = TrainingForward(model, torch.float32)
+    hyper = [p for n, p in forward.network.named_parameters() if n.startswith("h_a")]
+    prior = forward.network.get_parameter("entropy_bottleneck.biases.0")
+    x, moves = torch.rand(1, 3, 64, 64), []
+    for weight in (0.0, 0.5, 1.0):
+        torch.manual_seed(0)
+        bits = forward(x, None, torch.tensor(weight)).z_bits.sum()
+        moves.append(torch.autograd.grad(bits, [*hyper, prior]))
+    assert not any(g.any() for g in moves[0][:-1])
+    for half, whole in zip(moves[1][:-1], moves[2][:-1], strict=True):
+        assert torch.allclose(2 * half, whole)
+    assert torch.equal(moves[0][-1], moves[2][-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("muon", [True, False])
+def test_flat_weights_are_the_models(dtype: torch.dtype, muon: bool) -> None:
+    config = replace(TINY, lambdas=(0.01, 0.02))
+    torch.manual_seed(4)
+    model, fresh = create_model(config), None
+    fresh = {name: p.detach().clone() for name, p in model.named_parameters()}
+    network = TrainingForward(model, dtype).network
+    weights = FlatWeights(model, network, dtype, muon)
+    assert sorted(weights.layout) == sorted(fresh)
+    assert_equal({n: p.detach().clone() for n, p in model.named_parameters()}, fresh)
+    with torch.no_grad():
+        weights.values.mul_(2)
+    weights.refresh()
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter, (2 * fresh[name]).to(parameter.dtype)), name
+        exact = name.startswith(("gain", "entropy_bottleneck")) or "gdn" in name.split(".")[-2]
+        assert parameter.dtype == (torch.float32 if exact else dtype)
+    # Gradients find their places, whatever their memory format.
+    gradients = tuple(
+        (i + torch.arange(leaf.numel()).reshape(leaf.shape) % 5).to(leaf.dtype)
+        for i, leaf in enumerate(weights.leaves)
+    )
+    quantiles = torch.full((8, 1, 3), 9.0)
+    weights.gradient.fill_(float("nan"))
+    weights.set_gradient(gradients, quantiles)
+    for i, name in enumerate(weights.layout[:-1]):
+        assert torch.equal(weights.view(name, weights.gradient), gradients[i].float()), name
+    assert torch.equal(weights.view(weights.layout[-1], weights.gradient), quantiles)
+    stacked = sum(math.prod(stack.shape) for stack in weights.stacks)
+    assert stacked == weights.muon and (stacked > 0) == muon
 
 
 # ---------------------------------------------------------------------- Muon
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 40), (1, 40, 8), (1, 131, 140), (1, 256, 300)])
-def test_orthogonalised_matrices_keep_their_singular_vectors(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    out = orthogonalise(x)
-    assert torch.equal(orthogonalise(torch.zeros(shape)), torch.zeros(shape))
-    rows = 128 if shape[1] == 256 else shape[1]  # cut where blocks of equal size are possible
-    for block, result in zip(x.split(rows, 1), out.split(rows, 1), strict=True):
-        left, values, right = torch.linalg.svd(block, full_matrices=False)
-        changed = left.transpose(1, 2) @ result @ right.transpose(1, 2)
-        ratios = torch.diagonal(changed, dim1=1, dim2=2)
-        assert (ratios[values > 0.1 * values.max()] > 0.6).all() and ratios.max() < 1.3
-        assert (changed - torch.diag_embed(ratios)).abs().max() < 1e-4
+def test_orthogonalised_matrices_keep_their_singular_vectors() -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(2, 8, 40), (1, 40, 8), (1, 131, 140), (1, 256, 300), (3, 33, 32), (2, 400, 320)]
+    stacks = [torch.randn(shape, generator=generator) for shape in shapes]
+    zero = torch.zeros(1, 9, 20)
+    *results, nothing = orthogonalise([*stacks, zero])
+    assert torch.equal(nothing, zero)
+    for x, out in zip(stacks, results, strict=True):
+        assert out.shape == x.shape
+        if x.shape[1] > x.shape[2]:
+            x, out = x.transpose(1, 2), out.transpose(1, 2)
+        # Cut in blocks of equal size.
+        rows = {131: 131, 256: 128, 320: 80}.get(x.shape[1], x.shape[1])
+        for block, result in zip(x.split(rows, 1), out.split(rows, 1), strict=True):
+            left, values, right = torch.linalg.svd(block, full_matrices=False)
+            changed = left.transpose(1, 2) @ result @ right.transpose(1, 2)
+            ratios = torch.diagonal(changed, dim1=1, dim2=2)
+            assert (ratios[values > 0.1 * values.max()] > 0.6).all() and ratios.max() < 1.3
+            assert (changed - torch.diag_embed(ratios)).abs().max() < 1e-4
 
 
-def test_muon_steps_of_one_size_downhill_whatever_the_memory_format() -> None:
-    generator = torch.Generator().manual_seed(2)
-    weight, gradient = torch.randn(2, 12, 20, 3, 3, generator=generator)
-    moves = []
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        parameter = torch.nn.Parameter(weight.clone(memory_format=memory_format))
-        parameter.grad = gradient.clone(memory_format=memory_format)
-        Muon([parameter], lr=0.01).step()
-        moves.append(parameter.detach() - weight)
-    assert 0.7 * 0.002 < moves[0].square().mean().sqrt() < 1.2 * 0.002
-    assert (moves[0] * gradient).sum() < 0
-    assert torch.allclose(*moves, atol=1e-6)
+def weights_of(model: torch.nn.Module, muon: bool) -> FlatWeights:
+    return FlatWeights(model, copy.deepcopy(model), torch.float32, muon)
 
 
-def test_muon_leaves_alone_what_has_no_gradient() -> None:
-    still, moving = (torch.nn.Parameter(torch.ones(8, 8)) for _ in range(2))
-    optimizer = Muon([still, moving], lr=0.01)
-    optimizer.step()
-    moving.grad = torch.eye(8)
-    optimizer.step()
-    assert torch.equal(still, torch.ones(8, 8)) and not torch.equal(moving, still)
+class Contexts(torch.nn.Module):
+    """Two layers whose names are of no part but the contexts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(20, 12, 3)
+        self.second = torch.nn.Conv2d(20, 12, 3)
 
 
-def test_muon_takes_what_mixes_channels_and_adam_the_rest() -> None:
+def test_muon_steps_of_one_size_downhill() -> None:
+    torch.manual_seed(2)
+    model = Contexts()
+    weights = weights_of(model, muon=True)
+    before = weights.values.clone()
+    assert [stack.shape for stack in weights.stacks] == [(2, 12, 180)]
+    gradient = torch.randn_like(weights.values)
+    weights.gradient.copy_(gradient)
+    Optimizer(weights).step(torch.full((len(PARTS),), 0.01), torch.ones(()))
+    move = (weights.values - before)[: weights.muon] + 0.01 * 0.05 * before[: weights.muon]
+    assert 0.7 * 0.002 < move.square().mean().sqrt() < 1.2 * 0.002
+    assert (move * gradient[: weights.muon]).sum() < 0
+    for i, name in enumerate(("first.weight", "second.weight")):
+        matrix = weights.view(name, gradient).permute(0, 2, 3, 1).flatten(1)
+        alone = orthogonalise([0.0975 * matrix[None]])[0][0]
+        moved = weights.stacks[0].view(move)[i]
+        assert torch.allclose(moved, -0.01 * 0.2 * 180**0.5 * alone, atol=1e-6)
+
+
+def test_adam_is_pytorchs() -> None:
+    torch.manual_seed(2)
+    model = Contexts()
+    twin = copy.deepcopy(model)
+    weights = weights_of(model, muon=False)
+    ours, theirs = Optimizer(weights), torch.optim.Adam(twin.parameters(), lr=0.01)
+    for step in range(3):
+        weights.gradient.normal_()
+        for name, parameter in twin.named_parameters():
+            parameter.grad = weights.view(name, weights.gradient).clone()
+        live = torch.tensor(float(step != 1))
+        before = weights.values.clone()
+        ours.step(torch.full((len(PARTS),), 0.01), live)
+        if live:
+            theirs.step()
+        else:
+            assert torch.equal(weights.values, before)
+    for name, parameter in twin.named_parameters():
+        assert torch.allclose(weights.view(name, weights.values), parameter, atol=1e-6)
+
+
+def test_muon_takes_what_mixes_channels_of_transforms_and_contexts() -> None:
     model = create_model(replace(TINY, lambdas=(0.01, 0.02)))
-    network = dict(model.named_parameters())
-    config = TrainConfig(data="", output="", optimizer="muon")
-    muon, adam = (
-        {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for optimizer in make_optimizers(config, network)
-    )
-    assert not muon & adam and muon | adam == {id(p) for p in network.values()}
-    names = {name for name, parameter in network.items() if id(parameter) in muon}
-    assert {"g_a.analysis_transform.1.conv1.weight", "local_context.0.qkv_proj.weight"} <= names
+    weights = weights_of(model, muon=True)
+    count = sum(stack.shape[0] for stack in weights.stacks)
+    muon = set(weights.layout[:count])
+    assert {"g_a.analysis_transform.1.conv1.weight", "local_context.0.qkv_proj.weight"} <= muon
     for ending in ("bias", "gamma", "beta", "table", "log_gain", ".keys.1.weight"):
-        assert not any(name.endswith(ending) for name in names)
+        assert not any(name.endswith(ending) for name in muon)
+    assert {PARTS[part_of(name)] for name in muon} == {"transforms", "contexts"}
 
 
 # ---------------------------------------------------------------------- steps
 
 
-def test_loss_falls_on_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_falls_on_one_image(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     folder.mkdir()
     image = smooth(5, 64, 64)
     save_image(image, folder / "a.png")
     config = options(folder, tmp_path, steps=90, lr=4e-3, validation=str(folder))
     trainer = Trainer(config)
-    monkeypatch.setattr(trainer.sampler, "batch", lambda step: image[None])  # one symmetry
+    # One symmetry.
+    patches = trainer.patches(64)
+    patches.draw = lambda: (image[None].float() / 255).repeat(2, 1, 1, 1)  # type: ignore[method-assign]
+    trainer._runners[64] = lambda: trainer.machine(patches)
     assert trainer.run()
     log = [float(row["loss"]) for row in rows(tmp_path / "run" / "log.csv")]
     assert len(log) == 90 and np.mean(log[-5:]) < 0.1 * np.mean(log[:5])
@@ -303,7 +471,9 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     changes = {"lmbda": lmbda, "optimizer": optimizer, "start": start, "ema": 0.9}
-    changes["transforms_lr"] = 0.25
+    save_image(smooth(8, 131, 150), photographs / "larger.png")
+    changes |= {"transforms_lr": 0.25, "schedule": "linear", "reduced": 0.5, "graphics": True}
+    changes |= {"late_patch_size": 128, "z_free": 0.3, "batch_size": 5}
     whole = options(photographs, tmp_path, output=str(tmp_path / "whole"), **changes)
     assert train(whole)
 
@@ -317,8 +487,10 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 
     first, second = (load_state(tmp_path / name) for name in ("whole", "parts"))
     first["options"]["output"] = second["options"]["output"]
+    del first["seconds"], second["seconds"]
     assert_equal(first, second)
     logs = [rows(tmp_path / name / "log.csv") for name in ("whole", "parts")]
+    assert len(logs[0]) == 4
     for row in logs[0] + logs[1]:
         del row["images_per_second"]
     assert logs[0] == logs[1]
@@ -349,41 +521,53 @@ def test_quantiles_have_their_own_optimiser(photographs: Path, tmp_path: Path) -
     assert moved == {"entropy_bottleneck.quantiles"}
 
 
-def test_the_transforms_have_their_own_learning_rate(photographs: Path, tmp_path: Path) -> None:
-    config = options(photographs, tmp_path, steps=1, warmup=0, lr=1e-3, transforms_lr=0.25)
-    trainer = Trainer(replace(config, lmbda=(0.0018, 0.0483)))
-    moves = movements(trainer)
+def test_parts_move_at_their_own_learning_rates(photographs: Path, tmp_path: Path) -> None:
+    rates = {"lr": 1e-3, "transforms_lr": 0.25, "hyper_lr": 0.5, "residual_lr": 0.125}
+    config = options(photographs, tmp_path, steps=1, warmup=0, clip=1e6, **rates)
+    moves = movements(Trainer(replace(config, lmbda=(0.0018, 0.0483))))
     # Adam's first step is as long as the learning rate, unless the gradient is next to nothing.
-    for part in ("g_a", "g_s", "gain", "h_a", "h_s", "lrp_anchor"):
+    parts = {"g_a": 0.25, "g_s": 0.25, "h_a": 0.5, "h_s": 0.5, "lrp_anchor": 0.125, "gain": 1.0}
+    for part, rate in parts.items():
         longest = max(move for name, move in moves.items() if name.startswith(f"{part}."))
-        assert longest == pytest.approx(2.5e-4 if in_transforms(f"{part}.") else 1e-3, rel=0.2)
+        assert longest == pytest.approx(1e-3 * rate, rel=0.2)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_transforms_of_a_klt_stand_still_during_the_warm_up(
+def test_transforms_of_a_klt_begin_slowly(
     photographs: Path, tmp_path: Path, optimizer: str
 ) -> None:
     lmbda = (0.0018, 0.0483)
     config = options(photographs, tmp_path, start="klt", optimizer=optimizer, lmbda=lmbda)
     trainer = Trainer(config)
-    for step in range(3):
-        trainer.step = step
-        moved = {name for name, move in movements(trainer).items() if move}
-        assert "gain.log_gain" in moved
-        parts = {name.split(".")[0] for name in moved if in_transforms(name)}
-        assert parts == (set() if step < 2 else {"g_a", "g_s", "h_a", "h_s"})
+    steps = [movements(trainer, step) for step in range(2)]
+    name = "g_a.analysis_transform.6.weight"
+    assert steps[0]["gain.log_gain"] and not steps[0][name] and steps[1][name]
 
 
-def movements(trainer: Trainer) -> dict[str, float]:
+def movements(trainer: Trainer, step: int = 0) -> dict[str, float]:
     """By how much a step moves each parameter at most."""
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    assert trainer._train_step(trainer.sampler.batch(trainer.step))
+    trainer.step = step
+    trainer._train_step(0.0)
     after = dict(trainer.model.named_parameters())
     return {name: (after[name] - before[name]).abs().max().item() for name in before}
 
 
-def in_transforms(name: str) -> bool:
-    return name.startswith(("g_a.", "g_s.", "h_a.", "h_s."))
+def everything(trainer: Trainer) -> dict[str, Any]:
+    """Copies of all that a step may change, but for its counts."""
+    state = trainer.machine.state() | {"model": trainer.model.state_dict(), "skipped": None}
+    return copy.deepcopy(state)
+
+
+def test_a_step_whose_controls_are_zero_changes_nothing(photographs: Path, tmp_path: Path) -> None:
+    """As the steps before the recording of a graph are."""
+    trainer = Trainer(options(photographs, tmp_path, ema=0.9, optimizer="muon"))
+    trainer._train_step(0.0)
+    before = everything(trainer)
+    trainer.machine.control(Controls([0.0] * len(PARTS), live=0.0))
+    trainer._runners[64]()
+    assert_equal(everything(trainer), before)
+    assert trainer.machine.skipped.tolist() == [0, 0]
 
 
 def test_a_klt_start_has_the_steps_of_either_metric(photographs: Path, tmp_path: Path) -> None:
@@ -399,32 +583,71 @@ def test_a_klt_start_has_the_steps_of_either_metric(photographs: Path, tmp_path:
 def test_steps_with_infinite_gradients_are_skipped(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(options(photographs, tmp_path, ema=0.9))
-    criterion, before = trainer.criterion, trainer.model.state_dict()
-    before = {name: tensor.clone() for name, tensor in before.items()}
+    trainer = Trainer(options(photographs, tmp_path, ema=0.9, optimizer="muon", steps=5))
+    trainer._train_step(0.0)
+    criterion, before = trainer.machine.criterion.forward, everything(trainer)
 
     def broken(*args: Any) -> dict[str, Tensor]:
         return {k: v * (math.inf if k == "loss" else 1) for k, v in criterion(*args).items()}
 
-    monkeypatch.setattr(trainer, "criterion", broken)
-    batch = trainer.sampler.batch(0)
-    assert trainer._train_step(batch) == {} and trainer.skipped == 1
-    assert_equal(dict(trainer.model.state_dict()), before)
+    monkeypatch.setattr(trainer.machine.criterion, "forward", broken)
+    trainer._train_step(0.0)
+    assert_equal(everything(trainer), before)
+    assert trainer.machine.skipped.tolist() == [1, 1]
     monkeypatch.setattr(trainer_module, "MOST_SKIPPED_IN_A_ROW", 3)
-    trainer._train_step(batch)
-    with pytest.raises(TrainingError, match="not finite"):
-        trainer._train_step(batch)
+    with pytest.raises(TrainingError, match="3 gradients in a row were not finite at step 2"):
+        trainer.run()
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision(photographs: Path, tmp_path: Path, precision: str) -> None:
-    trainer = Trainer(options(photographs, tmp_path, precision=precision))
-    # The scale of float16's loss has to fall first.
-    steps = (trainer._train_step(trainer.sampler.batch(0)) for _ in range(20))
-    terms = next(filter(None, steps))
-    exact = Trainer(options(photographs, tmp_path))._train_step(trainer.sampler.batch(0))
-    assert terms["loss"].dtype == torch.float32
-    assert terms["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.02)
+    def loss(precision: str) -> float:
+        config = options(photographs, tmp_path, precision=precision, lmbda=(0.002, 0.02))
+        trainer = Trainer(config)
+        for _ in range(20):  # the scale of float16's loss has to fall first
+            trainer._train_step(0.0)
+            if trainer.machine.means():
+                return trainer.machine.means()["loss"]
+        raise AssertionError("no step was taken")
+
+    assert loss(precision) == pytest.approx(loss("float32"), rel=0.02)
+
+
+def test_a_run_lasts_minutes_without_its_pauses(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    pause = tmp_path / "run" / "pause"
+
+    def sleep(seconds: float) -> None:
+        now[0] += 1000
+        pause.unlink()
+
+    def advance(logs: Logs) -> None:
+        now[0] += 15
+        if now[0] == 30:
+            pause.touch()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr(Logs, "advance", advance)
+    assert train(options(photographs, tmp_path, minutes=1, steps=1, log_every=2))
+    state = load_state(tmp_path / "run")
+    assert (state["step"], state["seconds"], now[0]) == (4, 60, 1060)
+    speeds = [float(row["images_per_second"]) for row in rows(tmp_path / "run" / "log.csv")]
+    assert speeds == pytest.approx([4 / 30] * 2, rel=1e-4)
+
+
+def test_what_does_not_rise_with_lambda_is_said() -> None:
+    model = create_model(replace(TINY, lambdas=(0.01, 0.02, 0.04)))
+    rising = [{"lmbda": 0.01 * i, "bpp": 0.1 * i, "psnr": 30.0 + i} for i in range(3)]
+    assert disorder(model, rising) == []
+    model.gain.log_gain.data[1, 5] = 9.0
+    falling = [*rising[:2], rising[2] | {"psnr": 31.0}]
+    assert disorder(model, falling) == [
+        "psnr falls from lambda 0.01 to 0.02",
+        "the gains of 1 of 64 channels fall somewhere",
+    ]
 
 
 # ---------------------------------------------------------------------- starting from checkpoints
@@ -449,11 +672,24 @@ def test_model_and_warm_start_from_checkpoints(photographs: Path, tmp_path: Path
     )
     with pytest.raises(TrainingError, match="--warm-start"):
         trainer_module.build_model(options(photographs, tmp_path, model=path, lmbda=lmbda))
-    with pytest.raises(TrainingError, match="--start klt is for residual transforms"):
-        trainer_module.build_model(options(photographs, tmp_path, model="photo", start="klt"))
     for source in ({"model": path}, {"warm_start": path}):
         with pytest.raises(TrainingError, match="--start klt is for fresh networks"):
             trainer_module.build_model(options(photographs, tmp_path, start="klt", **source))
+
+
+def test_gains_of_other_lambdas_are_interpolated(photographs: Path, tmp_path: Path) -> None:
+    trained = create_model(replace(TINY, lambdas=(0.01, 0.04)))
+    trained.gain.log_gain.data += torch.tensor([[0.5], [1.0]])
+    path = str(tmp_path / "trained.safetensors")
+    save_checkpoint(trained, path)
+    lmbda = (0.0025, 0.01, 0.02, 0.04, 0.16)
+    model = trainer_module.build_model(options(photographs, tmp_path, warm_start=path, lmbda=lmbda))
+    table = trained.gain.log_gain
+    root = math.log(4) / 2
+    expected = [table[0] - root, table[0], table.mean(0), table[1], table[1] + root]
+    assert torch.allclose(model.gain.log_gain, torch.stack(expected), atol=1e-6)
+    ends = trained.gain.log_inverse_gain
+    assert torch.allclose(model.gain.log_inverse_gain[0], ends[0] + root, atol=1e-6)
 
 
 def test_training_goes_on_from_exported_weights(photographs: Path, tmp_path: Path) -> None:
@@ -483,23 +719,25 @@ def test_resuming_from_what_is_no_training_checkpoint(tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
-def test_resuming_with_other_groups_of_parameters(photographs: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_parameters(photographs: Path, tmp_path: Path) -> None:
     config = options(photographs, tmp_path, steps=1)
     train(config)
     state = load_state(tmp_path / "run")
-    state["optimizers"][0]["param_groups"].pop()
-    with pytest.raises(CheckpointError, match=r"does not fit the run.*parameter groups"):
+    state["layout"].pop()
+    with pytest.raises(CheckpointError, match=r"does not fit the run.*other parameters"):
         Trainer(config, state)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch_size": 100}, "multiple of 64"),
+        ({"patch_size": 100}, "multiples of 64"),
         ({"lmbda": (0.2, 0.1)}, "ascending"),
         ({"metric": "ms-ssim", "patch_size": 128}, "192"),
-        ({"lr": 0.0}, "positive"),
-        ({"transforms_lr": 0.0}, "positive"),
+        ({"late_patch_size": 100}, "multiples of 64"),
+        ({"hyper_lr": 0.0}, "positive"),
+        ({"minutes": 0.0}, "positive"),
+        ({"reduced": 1.5}, "from 0 to 1"),
         ({"start": "zero"}, "random, klt"),
     ],
 )
@@ -542,7 +780,8 @@ PRESETS["tiny"] = load_checkpoint(model).config
 trainer.START_PIXELS = 2**14
 trainer = Trainer(TrainConfig(data=data, output=output, model="tiny", start="klt", steps=2,
                               batch_size=1, patch_size=64, warmup=0, log_every=1, device="cpu"))
-patches = trainer.sampler.batch(0).long()
+trainer._seed_step()
+patches = trainer.patches(64).draw()
 trainer.run()
 own = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 gathered = [torch.empty_like(own) for _ in range(2)]

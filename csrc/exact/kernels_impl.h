@@ -137,8 +137,8 @@ inline void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P]
 // What follows the sums: vector v of `count` positions, output o and the following. Step by step,
 // as what a step needs beside the sums is the same for all positions.
 template <int P, int V>
-__attribute__((noinline)) void finish(const Conv& c, const ptrdiff_t (&n)[P], int count, int v, ptrdiff_t o,
-                   F (&r)[P][V]) {
+__attribute__((noinline)) void finish(const Conv& c, const ptrdiff_t (&n)[P], int count, int v,
+                                      ptrdiff_t o, F (&r)[P][V]) {
   const ptrdiff_t left = c.outputs - o;
   if (c.gelu) {
     for (int p = 0; p < count; ++p) r[p][v] = gelu(r[p][v]);

@@ -126,5 +126,5 @@ def _channels_last(x: Tensor) -> Float:
 
 
 def _to_tensor(slices: list[Float]) -> Tensor:
-    """Decoded slices [B, H, W, C] -> latents [B, M, H, W], channels last as transforms take them."""
+    """Decoded slices [B, H, W, C] -> latents [B, M, H, W], whose channels lie side by side."""
     return torch.from_numpy(np.concatenate(slices, axis=-1)).permute(0, 3, 1, 2)

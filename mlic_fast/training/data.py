@@ -187,8 +187,8 @@ class Pool:
             columns = torch.where((symmetry & 2).bool(), back, forth)[:, None]
             turned = (symmetry & 4).bool()[..., None]
             rows, columns = (
-                torch.where(turned, columns.mT, rows),
-                torch.where(turned, rows.mT, columns),
+                torch.where(turned, columns, rows),
+                torch.where(turned, rows, columns),
             )
             places = (top + rows) * widths[i][:, None, None] + left + columns
             places = places + offsets[i][:, None, None]

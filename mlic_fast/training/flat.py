@@ -165,8 +165,8 @@ class FlatWeights:
         if self._working.dtype != torch.float32:
             self._working.copy_(self.values[: self._low])
 
-    def join(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Gradients of the leaves as two tensors: in the precision of products, and float32."""
+    def set_gradient(self, gradients: tuple[Tensor, ...], quantiles: Tensor) -> None:
+        """Takes the gradients of the leaves, and that of the quantiles."""
         pieces: tuple[list[Tensor], list[Tensor]] = ([], [])
         for name, gradient in zip(self.layout, gradients, strict=False):
             start = self._starts[name]
@@ -176,12 +176,7 @@ class FlatWeights:
             gap = -gradient.numel() % _ALIGNMENT if start >= self.muon else 0
             if gap:
                 into.append(self._padding[:gap].to(gradient.dtype))
-        return torch.cat(pieces[0]), torch.cat(pieces[1])
-
-    def set_gradient(
-        self, joined: tuple[Tensor, Tensor], factor: Tensor, quantiles: Tensor
-    ) -> None:
-        """Sets the gradient to what :meth:`join` gave times a factor, and that of the quantiles."""
-        torch.mul(joined[0], factor, out=self.gradient[: self._low])
-        torch.mul(joined[1], factor, out=self.gradient[self._low : self.quantiles])
+        # Not into the gradient at once: pieces of another precision would be copied one by one.
+        self.gradient[: self._low].copy_(torch.cat(pieces[0]))
+        self.gradient[self._low : self.quantiles].copy_(torch.cat(pieces[1]))
         self.gradient[self.quantiles :][: quantiles.numel()] = quantiles.flatten()

@@ -23,6 +23,7 @@ from mlic_fast.models.contexts import (
     GlobalIntraContext,
     LocalContext,
     StackedCheckerboardContext,
+    relative_position_index,
     window_mask,
 )
 from mlic_fast.models.layers import GDN
@@ -362,7 +363,7 @@ def window_plan(height: int, width: int, device: torch.device, dtype: torch.dtyp
     mask = window_mask(height, width, cpu)[centres]
     mask = torch.where((mask == 0).any(2, keepdim=True), mask, 0.0)
     side = 2 * WINDOW - 1
-    places = F.one_hot(LocalContext(2).relative_position_index.flatten(), side**2)
+    places = F.one_hot(relative_position_index().flatten(), side**2)
     return WindowPlan(
         index[centres].flatten().to(device),
         holders.sort(1).values[:, :HOLDERS].to(device),
@@ -471,13 +472,13 @@ class _IntraContext(GlobalIntraContext):
     def forward(self, previous: Tensor, anchors: Tensor) -> Tensor:
         batch, _, height, width = anchors.shape
         masks, keys = intra_plan(height, width, anchors.device, anchors.dtype)
-        (mix, mix_bias), depthwise = _side_by_side([self.queries, self.keys, self.values])
+        (mix, mix_bias), (taps, bias) = _side_by_side([self.queries, self.keys, self.values])
         inputs = torch.stack([previous, previous, anchors]).permute(0, 1, 3, 4, 2) * masks
         inputs = inputs.flatten(1, 3)  # [3, B * H * W, C]
         mix = mix.flatten(1).unflatten(0, (3, -1)).mT
         mixed = torch.baddbmm(mix_bias.unflatten(0, (3, 1, -1)), inputs, mix)
         mixed = mixed.movedim(0, 1).flatten(1).unflatten(0, (batch, height, width))
-        qkv = F.conv2d(mixed.permute(0, 3, 1, 2), *depthwise, padding=1, groups=mixed.shape[3])
+        qkv = F.conv2d(mixed.permute(0, 3, 1, 2), taps, bias, padding=1, groups=mixed.shape[3])
         qkv = qkv.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (3, -1))
         out = _linear_attention(qkv, self.num_heads, keys).unflatten(1, (height, -1)) * masks[0]
         out = self.reprojection(out.permute(0, 3, 1, 2))
@@ -491,8 +492,8 @@ class _InterContext(GlobalInterContext):
 
     def forward(self, previous: Tensor) -> Tensor:
         height = previous.shape[2]
-        mix, depthwise = _side_by_side([self.queries, self.keys, self.values])
-        qkv = F.conv2d(_pointwise(previous, *mix), *depthwise, padding=1, groups=len(mix[0]))
+        mix, (taps, bias) = _side_by_side([self.queries, self.keys, self.values])
+        qkv = F.conv2d(_pointwise(previous, *mix), taps, bias, padding=1, groups=len(mix[0]))
         qkv = qkv.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (3, -1))
         out = _linear_attention(qkv, self.num_heads).unflatten(1, (height, -1))
         out = self.reprojection(out.permute(0, 3, 1, 2))

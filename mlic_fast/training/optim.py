@@ -26,7 +26,7 @@ PATIENCE = 4
 MOMENTUM, DECAY = 0.95, 0.05
 
 # Matrices of more rows are cut into blocks, each treated by itself: the cost grows with their cube.
-MOST_ROWS, FEWEST_ROWS = 160, 64
+MOST_ROWS, FEWEST_ROWS = 128, 64
 
 
 def learning_rates(step: int, progress: float, config: TrainConfig) -> list[float]:
@@ -161,20 +161,16 @@ def _rows(x: Tensor) -> Tensor:
 def _polynomials(gram: Tensor) -> Tensor:
     """What brings the singular values of x near 1, given x x^T.
 
-    Newton-Schulz, x' = (a + Q) x with Q = b G + c G^2 and the Gram matrix G = x x^T, so G' =
-    (a + Q) G (a + Q): it goes on in the small matrices alone, and the product of all a + Q is what
-    multiplies x.
+    Newton-Schulz, x' = (a + b G + c G^2) x = P x with the Gram matrix G = x x^T, so G' = P G P:
+    it goes on in the small matrices alone, and the product of all P is what multiplies x.
     """
     scale = (gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-30).rsqrt()
     gram = gram * scale.square()
-    product = torch.eye(gram.shape[1], device=gram.device) * scale
+    product = scale
     for step in range(5):
-        q = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        if step:
-            product = torch.baddbmm(product, q, product, beta=3.4445)
-        else:
-            product = (q * scale).add_(product, alpha=3.4445)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        polynomial.diagonal(dim1=1, dim2=2).add_(3.4445)
+        product = polynomial @ product if step else polynomial * product
         if step < 4:
-            gram = torch.baddbmm(gram, q, gram, beta=3.4445)
-            gram = torch.baddbmm(gram, gram, q, beta=3.4445)
+            gram = polynomial @ gram @ polynomial
     return product

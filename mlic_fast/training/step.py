@@ -97,18 +97,16 @@ class Step:
         out = self._forward(x, rate, z_weight)
         terms = self.criterion(out.x_hat, out.y_bits, out.z_bits, x, rate)
         loss = (terms["loss"] * patches.shares).mean()
-        joined = self.weights.join(torch.autograd.grad(self.loss_scale * loss, self.weights.leaves))
-        joined = distributed.mean(joined[0]), distributed.mean(joined[1])
+        gradients = torch.autograd.grad(self.loss_scale * loss, self.weights.leaves)
 
         with torch.no_grad():
-            norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in joined]
-            norm = torch.stack(norms).norm() / self.loss_scale
-            finite = norm.isfinite()
-            for part in joined:
-                part.nan_to_num_(0.0, 0.0, 0.0)
             aux, slopes = self._auxiliary(out.quantiles)
-            factor = (self._clip / (norm + 1e-6)).clamp(max=1) / self.loss_scale
-            self.weights.set_gradient(joined, factor.nan_to_num(0.0), slopes)
+            self.weights.set_gradient(gradients, slopes)
+            gradient = distributed.mean(self.weights.gradient)[: self.weights.quantiles]
+            norm = torch.linalg.vector_norm(gradient) / self.loss_scale
+            finite = norm.isfinite()
+            gradient.mul_((self._clip / (norm + 1e-6)).clamp(max=1) / self.loss_scale)
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
             if self._scaled:
                 self.loss_scale.mul_(torch.where(finite, 1.0003, 0.5))
             self.skipped.add_(live * ~finite)
