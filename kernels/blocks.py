@@ -77,7 +77,7 @@ def _to_blocks_kernel(
     store_planes(q, out + m[:, None].to(tl.int64) * VALUES + c[None, :], out_plane, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rates",))
 def _scales_kernel(
     logs,
     rate,
