@@ -11,8 +11,9 @@ SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 
-# Compute capabilities for make kernels.
+# Compute capabilities for make kernels, and the models whose launches are compiled.
 TARGETS ?= 80,86,89,90,100,120
+MODELS ?= mlic,mlic_plus,mlic_plus_plus,photo,demo,wide
 
 .PHONY: help demo test lint format kernels bench bench-compare report gpu clean
 
@@ -53,7 +54,7 @@ format: $(INSTALLED)
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 kernels: $(INSTALLED)
-	$(BIN)/python -m mlic_fast.kernels.compile --targets $(TARGETS)
+	$(BIN)/python -m mlic_fast.kernels.compile --targets $(TARGETS) --models $(MODELS)
 	@command -v nvcc >/dev/null || echo "nvcc was not found: the range coder's kernels are left out"
 	! command -v nvcc >/dev/null || $(BIN)/python benchmarks/compile_coder.py --targets $(TARGETS)
 
