@@ -34,7 +34,7 @@ from mlic_fast.training.graphics import make_graphics
 from mlic_fast.training.log import Logs
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import Optimizer, learning_rate_factor, learning_rates, orthogonalise
-from mlic_fast.training.step import Controls
+from mlic_fast.training.step import Controls, Step
 from mlic_fast.training.validation import disorder
 
 TINY = MlicConfig(
@@ -579,6 +579,20 @@ def test_a_klt_start_has_the_steps_of_either_metric(photographs: Path, tmp_path:
     ours, theirs = (dict(Trainer(c).model.named_parameters()) for c in (squared, similar))
     for name in ours:
         assert torch.allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-8), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_step_reads_nothing_back(precision: str) -> None:
+    """Arrays without contents cannot be read: what runs on them can be recorded as a graph."""
+    meta = torch.device("meta")
+    model = create_model(replace(TINY, lambdas=(0.01, 0.02))).to(meta)
+    config = TrainConfig(
+        data="", output="", lmbda=(0.01, 0.02), optimizer="muon", ema=0.9, precision=precision
+    )
+    step = Step(model, config)
+    pool = Pool(make_graphics(0, 128, 2), meta)
+    step(Patches(pool, pool, 64, 10, reduced=0.3))
+    assert step.totals.is_meta
 
 
 def test_steps_with_infinite_gradients_are_skipped(

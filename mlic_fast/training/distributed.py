@@ -63,6 +63,15 @@ def mean(values: Tensor) -> Tensor:
     return values
 
 
+def agreed(value: float, device: torch.device) -> float:
+    """The value of the first process, so that all of them do the same."""
+    if not dist.is_initialized():
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(shared, 0)
+    return shared.item()
+
+
 def share(values: Tensor) -> None:
     """Gives every process the values of the first."""
     if dist.is_initialized():

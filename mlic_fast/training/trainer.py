@@ -205,13 +205,13 @@ class Trainer:
         config = self.config
         with self._signals(), Logs(self.folder, config, self.step, self.is_main) as logs:
             clock, meter = Clock(self._seconds), Clock()
-            saved, logged, finished = time.monotonic(), self.step, self.step >= config.steps
+            saved, logged, finished = time.monotonic(), self.step, self._is_last()
             while not finished:
                 self._wait(clock, meter)
-                self._train_step(self._progress(clock.seconds()))
+                self._train_step(self._progress())
                 self.step += 1
                 logs.advance()
-                self._seconds = clock.seconds()
+                self._seconds = distributed.agreed(clock.seconds(), self.device)
                 finished = distributed.any_process(self._is_last(), self.device)
                 if self.step % config.log_every == 0:
                     logs.train(self.step, self._summary(meter, self.step - logged))
@@ -230,15 +230,15 @@ class Trainer:
         distributed.barrier()
         return finished
 
-    def _progress(self, seconds: float) -> float:
+    def _progress(self) -> float:
         if self.config.minutes is None:
             return self.step / self.config.steps
-        return min(1.0, seconds / (60 * self.config.minutes))
+        return min(1.0, self._seconds / (60 * self.config.minutes))
 
     def _is_last(self) -> bool:
         if self.config.minutes is None:
             return self.step >= self.config.steps
-        return self._progress(self._seconds) >= 1
+        return self._progress() >= 1
 
     def _wait(self, *clocks: Clock) -> None:
         """Waits while there is a file ``pause`` in the run folder, which does not count as time."""
@@ -281,7 +281,7 @@ class Trainer:
             )
         if "mse" in row:
             row["psnr"] = -10 * math.log10(max(row["mse"], 1e-10))
-        rates = learning_rates(self.step, self._progress(self._seconds), self.config)
+        rates = learning_rates(self.step, self._progress(), self.config)
         patches = steps * self.config.batch_size * distributed.world_size()
         row |= {"lr": rates[PARTS.index("contexts")], "skipped": skipped}
         row["images_per_second"] = patches / meter.seconds()
