@@ -188,7 +188,8 @@ def window_attention(qkv: Activation, bias: Real) -> Real:
     anchor = (np.indices((height, width)).sum(0) % 2)[..., None]  # zero, so false, outside
     anchors = neighbourhoods(anchor, 5)[rows, cols].reshape(-1, 25) == 1
     keys = anchors[:, None, :] | ~anchors[:, :, None]  # [window, a, b]
-    logits = real(matmul(q, np.swapaxes(k, -1, -2))) * (np.float32(0.25) * power(-2 * qkv.e))
+    scale = np.float32(q.shape[-1] ** -0.5) * power(-2 * qkv.e)
+    logits = real(matmul(q, np.swapaxes(k, -1, -2))) * scale
     logits = np.where(keys, logits + bias[:, None], np.float32(-np.inf))
     p = np.where(keys, exp_int(logits - logits.max(-1, keepdims=True)), 0)
     r = (real(matmul(p, v)) / real(p.sum(-1, keepdims=True))) * power(-qkv.e)
@@ -338,7 +339,8 @@ class Model:
         q, k, v = (self.queries(f"{name}.{x}", previous) for x in ("queries", "keys", "values"))
         positions = q.q.shape[0] * q.q.shape[1]
         everywhere = np.ones((positions, positions), np.bool_)
-        x = self.quantise(self.attention(q, k, v, i, everywhere), f"{name}.attention")
+        x = self.attention(q, k, v, q.q.shape[-1] // 32, everywhere)
+        x = self.quantise(x, f"{name}.attention")
         x = self.layer(f"{name}.reprojection", x)
         return self.mlp(f"{name}.mlp", x, self.product(f"{name}.skip", [x]))
 
