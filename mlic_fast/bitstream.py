@@ -15,6 +15,8 @@ from .errors import CorruptStreamError, UnsupportedImageError, UnsupportedStream
 MAGIC = b"\xf1M"
 MAX_SIDE = 65535
 MAX_PIXELS = 2**28
+#: Pixels of a stream that is decoded, unless another limit is given: 16384x8192.
+DECODED_PIXELS = 2**27
 MODEL_ID_BYTES = 4
 
 # Arithmetic versions, i.e. how the entropy path computes its numbers (docs/format.md, section 1).

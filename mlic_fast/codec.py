@@ -36,8 +36,6 @@ from mlic_fast.models.mlic import ALIGNMENT, MlicModel, Transforms
 Output = Literal["torch", "numpy", "pil"]
 
 WEIGHTS = Path(__file__).parent / "weights"
-#: Pixels of a stream that is decoded, unless another limit is given: 16384x8192.
-MAX_PIXELS = 1 << 27
 #: Quality of a variable-rate model when none is given.
 DEFAULT_QUALITY = 60
 
@@ -125,7 +123,7 @@ class Codec:
         return self._compress(images.load_image(image)[None], quality)[0]
 
     def decompress(
-        self, data: Any, output: Output = "torch", *, max_pixels: int = MAX_PIXELS
+        self, data: Any, output: Output = "torch", *, max_pixels: int = bitstream.DECODED_PIXELS
     ) -> Any:
         """Decompress a stream, or a list of them.
 
@@ -152,7 +150,7 @@ class Codec:
         (image,) = self._decompress([self._open(data, max_pixels)])
         return _converted(image, output)
 
-    def decode_latents(self, data: Any, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    def decode_latents(self, data: Any, *, max_pixels: int = bitstream.DECODED_PIXELS) -> Tensor:
         """The decoded latents of a stream, as :meth:`decompress` takes them.
 
         float32 [M, ceil(H/64) * 4, ceil(W/64) * 4].

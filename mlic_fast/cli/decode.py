@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlic_fast.bitstream import DECODED_PIXELS
 from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.encode import SUFFIX, describe, result_of
 from mlic_fast.cli.files import (
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels",
         type=pixels,
-        default=1 << 27,
+        default=DECODED_PIXELS,
         metavar="N",
         help="refuse larger pictures before they are decoded (default: %(default)s)",
     )

@@ -6,6 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
+from mlic_fast.bitstream import MAX_PIXELS
 from mlic_fast.cli import UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def count(text: str) -> int:
 
 def pixels(text: str) -> int:
     """Type of an argument: a number of pixels."""
-    if not text.isdecimal() or not 1 <= int(text) <= 1 << 28:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_PIXELS:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 2^28, not {text!r}")
     return int(text)
 
