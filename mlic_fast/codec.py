@@ -6,7 +6,8 @@ import copy
 import operator
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal, SupportsIndex
 import torch
 from torch import Tensor
 
-from mlic_fast import bitstream, images, targets
+from mlic_fast import bitstream, images, self_check, targets
 from mlic_fast.engine import Engine, create_engine, gpu_problem
 from mlic_fast.engine.identity import model_identity
 from mlic_fast.engine.pack import load_packed, pack, packed_bytes
@@ -295,21 +296,52 @@ def load(
         model: ``"photo"`` (the weights that come with the package), a checkpoint file
             (:func:`mlic_fast.models.load_checkpoint`), a packed file (``mlic-fast pack``), or a
             model.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; ``"auto"`` is the CPU, unless the engine is
-            ``"gpu"``, until that engine has been seen on a GPU.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"auto"`` is the GPU where there is one and
+            the engine leaves the choice: if a golden stream decodes bit for bit there
+            (:mod:`mlic_fast.self_check`, once a machine). If it does not, a RuntimeWarning says
+            what differed, and it is the CPU.
         engine: ``"auto"`` or the name of an engine (:data:`mlic_fast.engine.ENGINES`).
 
     Raises:
         CheckpointError: the checkpoint cannot be read or does not fit.
         EngineError: the device or engine is unknown or cannot run here.
     """
-    target = _device(device, engine)
+    automatic = device == engine == "auto"
+    target = torch.device("cpu") if automatic else _device(device, engine)
     with surroundings():
         transforms, packed, file = _models(model)
-        transforms = transforms.eval().requires_grad_(False).to(target)
-        codec = Codec(transforms, packed, target, create_engine(engine, transforms, packed, target))
+        transforms = transforms.eval().requires_grad_(False)
+
+        def codec_on(target: torch.device) -> Codec:
+            moved = transforms  # a copy on a GPU, as that may turn out to be unsound
+            if target.type != "cpu":
+                moved = copy.deepcopy(transforms).to(target)
+            return Codec(moved, packed, target, create_engine(engine, moved, packed, target))
+
+        codec = (automatic and _on_a_sound_gpu(codec_on)) or codec_on(target)
     codec._file = file and file.absolute()
     return codec
+
+
+def _on_a_sound_gpu(codec_on: Callable[[torch.device], Codec]) -> Codec | None:
+    """A codec on the current GPU; None where there is none, or, with a warning, a wrong one."""
+    problem = gpu_problem()
+    if problem is None:
+        try:
+            codec = codec_on(_device("cuda", "auto"))
+            problem = self_check.remembered(codec)
+        except Exception as error:  # whatever a machine may lack; the CPU needs none of it
+            problem = f"{type(error).__name__}: {error}"
+        if problem is None:
+            return codec
+    if torch.cuda.is_available():
+        warnings.warn(
+            f"the CPU is used, not the GPU: {problem}. See mlic-fast doctor; device='cpu' or "
+            "device='cuda' chooses without this check.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return None
 
 
 def _models(source: Any) -> tuple[Transforms, PackedModel, Path | None]:

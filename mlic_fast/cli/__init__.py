@@ -24,6 +24,7 @@ COMMANDS = {
     "decode": ("mlic_fast.cli.decode", "decompress .mlic files to images"),
     "pack": ("mlic_fast.cli.pack", "turn a checkpoint into a packed file"),
     "verify": ("mlic_fast.cli.verify", "check that this machine decodes streams bit for bit"),
+    "doctor": ("mlic_fast.cli.doctor", "show what this machine has and what would be used of it"),
     "bench": ("mlic_fast.cli.bench", "time encoding and decoding, side by side"),
     "profile": ("mlic_fast.cli.profile", "take one encode or decode apart, down to its kernels"),
     "info": ("mlic_fast.cli.info", "show what .mlic files say about themselves"),

@@ -59,6 +59,8 @@ def gpu_problem() -> str | None:
 
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device here"
+    if torch.cuda._is_in_bad_fork():
+        return "this process was forked from one that used the GPU: use the start method 'spawn'"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install 'mlic_fast[gpu]'"
     if not _C.device.has_cuda:
