@@ -97,3 +97,47 @@ def test_stored_results_name_their_machine(load: Any) -> None:
         commit = document["machine"]["commit"].removesuffix("-dirty")
         assert file.parent.name == document["machine"]["name"]
         assert file.name == f"{document['date']}-{commit}.json"
+
+
+def test_the_model_of_gpu_times_says_what_was_measured(load: Any) -> None:
+    critical_path = load("critical_path")
+    first = json.loads(critical_path.FIRST_RUN.read_text())
+    for way, measured in first["measured_ms"].items():
+        nodes = critical_path.from_json(first["graphs"][way])
+        assert critical_path.critical_path(nodes).ms == pytest.approx(measured, rel=0.1), way
+
+
+def test_branches_of_a_graph_run_beside_each_other(load: Any) -> None:
+    """The longer one is waited for, and two that each fill the GPU take as long as both."""
+    critical_path, gap = load("critical_path"), load("gpu_model").GAP
+
+    def milliseconds(main: Any, side: Any) -> float:
+        graph = critical_path.Graph()
+        with graph.aside("side"):
+            graph.add(side)
+        graph.add(main)
+        graph.join("side")
+        graph.add(small)
+        return float(critical_path.critical_path(graph.nodes).ms)
+
+    launch = load("gpu_model").Launch
+    small, long = (launch("coder", 1, shape=(us * 1000,)) for us in (10, 50))
+    assert milliseconds(small, long) == pytest.approx((50 + 10 + 2 * gap) / 1e3)
+    assert milliseconds(long, small) == milliseconds(small, long)
+    full = launch("coder", 1 << 20, shape=(50_000,))
+    assert milliseconds(full, full) == pytest.approx((2 * 50 + 10 + 3 * gap) / 1e3)
+
+
+def test_the_launches_of_an_image_are_recorded(load: Any) -> None:
+    critical_path = load("critical_path")
+    recorder = critical_path.Recorder("photo")
+    for encoding in (True, False):
+        nodes = recorder.record(64, 128, 2, encoding)
+        chain = critical_path.critical_path(nodes)
+        kept = critical_path.from_json(json.loads(json.dumps(critical_path.to_json(nodes))))
+        assert [(n.launch, n.after) for n in kept] == [(n.launch, n.after) for n in nodes]
+        kernels = [node.launch.kernel for node in nodes]
+        passes = 2 * recorder.config.slices
+        assert kernels.count("pass") == passes and kernels[chain.numbers[-1]] == kernels[-1]
+        assert kernels.count("coder") == (2 if encoding else passes + 1)
+        assert passes < len(chain.numbers) < len(nodes)

@@ -1,0 +1,142 @@
+"""How long a launch takes on an H200: a model, not a measurement.
+
+Its constants were measured on one H200 (``benchmarks/first_run.json`` says which; the first run on
+a GPU: docs/kernels.md): products by tile and steps of K, fitted to 464 timed launches of 58 shapes
+with a mean error of 7 %; other kernels by their times in traces of whole encodes and decodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+#: Multiprocessors.
+CORES = 132
+#: Microseconds between two launches of which one waits for the other. Such a launch that does
+#: nothing takes 1.1 in all.
+GAP = 0.35
+#: Bytes and bfloat16 operations a microsecond that large launches of the transforms reached.
+BYTES, BYTES_NORMALISE, BFLOAT16, FLOAT32 = 2.4e6, 1.2e6, 700e6, 10e6
+#: What the names of PyTorch's operators begin with.
+OPERATOR = "torch."
+
+#: Tiles of products -> fixed; an input; a step, with a block of K of 0 and 64 more, alone and by
+#: the programs of a multiprocessor; sharpness of the bend between; a program's end.
+PRODUCTS = {
+    (16, 64): (0.912, 1.24, 0.069, 0.221, 0.053, 0.108, 3.513, 0.544),
+    (32, 32): (0.809, 1.457, 0.0, 0.31, 0.084, 0.101, 1.532, 0.682),
+    (32, 64): (1.392, 1.336, 0.055, 0.233, 0.024, 0.234, 3.56, 0.265),
+    (64, 32): (1.485, 0.952, 0.142, 0.224, 0.081, 0.122, 3.313, 0.622),
+    (64, 64): (2.06, 0.8, 0.163, 0.312, 0.133, 0.228, 5.119, 0.904),
+    (128, 32): (1.981, 0.943, 0.214, 0.312, 0.245, 0.277, 3.124, 1.067),
+    (128, 64): (2.879, 1.03, 0.27, 0.419, 0.038, 1.0, 12.0, 0.914),
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: its kernel, how many programs, what it moves and multiplies, and its ``shape``,
+    the numbers of which the kernel's time is a function.
+    """
+
+    kernel: str
+    programs: int
+    bytes: int = 0
+    products: int = 0
+    shape: tuple[int, ...] = ()
+
+
+def microseconds(launch: Launch) -> float:
+    """From the begin of a launch to its end, if nothing else runs."""
+    if launch.kernel.startswith(OPERATOR):
+        return 1.0 + launch.bytes / BYTES
+    return _TIMES[launch.kernel](launch)
+
+
+def load(launch: Launch) -> float:
+    """The share of the GPU that a launch keeps busy, at most 1."""
+    if launch.kernel == "conv":
+        shared, step = _step(launch)
+        return min(1.0, shared / step)
+    if launch.kernel in ("convolution", "activate", "normalise"):
+        return 1.0
+    return min(1.0, launch.programs / (8 * CORES))
+
+
+def _conv(launch: Launch) -> float:
+    m, n, _, inputs, steps = launch.shape
+    fixed, each, *_, end = PRODUCTS[_nearest(m, n)]
+    _, step = _step(launch)
+    return fixed + end * launch.programs / CORES + inputs * (each + steps * step) - GAP
+
+
+def _step(launch: Launch) -> tuple[float, float]:
+    """Of a product's step of K: the time at full load, and the time it takes."""
+    m, n, k, *_ = launch.shape
+    _, _, l0, l1, w0, w1, bend, _ = PRODUCTS[_nearest(m, n)]
+    alone, shared = l0 + l1 * k / 64, launch.programs / CORES * (w0 + w1 * k / 64)
+    return shared, (alone**bend + shared**bend) ** (1 / bend)
+
+
+def _nearest(m: int, n: int) -> tuple[int, int]:
+    """A tile of which there are times."""
+    return min(PRODUCTS, key=lambda each: abs(math.log(each[0] / m)) + abs(math.log(each[1] / n)))
+
+
+def _pass(launch: Launch) -> float:
+    """Steps of the contexts, and blocks of layers 2, 4 and 6; a program fills a multiprocessor."""
+    steps, blocks = launch.shape
+    return 5.0 + math.ceil(launch.programs / CORES) * (1.7 + 0.21 * steps + 0.15 * blocks)
+
+
+def _fusion(launch: Launch) -> float:
+    """Steps over tokens of 5x5; those of 64 channels and more are slower."""
+    channels, steps = launch.shape
+    return math.ceil(launch.programs / CORES) * (4.5 + steps * (0.65 if channels <= 32 else 1.16))
+
+
+def _convolution(launch: Launch) -> float:
+    """cuDNN's: outputs, bits a number. Less than 96 outputs cost as much as 96."""
+    outputs, bits = launch.shape
+    if bits == 32:
+        return 2 * launch.products / FLOAT32
+    return 15 + 2 * launch.products / outputs * max(outputs, 96) / BFLOAT16
+
+
+def _linear(fixed: float, share: float) -> Callable[[Launch], float]:
+    """So long, and so long for each program of a multiprocessor."""
+    return lambda launch: fixed + share * launch.programs / CORES
+
+
+def _moved(fixed: float, speed: float) -> Callable[[Launch], float]:
+    return lambda launch: fixed + launch.bytes / speed
+
+
+def _coder(launch: Launch) -> float:
+    (nanoseconds,) = launch.shape
+    return nanoseconds / 1e3
+
+
+_TIMES: dict[str, Callable[[Launch], float]] = {
+    "conv": _conv,
+    "pass": _pass,
+    "fusion": _fusion,
+    "convolution": _convolution,
+    "coder": _coder,
+    "depthwise": _linear(2.9, 0.95),
+    "qkv": _linear(5.8, 0.6),
+    "attention": _linear(3.2, 0.4),
+    "maxima": _linear(1.4, 1.7),
+    "contexts": _linear(3.5, 2.0),
+    "apply": _linear(3.2, 2.0),
+    "decoded": _linear(1.4, 0.8),
+    "hyper_latents": _linear(1.0, 0.8),
+    "digest": _linear(1.6, 0.3),
+    "to_blocks": _linear(1.4, 0.8),
+    "scales": _linear(2.0, 0.8),
+    "scaled": _linear(1.4, 0.8),
+    "activate": _moved(1.5, BYTES),
+    "normalise": _moved(6.0, BYTES_NORMALISE),
+    "to_pixels": _moved(1.5, BYTES),
+}
