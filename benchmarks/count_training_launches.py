@@ -5,8 +5,8 @@
 The step runs on arrays without contents, in bfloat16 with Muon and an average, as on a GPU in one
 CUDA graph. Every operator of PyTorch that is no view counts as a launch, but for these: a
 convolution adds its bias in a launch of its own; its backward pass has one for each gradient; a
-concatenation takes 128 arrays a launch; sorting takes four, and a batch of products that adds to an
-array copies that first. Bytes are those of all arrays that an
+concatenation takes 128 arrays a launch; sorting takes four, and a batch of products that adds to
+another array copies that first. Bytes are those of all arrays that an
 operator is given and gives. Time is what launches cost one after the other plus what bytes cost at
 the bandwidth of the memory; products are taken to hide behind the bytes.
 """
@@ -48,19 +48,21 @@ class Count(TorchDispatchMode):
             # As on a GPU; arrays without contents would get another layout.
             result = _channels_last(result)
         if not func.is_view and not name.startswith(FREE) and name != "_unsafe_view":
-            self.launches[name] += _launches(name, args)
+            self.launches[name] += _launches(name, args, kwargs or {})
             self.bytes += sum(map(_bytes, _tensors((args, kwargs or {}, result))))
         return result
 
 
-def _launches(name: str, args: Any) -> int:
+def _launches(name: str, args: Any, kwargs: dict[str, Any]) -> int:
+    if name == "baddbmm":
+        return 1 if kwargs.get("out") is args[0] else 2
     if name == "convolution":
         return 1 + (args[2] is not None)
     if name == "convolution_backward":
         return sum(args[10])
     if name == "cat":
         return -(-len(args[0]) // 128)
-    return {"sort": 4, "native_layer_norm_backward": 2, "baddbmm": 2}.get(name, 1)
+    return {"sort": 4, "native_layer_norm_backward": 2}.get(name, 1)
 
 
 def _channels_last(value: Any) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -138,25 +139,26 @@ def _warn(message: str) -> None:
 
 
 class Pool:
-    """Decoded images on a device, from which squares are cut.
+    """Decoded images on a device.
 
-    An image is drawn in proportion to its area, the position uniformly, and one of the eight
-    symmetries of the square uniformly. Random numbers come from torch's generator of the device.
+    Attributes:
+        pixels: uint8 [n, 3], of all images one after the other.
+        sizes: (height, width) of each image, int64 [images, 2], on the host.
+        offsets: first pixel of each image, int64 [images], on the host.
     """
 
     def __init__(self, images: ImageCache, device: torch.device) -> None:
-        self.device = device
-        self._pixels = torch.from_numpy(images.pixels).view(-1, 3).to(device)
-        self._sizes = torch.tensor(images.sizes)
-        self._offsets = torch.tensor(images.offsets) // 3
+        self.pixels = torch.from_numpy(images.pixels).view(-1, 3).to(device)
+        self.sizes = torch.tensor(images.sizes)
+        self.offsets = torch.tensor(images.offsets) // 3
 
     def count(self, side: int) -> int:
         """How many images hold a square of this side."""
-        return int((self._sizes.amin(1) >= side).sum())
+        return int((self.sizes.amin(1) >= side).sum())
 
     def check(self, side: int, warn: bool) -> None:
         """Raises :class:`TrainingError` if there are no squares of this side to be drawn."""
-        count, small = self.count(side), len(self._sizes) - self.count(side)
+        count, small = self.count(side), len(self.sizes) - self.count(side)
         if not count:
             raise TrainingError(
                 f"every image is smaller than the patch of {side} pixels: lower --patch-size"
@@ -164,38 +166,63 @@ class Pool:
         if small and warn:
             _warn(f"left out {small} images smaller than the patch of {side} pixels")
 
-    def squares(self, side: int, count: int) -> Callable[[], Tensor]:
-        """A function that draws ``count`` squares: uint8 [count, 3, side, side], channels last."""
-        device = self._pixels.device
-        usable = self._sizes.amin(1) >= side
-        sizes, offsets = self._sizes[usable], self._offsets[usable].to(device)
-        areas = sizes.prod(1).double().cumsum(0)
-        shares = (areas / areas[-1]).float().to(device)
-        heights, widths = sizes.T.to(device)
-        forth = torch.arange(side, device=device)
-        back = side - 1 - forth
 
-        def draw() -> Tensor:
-            which, down, right, turn = torch.rand(4, count, device=device)
-            i = torch.searchsorted(shares, which.contiguous(), right=True).clamp(max=len(sizes) - 1)
-            top, left = (
-                (at * (extent - side + 1)).long().minimum(extent - side)[:, None, None]
-                for at, extent in ((down, heights[i]), (right, widths[i]))
-            )
-            symmetry = (turn * 8).long()[:, None]
-            rows = torch.where((symmetry & 1).bool(), back, forth)[:, :, None]
-            columns = torch.where((symmetry & 2).bool(), back, forth)[:, None]
-            turned = (symmetry & 4).bool()[..., None]
-            rows, columns = (
-                torch.where(turned, columns, rows),
-                torch.where(turned, rows, columns),
-            )
-            places = (top + rows) * widths[i][:, None, None] + left + columns
-            places = places + offsets[i][:, None, None]
-            pixels = self._pixels.index_select(0, places.flatten())
-            return pixels.view(count, side, side, 3).permute(0, 3, 1, 2)
+class Cut(NamedTuple):
+    """What to cut out of a pool: ``number`` squares of a side."""
 
-        return draw
+    pool: Pool
+    side: int
+    number: int
+
+
+class Squares:
+    """Draws squares, of several pools and sides in one go.
+
+    An image is drawn in proportion to its area, the position uniformly, and one of the eight
+    symmetries of the square uniformly. Random numbers come from torch's generator of the device.
+    """
+
+    def __init__(self, cuts: Sequence[Cut]) -> None:
+        self._cuts = cuts
+        device = cuts[0].pool.pixels.device
+        usable = [cut.pool.sizes.amin(1) >= cut.side for cut in cuts]
+        sizes = [cut.pool.sizes[which] for cut, which in zip(cuts, usable, strict=True)]
+        offsets = [cut.pool.offsets[which] for cut, which in zip(cuts, usable, strict=True)]
+        areas = [each.prod(1).double().cumsum(0) for each in sizes]
+        # The shares of the images of cut i end at i + 1.
+        self._shares = torch.cat([i + area / area[-1] for i, area in enumerate(areas)]).to(device)
+        self._sizes, self._offsets = torch.cat(sizes).to(device), torch.cat(offsets).to(device)
+        counts = torch.tensor([cut.number for cut in cuts])
+        each = torch.arange(len(cuts)).repeat_interleave(counts)
+        self._first = each.double().to(device)
+        self._most = torch.tensor([len(size) for size in sizes]).cumsum(0)[each].to(device) - 1
+        self._last = torch.tensor([cut.side - 1 for cut in cuts])[each][:, None].to(device)
+        self._grids = [torch.arange(cut.side, device=device) for cut in cuts]
+        self._bits = torch.arange(3, device=device)
+
+    def draw(self) -> list[Tensor]:
+        """Of each cut: uint8 [count, 3, side, side], channels last."""
+        which, *place, turn = torch.rand(4, len(self._first), device=self._first.device)
+        i = torch.searchsorted(self._shares, which + self._first, right=True).minimum(self._most)
+        most = self._sizes[i] - self._last
+        corner = (torch.stack(place, 1) * most).long().minimum(most - 1)
+        # The steps of a symmetry in memory: down and to the right, back where it mirrors.
+        width = self._sizes[i, 1]
+        steps = torch.stack([width, torch.ones_like(width)], 1)
+        symmetry = ((turn * 8).long()[:, None] >> self._bits) & 1
+        mirrored, turned = symmetry[:, :2], symmetry[:, 2:].bool()
+        firsts = (torch.addcmul(corner, mirrored, self._last) * steps).sum(1) + self._offsets[i]
+        steps = steps * (1 - 2 * mirrored)
+        steps = torch.where(turned, steps.flip(1), steps)
+
+        squares, begin = [], 0
+        for (pool, side, number), grid in zip(self._cuts, self._grids, strict=True):
+            part = slice(begin, begin := begin + number)
+            first, down, right = firsts[part, None, None], *steps[part, :, None, None].unbind(1)
+            places = torch.addcmul(torch.addcmul(first, grid[:, None], down), grid, right)
+            pixels = pool.pixels.index_select(0, places.flatten())
+            squares.append(pixels.view(number, side, side, 3).permute(0, 3, 1, 2))
+        return squares
 
 
 class Patches:
@@ -212,22 +239,24 @@ class Patches:
         drawn = round(batch * GRAPHICS_PART) if graphics is not None else 0
         reductions = round(batch * reduced) if photographs.count(large) else 0
         self._side = side
-        plain = batch - reductions - drawn
-        self._plain = photographs.squares(side, plain) if plain else None
-        self._reduced = photographs.squares(large, reductions) if reductions else None
-        self._graphics = graphics.squares(side, drawn) if graphics is not None and drawn else None
+        cuts = [
+            Cut(photographs, side, batch - reductions - drawn),
+            Cut(photographs, large, reductions),
+        ]
+        if graphics is not None:
+            cuts.append(Cut(graphics, side, drawn))
+        self._squares = Squares([cut for cut in cuts if cut.number])
         self.shares = torch.ones(batch)
         self.shares[batch - drawn :] = GRAPHICS_WEIGHT
-        self.shares = self.shares.to(photographs.device)
+        self.shares = self.shares.to(photographs.pixels.device)
 
     def draw(self) -> Tensor:
         """float32 [batch, 3, side, side] in 0..1, channels last."""
-        parts = [self._plain().float()] if self._plain is not None else []
-        if self._reduced is not None:
-            size = (self._side, self._side)
-            squares = self._reduced().float()
-            smaller = F.interpolate(squares, size, mode="bicubic", antialias=True)
-            parts.append(smaller.clamp(0, 255))
-        if self._graphics is not None:
-            parts.append(self._graphics().float())
+        parts = []
+        for squares in self._squares.draw():
+            part = squares.float()
+            if part.shape[2] != self._side:
+                size = (self._side, self._side)
+                part = F.interpolate(part, size, mode="bicubic", antialias=True).clamp(0, 255)
+            parts.append(part)
         return (torch.cat(parts) / 255).contiguous(memory_format=torch.channels_last)

@@ -114,7 +114,8 @@ class FlatWeights:
         device = next(iter(named.values())).device
         self.values = torch.zeros(end, device=device)
         self.gradient = torch.zeros(end, device=device)
-        self._padding = torch.zeros(_ALIGNMENT, device=device)
+        largest = max(_ALIGNMENT, *map(math.prod, self._shapes.values()))
+        self._zeros = [torch.zeros(largest, dtype=d, device=device) for d in (dtype, torch.float32)]
         self.runs: list[tuple[int, int, int]] = []
         for part, names in groupby(rest, part_of):
             begin = self._starts[next(names)]
@@ -165,17 +166,21 @@ class FlatWeights:
         if self._working.dtype != torch.float32:
             self._working.copy_(self.values[: self._low])
 
-    def set_gradient(self, gradients: tuple[Tensor, ...], quantiles: Tensor) -> None:
-        """Takes the gradients of the leaves, and that of the quantiles."""
+    def set_gradient(self, gradients: tuple[Tensor | None, ...], quantiles: Tensor) -> None:
+        """Takes the gradients of the leaves, None where nothing depends on one, and that of the
+        quantiles.
+        """
         pieces: tuple[list[Tensor], list[Tensor]] = ([], [])
         for name, gradient in zip(self.layout, gradients, strict=False):
-            start = self._starts[name]
+            start, size = self._starts[name], self._shapes[name].numel()
+            into, zeros = pieces[start >= self._low], self._zeros[start >= self._low]
+            if gradient is None:
+                gradient = zeros[:size]
             order = gradient.permute(0, 2, 3, 1) if gradient.dim() == 4 else gradient
-            into = pieces[start >= self._low]
             into.append(order.reshape(-1))
-            gap = -gradient.numel() % _ALIGNMENT if start >= self.muon else 0
+            gap = -size % _ALIGNMENT if start >= self.muon else 0
             if gap:
-                into.append(self._padding[:gap].to(gradient.dtype))
+                into.append(zeros[:gap])
         # Not into the gradient at once: pieces of another precision would be copied one by one.
         self.gradient[: self._low].copy_(torch.cat(pieces[0]))
         self.gradient[self._low : self.quantiles].copy_(torch.cat(pieces[1]))

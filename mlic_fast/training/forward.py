@@ -26,7 +26,7 @@ from mlic_fast.models.contexts import (
     relative_position_index,
     window_mask,
 )
-from mlic_fast.models.layers import GDN
+from mlic_fast.models.layers import GDN, MixingBlock
 from mlic_fast.models.transforms import BLOCK, BlockAnalysisTransform, BlockSynthesisTransform
 from mlic_fast.training.loss import interpolation
 
@@ -54,7 +54,8 @@ class Output(NamedTuple):
 
 
 class TrainingForward:
-    """Runs a copy of a model whose weights are set by :class:`mlic_fast.training.flat.FlatWeights`.
+    """Runs a copy of a model whose weights are set by :class:`mlic_fast.training.flat.FlatWeights`,
+    after :func:`absorb_biases`.
 
     Everything is channels last. Two latents of a row side by side hold one of each colour, so a
     half is [B, C, H, W / 2] as in :mod:`mlic_fast.models.checkerboard`.
@@ -268,8 +269,32 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.unflatten(0, tokens.shape[:3]).permute(0, 3, 1, 2)
 
 
-def _depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1, groups=len(weight))
+
+
+@torch.no_grad()
+def absorb_biases(model: nn.Module) -> None:
+    """Moves biases of depthwise layers into those of the 1x1 layers that follow them directly.
+
+    The model computes what it did, and :class:`TrainingForward` has fewer biases to train.
+    """
+    for block in model.modules():
+        if isinstance(block, MixingBlock):
+            assert block.depthwise.bias is not None and block.mix_out.bias is not None
+            block.mix_out.bias += block.mix_out.weight.flatten(1) @ block.depthwise.bias
+            block.depthwise.bias.zero_()
+
+
+class _MixingBlock(MixingBlock):
+    @staticmethod
+    def fits(module: Any) -> bool:
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = _depthwise(F.gelu(self.mix_in(x)), self.depthwise.weight, None)
+        x = x + self.mix_out(hidden)
+        return x + self.contract(F.gelu(self.expand(x)))
 
 
 class _GDN(GDN):
@@ -508,6 +533,7 @@ _CLASSES: tuple[Any, ...] = (
     _Pointwise,
     _PixelShuffle,
     _GDN,
+    _MixingBlock,
     _BlockAnalysis,
     _BlockSynthesis,
     _LocalContext,

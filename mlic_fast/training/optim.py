@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mlic_fast.training.config import TrainConfig
-from mlic_fast.training.flat import PARTS, FlatWeights
+from mlic_fast.training.flat import PARTS, FlatWeights, Stack
 
 # MLIC++ was trained at 1e-4, then 3e-5 and 1e-5 near the end; the fractions of a run are ours.
 MILESTONES = ((0.85, 0.1), (0.7, 0.3))
@@ -27,6 +27,7 @@ MOMENTUM, DECAY = 0.95, 0.05
 
 # Matrices of more rows are cut into blocks, each treated by itself: the cost grows with their cube.
 MOST_ROWS, FEWEST_ROWS = 128, 64
+SIDE = 96
 
 
 def learning_rates(step: int, progress: float, config: TrainConfig) -> list[float]:
@@ -80,6 +81,7 @@ class Optimizer:
             "second": torch.zeros_like(values[muon:]),
             "count": torch.zeros((), device=values.device),
         }
+        self._moves = torch.zeros_like(values[:muon])
 
     @torch.no_grad()
     def step(self, rates: Tensor, live: Tensor) -> None:
@@ -98,13 +100,13 @@ class Optimizer:
         values, gradient = weights.values, weights.gradient[: weights.muon]
         momentum.lerp_(gradient, (1 - MOMENTUM) * live)
         update = gradient.lerp_(momentum, MOMENTUM)  # Nesterov's
-        moves = orthogonalise([stack.view(update) for stack in weights.stacks])
-        contexts = PARTS.index("contexts")
-        first = min((s.start for s in weights.stacks if s.part == contexts), default=weights.muon)
-        values[first : weights.muon].mul_(1 - DECAY * rates[contexts])
-        for stack, move in zip(weights.stacks, moves, strict=True):
-            scale = 0.2 * max(stack.shape[1:]) ** 0.5
-            stack.view(values).addcmul_(move, rates[stack.part], value=-scale)
+        stacks, moves = ([s.view(flat) for s in weights.stacks] for flat in (update, self._moves))
+        orthogonalise(stacks, moves, [0.2 * max(s.shape[1:]) ** 0.5 for s in weights.stacks])
+        for part, run in groupby(weights.stacks, lambda stack: stack.part):
+            begin, end = _extent(list(run))
+            if PARTS[part] == "contexts":
+                values[begin:end].mul_(1 - DECAY * rates[part])
+            values[begin:end].addcmul_(self._moves[begin:end], rates[part], value=-1)
 
     def _adam(self, rates: Tensor, live: Tensor) -> None:
         weights, state = self._weights, self.state
@@ -123,30 +125,42 @@ class Optimizer:
             weights.values[begin:end].addcmul_(move, lengths[part], value=-1)
 
 
-def orthogonalise(stacks: Sequence[Tensor]) -> list[Tensor]:
-    """Matrices [n, rows, columns] with their singular values brought near 1, stack by stack.
+def _extent(stacks: Sequence[Stack]) -> tuple[int, int]:
+    return stacks[0].start, stacks[-1].start + math.prod(stacks[-1].shape)
+
+
+def orthogonalise(
+    stacks: Sequence[Tensor], results: Sequence[Tensor], lengths: Sequence[float]
+) -> None:
+    """Writes to ``results`` the matrices of ``stacks``, each [n, rows, columns], with their singular
+    values brought near the stack's length.
 
     Stacks of different shapes share the iteration, which works on Gram matrices alone.
     """
     rows = [_rows(stack) for stack in stacks]
     groups: dict[int, list[int]] = defaultdict(list)
     for i, matrix in enumerate(rows):
-        groups[-(-matrix.shape[1] // 32) * 32].append(i)
-    results: list[Tensor] = list(stacks)
+        groups[_padded(matrix.shape[1])].append(i)
     for side, members in groups.items():
-        grams = [rows[i] @ rows[i].transpose(1, 2) for i in members]
-        gaps = [side - gram.shape[1] for gram in grams]
-        grams = [
-            F.pad(gram, (0, gap, 0, gap)) if gap else gram
-            for gram, gap in zip(grams, gaps, strict=True)
-        ]
-        products = _polynomials(torch.cat(grams)).split([len(gram) for gram in grams])
-        for i, product in zip(members, products, strict=True):
-            side_of = rows[i].shape[1]
-            out = product[:, :side_of, :side_of] @ rows[i]
-            n, m, k = stacks[i].shape
-            results[i] = out.reshape(n, m, k) if m <= k else out.reshape(n, k, m).transpose(1, 2)
-    return results
+        counts = [len(rows[i]) for i in members]
+        grams = rows[members[0]].new_zeros(sum(counts), side, side)
+        for i, gram in zip(members, grams.split(counts), strict=True):
+            m = rows[i].shape[1]
+            torch.bmm(rows[i], rows[i].transpose(1, 2), out=gram[:, :m, :m])
+        for i, product in zip(members, _polynomials(grams).split(counts), strict=True):
+            m, (n, height, width) = rows[i].shape[1], stacks[i].shape
+            blocks = product[:, :m, :m]
+            if height <= width or n in (1, len(rows[i])):
+                out = _rows(results[i])
+                torch.baddbmm(out, blocks, rows[i], beta=0, alpha=lengths[i], out=out)
+            else:  # blocks of columns of several matrices are no stack in memory
+                wide = lengths[i] * (blocks @ rows[i])
+                results[i].copy_(wide.reshape(n, width, height).transpose(1, 2))
+
+
+def _padded(rows: int) -> int:
+    """Side of the Gram matrices that go together: two sizes, as launches cost more than sums."""
+    return SIDE if rows <= SIDE else -(-rows // MOST_ROWS) * MOST_ROWS
 
 
 def _rows(x: Tensor) -> Tensor:

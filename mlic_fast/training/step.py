@@ -19,7 +19,7 @@ from mlic_fast.training import distributed
 from mlic_fast.training.config import TrainConfig
 from mlic_fast.training.data import Patches
 from mlic_fast.training.flat import PARTS, FlatWeights
-from mlic_fast.training.forward import ASIDE, TrainingForward
+from mlic_fast.training.forward import ASIDE, TrainingForward, absorb_biases
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import Optimizer
 
@@ -64,6 +64,7 @@ class Step:
     def __init__(self, model: MlicModel, config: TrainConfig) -> None:
         self.model, self._clip = model, config.clip
         device = next(model.parameters()).device
+        absorb_biases(model)
         self._forward = TrainingForward(model, DTYPES[config.precision])
         muon = config.optimizer == "muon"
         self.weights = FlatWeights(model, self._forward.network, DTYPES[config.precision], muon)
@@ -97,7 +98,8 @@ class Step:
         out = self._forward(x, rate, z_weight)
         terms = self.criterion(out.x_hat, out.y_bits, out.z_bits, x, rate)
         loss = (terms["loss"] * patches.shares).mean()
-        gradients = torch.autograd.grad(self.loss_scale * loss, self.weights.leaves)
+        leaves = self.weights.leaves
+        gradients = torch.autograd.grad(self.loss_scale * loss, leaves, allow_unused=True)
 
         with torch.no_grad():
             aux, slopes = self._auxiliary(out.quantiles)
@@ -157,6 +159,7 @@ class Step:
 
     def restore(self, state: dict[str, Any], average: dict[str, Tensor]) -> None:
         """Inverse of :meth:`state`; the weights are restored already."""
+        absorb_biases(self.model)
         if state["layout"] != self.weights.layout:
             raise ValueError("its optimiser has other parameters")
         for name, tensor in self.optimizer.state.items():
@@ -165,6 +168,7 @@ class Step:
             getattr(self, name).copy_(state[name])
         if self.average is not None:
             self.average.load_state_dict(average)
+            absorb_biases(self.average)
 
 
 def runner(step: Step, patches: Patches) -> Callable[[], None]:

@@ -27,7 +27,7 @@ from mlic_fast.models import (
 )
 from mlic_fast.training import distributed
 from mlic_fast.training.config import DEFAULT_LAMBDA, TrainConfig, TrainingError
-from mlic_fast.training.data import ImageCache, Patches, Pool
+from mlic_fast.training.data import Cut, ImageCache, Patches, Pool, Squares
 from mlic_fast.training.flat import PARTS
 from mlic_fast.training.graphics import make_graphics
 from mlic_fast.training.klt import start_from_klt
@@ -184,8 +184,8 @@ class Trainer:
         """Photographs alone, as graphics would own the transform: float32 [B, 3, P, P] in 0..1."""
         self._seed_step()
         side = self.config.patch_size
-        squares = self.photographs.squares(side, -(-START_PIXELS // side**2))
-        return squares().float().cpu() / 255
+        (squares,) = Squares([Cut(self.photographs, side, -(-START_PIXELS // side**2))]).draw()
+        return squares.float().cpu() / 255
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
