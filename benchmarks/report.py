@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
-from results import FOLDER, Document, name_of, oldest_first
+from report_gpu import gpu
+from results import FOLDER, Document, oldest_first
 from suite import noise
+from tables import MODELS, WAYS, Lines, machines, newest, table, threads_of
 
 from mlic_fast.benchmark import charts
 from mlic_fast.charts import PALETTE, new_figure, save
@@ -32,54 +33,14 @@ TEMPLATE = ROOT / "docs" / "benchmarks.in.md"
 TARGET = ROOT / "docs" / "benchmarks.md"
 FIGURES = ROOT / "docs" / "figures"
 
-MODELS = {
-    "mlic": "MLIC",
-    "mlic_plus": "MLIC+",
-    "mlic_plus_plus": "MLIC++",
-    "demo": "demo",  # which was shipped until 2026-11-26
-    "photo": "photo",
-}
-WAYS = ("encode", "decode")
 #: The size that the history is about.
 SIZE = (768, 512)
-
-Lines = Iterator[str]
 
 
 def results() -> list[Document]:
     """All results, the oldest first."""
     files = oldest_first(FOLDER.glob("*/*.json"))
     return [json.loads(file.read_text()) for file in files]
-
-
-def machines(stored: list[Document]) -> dict[str, list[Document]]:
-    """The results of each machine, the newest first; the machine of the newest result first."""
-    found: dict[str, list[Document]] = {}
-    for result in reversed(stored):
-        found.setdefault(result["machine"]["name"], []).append(result)
-    return found
-
-
-def newest(found: list[Document], section: str) -> list[tuple[Document, Document]]:
-    """Of one machine's results: the newest document of each name, and the result it is in."""
-    documents: dict[tuple[Any, ...], tuple[Document, Document]] = {}
-    for result in found:
-        for document in result.get(section, []):
-            documents.setdefault(name_of(document), (document, result))
-    order = list(MODELS)
-    return sorted(
-        documents.values(),
-        key=lambda pair: (order.index(pair[0]["model"]), pair[0].get("way") == "decode"),
-    )
-
-
-def table(header: str, rows: Iterable[Sequence[str]]) -> Lines:
-    """``header``: the columns between bars."""
-    yield f"| {header} |"
-    yield "|---" * (header.count("|") + 1) + "|"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-    yield ""
 
 
 # ------------------------------------------------------------------------------ sections
@@ -132,6 +93,8 @@ def codec(stored: list[Document]) -> Lines:
             ),
         )
         for document, result in documents:
+            if result["machine"].get("gpu"):  # whose stages are of runs without graphs
+                continue
             figure = f"{name}-{document['model']}-{document['threads']}-threads.png"
             save(charts.draw({**document, "machine": result["machine"]}), FIGURES / figure)
             yield f"![{MODELS[document['model']]}: stages, latency over pixels](figures/{figure})"
@@ -143,7 +106,8 @@ def _codec_row(document: Document, result: Document, way: str) -> list[str]:
     (name, ours), *others = result["engines"].items()
     times, size = ours[way], f"{result['width']}x{result['height']}"
     batch = f", batch {result['batch']}" if result["batch"] > 1 else ""
-    used = f", {_threads(threads)}"
+    on_gpu = ours["device"] != "cpu"
+    used = "" if on_gpu else f", {threads_of(threads)}"
     baseline = ratio = ""
     if others:
         other, theirs = others[0]
@@ -166,10 +130,6 @@ def _codec_row(document: Document, result: Document, way: str) -> list[str]:
     ]
 
 
-def _threads(number: int) -> str:
-    return f"{number} thread{'s' * (number > 1)}"
-
-
 def _spread(ratio: Document) -> str:
     text = f"{ratio['median']:.2f}"
     return text + (f" ({ratio['p10']:.2f} to {ratio['p90']:.2f})" if "p10" in ratio else "")
@@ -189,7 +149,7 @@ def profiles(stored: list[Document]) -> Lines:
 
 def _profile_rows(document: Document) -> Iterator[list[str]]:
     what = f"{MODELS[document['model']]}, {document['width']}x{document['height']}, "
-    what += _threads(document["threads"])
+    what += threads_of(document["threads"])
     for i, row in enumerate(document["kernels"][:3]):
         yield [
             *([what, document["way"]] if i == 0 else ["", ""]),
@@ -349,7 +309,7 @@ def history(stored: list[Document]) -> Lines:
 
 def _history_row(point: Moment) -> list[str]:
     cells = [f"{point.date}, {point.commit}", MODELS[point.model]]
-    cells.append(f"`{point.engine}`, {_threads(point.threads)}")
+    cells.append(f"`{point.engine}`, {threads_of(point.threads)}")
     for way in WAYS:
         times = point.result["engines"][point.engine][way]
         ratio = point.result.get("ratio", {}).get(way)
@@ -393,7 +353,7 @@ def _draw_history(points: list[Moment], path: Path) -> None:
             mine = [p for p in points if (p.model, p.engine, p.threads) == key]
             times = [p.result["engines"][p.engine][way].get("times_floor") for p in mine]
             labels = [f"{p.date}\n{p.commit}" for p in mine]
-            name = f"{MODELS[key[0]]}, {key[1]}, {_threads(key[2])}, {way}"
+            name = f"{MODELS[key[0]]}, {key[1]}, {threads_of(key[2])}, {way}"
             axes.plot(labels, times, style, color=colour, label=name)
     axes.set(ylabel="times the floor", title="Whole codec, 768x512", ylim=(0, None))
     axes.grid(alpha=0.3)
@@ -404,6 +364,7 @@ def _draw_history(points: list[Moment], path: Path) -> None:
 SECTIONS: dict[str, Callable[[list[Document]], Iterable[str]]] = {
     "machines": machine_table,
     "codec": codec,
+    "gpu": gpu,
     "profiles": profiles,
     "coder": coder,
     "kernels": kernels,

@@ -2,8 +2,9 @@
 
     python benchmarks/results.py FILE...
 
-adds what ``mlic-fast bench --json``, ``mlic-fast profile --json``, ``mlic-fast eval --json`` or
-``benchmarks/suite.py --json`` wrote to the file of this day, commit and machine.
+adds what ``mlic-fast bench --json``, ``mlic-fast profile --json``, ``mlic-fast eval --json``,
+``benchmarks/suite.py --json`` or the scripts in ``benchmarks/gpu`` wrote to the file of this day,
+commit and machine.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ KEPT_LAYERS = 20
 
 
 def section_of(document: Document) -> str:
-    """What a document is about: ``bench``, ``profile``, ``eval`` or ``suite``."""
-    keys = {"suite": "suite", "measurements": "eval", "kernels": "profile", "results": "bench"}
+    """What a document is about: ``bench``, ``profile``, ``eval``, ``suite`` or ``gpu``."""
+    keys = {"gpu": "gpu", "suite": "suite", "measurements": "eval"}
+    keys |= {"kernels": "profile", "results": "bench"}
     for key, section in keys.items():
         if key in document:
             return section
-    raise SystemExit("this is no result of bench, profile, eval or suite")
+    raise SystemExit("this is no result of bench, profile, eval, suite or gpu")
 
 
 def add(into: Document, document: Document) -> None:
     """One suite; several of the others, of which a newer one of the same name takes the place."""
     section = section_of(document)
+    if section == "gpu":
+        into["gpu"] = {**into.get("gpu", {}), **document["gpu"]}
+        return
     if section == "suite":
         into["suite"] = document["suite"]
         return

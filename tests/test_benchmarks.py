@@ -86,6 +86,9 @@ def test_results_are_added_to_those_of_the_day(load: Any) -> None:
     results.add(kept, {"suite": {"a": entry(1)}})
     results.add(kept, {"suite": {"b": entry(1)}})
     assert kept["suite"] == {"b": entry(1)}
+    for part in ({"codec": [1], "coder": [2]}, {"codec": [3]}):
+        results.add(kept, {"machine": machine, "gpu": part})
+    assert kept["gpu"] == {"codec": [3], "coder": [2]}
     with pytest.raises(SystemExit):
         results.section_of({"nothing": 1})
 
