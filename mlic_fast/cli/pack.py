@@ -19,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="checkpoint file")
     parser.add_argument("output", metavar="OUTPUT", help="packed file, e.g. model.safetensors")
     parser.add_argument("--force", action="store_true", help="overwrite a file that exists")
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read files of torch.save too; only from where you trust",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     if load_packed(args.model) is not None:
         raise UsageError(f"{args.model} is a packed file already")
-    model = load_checkpoint(args.model)
+    model = load_checkpoint(args.model, allow_pickle=args.allow_pickle)
     packed = pack(model)
     save_packed(model, packed, output)
     identity = model_identity(model, packed)[:4].hex()

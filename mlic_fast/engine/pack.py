@@ -38,7 +38,7 @@ from mlic_fast.engine.path import code_latents
 from mlic_fast.errors import CheckpointError
 from mlic_fast.images import write_atomically
 from mlic_fast.models.checkerboard import Parity
-from mlic_fast.models.checkpoints import CONFIG_KEY
+from mlic_fast.models.checkpoints import CONFIG_KEY, check_finite, check_state
 from mlic_fast.models.config import MlicConfig
 from mlic_fast.models.contexts import GlobalInterContext, LocalContext, StackedCheckerboardContext
 from mlic_fast.models.mlic import MlicModel, Transforms, create_model
@@ -70,12 +70,14 @@ def pack(model: MlicModel) -> PackedModel:
 
     Raises CheckpointError for weights that are not finite, or so large that activations overflow.
     """
-    for name, parameter in model.named_parameters():
-        if not np.isfinite(float_array(parameter)).all():
-            raise CheckpointError(
-                f"the model cannot be packed: {name} has values that are not finite"
-            )
-    packed = PackedModel(model.config, _layers(model), {}, _tables(model))
+    check_finite(model, "the model cannot be packed: it")
+    try:
+        tables = _tables(model)
+    except (ArithmeticError, ValueError) as error:
+        raise CheckpointError(
+            f"the model cannot be packed: its prior overflows: {error}"
+        ) from error
+    packed = PackedModel(model.config, _layers(model), {}, tables)
     ops = _CalibratingOps(packed)
     noise = _Noise(packed)
     code_latents(ops, noise.hyper_symbols(), noise)
@@ -129,10 +131,15 @@ def load_packed(path: str | os.PathLike[str]) -> tuple[Transforms, PackedModel] 
         config = MlicConfig.from_json(metadata[CONFIG_KEY])
         packed = PackedModel.from_arrays(config, arrays, json.loads(metadata[_NAMES_KEY]))
         _check(packed)
-        model = Transforms(config).float()
-        model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(prefix)})
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is a damaged packed model: {error}") from error
+    state = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
+    with torch.device("meta"):  # which costs no memory, whatever sizes are claimed
+        expected = Transforms(config).state_dict()
+    check_state(expected, state, f"{path} is a damaged packed model")
+    model = Transforms(config).float()
+    model.load_state_dict(state)
+    check_finite(model, str(path))
     return model, packed
 
 
@@ -154,8 +161,11 @@ def _check(packed: PackedModel) -> None:
             raise ValueError(f"{name} has no gain, or one of another shape")
         if not all(r.dtype == np.float32 and np.isfinite(r).all() for r in real):
             raise ValueError(f"{name} has values that are not finite float32")
-        if any(_sums(s.weight).max() > _BUDGET for s in layer.segments):
+        weights = [s.weight.astype(np.int32) for s in layer.segments]
+        if any(_sums(w).max() > _BUDGET or np.abs(w).max() > WEIGHT_LIMIT for w in weights):
             raise ValueError(f"{name} has weights beyond the limit")
+    if len(packed.tables) != len(SCALES) + packed.config.N:
+        raise ValueError("another number of tables than 64 and one a channel of z")
     if not all(abs(e) <= EXPONENT_LIMIT for e in packed.exponents.values()):
         raise ValueError("exponents beyond the limit")
 
@@ -186,7 +196,7 @@ def _shapes(config: MlicConfig) -> dict[str, tuple[tuple[int, ...], list[tuple[i
     return shapes
 
 
-def _sums(weight: npt.NDArray[np.int16]) -> npt.NDArray[np.int64]:
+def _sums(weight: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
     """Sum of magnitudes of each output channel."""
     return np.abs(weight.astype(np.int32)).reshape(len(weight), -1).sum(1, dtype=np.int64)
 

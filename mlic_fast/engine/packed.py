@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlic_fast.coder import SCALES, Tables
+from mlic_fast.errors import CheckpointError
 from mlic_fast.models.config import MlicConfig
 
 
@@ -31,6 +32,13 @@ class Layer:
     bias: npt.NDArray[np.float32]
     segments: tuple[Segment, ...] = ()
     gain: npt.NDArray[np.float32] | None = None
+
+
+class Exponents(dict[str, int]):
+    """Of a file: what it lacks is found where it is used."""
+
+    def __missing__(self, name: str) -> int:
+        raise CheckpointError(f"the packed model is damaged: it lacks the exponent of {name}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,11 @@ class PackedModel(PackedLayers):
                 layer = name.removesuffix(".bias")
                 parts = tuple(Segment(**s) for _, s in sorted(segments.get(layer, {}).items()))
                 layers[layer] = Layer(bias, parts, arrays.get(f"{layer}.gain"))
-        exponents = dict(zip(names, arrays["exponents"].tolist(), strict=True))
+        if arrays["exponents"].dtype != np.int32 or arrays["exponents"].ndim != 1:
+            raise ValueError("exponents must be a vector of int32")
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("the names of the exponents are no names")
+        exponents = Exponents(zip(names, arrays["exponents"].tolist(), strict=True))
         return cls(config, layers, exponents, Tables.from_arrays(tables))
 
     def digest(self) -> bytes:

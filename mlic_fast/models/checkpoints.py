@@ -2,6 +2,10 @@
 
 Files read: this project's safetensors (the configuration in the metadata); files of the public
 MLIC++ code, both weight families; state dicts of CompressAI's own MLIC++ (its pull request 357).
+Those of ``torch.save`` are pickles, which are read only where the caller says so.
+
+Nothing in a file is trusted: a damaged or hostile one raises CheckpointError, and costs no more
+memory than a few times its size.
 """
 
 from __future__ import annotations
@@ -31,14 +35,19 @@ _CONSTANTS = re.compile(r"\.(bound|pedestal|scale_bound)$")
 CONFIG_KEY = "mlic_fast.config"
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> MlicModel:
+def load_checkpoint(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> MlicModel:
     """Read a checkpoint of any supported kind; the model is on the CPU and in evaluation mode.
 
-    Raises CheckpointError when the file cannot be read or its tensors do not fit the model; the
-    message names the tensors that are missing, unexpected or of another shape.
+    Args:
+        path: a safetensors file.
+        allow_pickle: whether the file may be one of ``torch.save``, whose unpickler, though
+            restricted to weights, is not made for files of strangers.
+
+    Raises CheckpointError when the file cannot be read, its tensors do not fit the model, or have
+    values that are not finite; the message names the tensors.
     """
     path = Path(path)
-    config, state = _read(path)
+    config, state = _read(path, allow_pickle)
     if config is None:
         state = _from_compressai(_from_old_compressai(state))
         config = _infer_config(state)
@@ -46,10 +55,22 @@ def load_checkpoint(path: str | os.PathLike[str]) -> MlicModel:
     # make, fill and copy: more on meta tensors makes PyTorch import its compiler, for seconds.)
     with torch.device("meta"):
         expected = create_model(config).state_dict()
-    _check(expected, state, f"{path} does not fit {config.variant}")
+    check_state(expected, state, f"{path} does not fit {config.variant}")
     model = create_model(config).float()  # whatever the default dtype is
     _fill(model, state)
+    check_finite(model, str(path))
     return model.eval()
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Raise CheckpointError if a weight is NaN or infinite."""
+    bad = [
+        key
+        for key, value in model.state_dict().items()
+        if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
+    if bad:
+        raise CheckpointError(f"{name} has values that are not finite: {_listed(bad)}")
 
 
 def save_checkpoint(
@@ -69,7 +90,7 @@ def checkpoint_bytes(model: MlicModel, metadata: Mapping[str, str] | None = None
     return save(state, {CONFIG_KEY: model.config.to_json(), **(metadata or {})})
 
 
-def _read(path: Path) -> tuple[MlicConfig | None, State]:
+def _read(path: Path, allow_pickle: bool) -> tuple[MlicConfig | None, State]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
@@ -78,10 +99,19 @@ def _read(path: Path) -> tuple[MlicConfig | None, State]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         config = MlicConfig.from_json(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None
         return config, state
-    except SafetensorError:
-        pass  # Not safetensors: a file of torch.save, or nothing that can be read.
+    except SafetensorError as error:
+        if not allow_pickle:
+            raise CheckpointError(
+                f"{path} is not a safetensors file, or it is damaged. If it is one of torch.save "
+                "and you trust where it comes from, convert it once: mlic-fast pack "
+                "--allow-pickle, or load_checkpoint(.., allow_pickle=True) and save_checkpoint"
+            ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return None, _read_pickle(path)
+
+
+def _read_pickle(path: Path) -> State:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -94,7 +124,7 @@ def _read(path: Path) -> tuple[MlicConfig | None, State]:
         isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
     ):
         raise CheckpointError(f"{path} holds no state dict")
-    return None, {key.removeprefix("module."): value for key, value in content.items()}
+    return {key.removeprefix("module."): value for key, value in content.items()}
 
 
 def _from_old_compressai(state: State) -> State:
@@ -191,8 +221,8 @@ def _infer_config(state: State) -> MlicConfig:
         raise CheckpointError(f"not a checkpoint of the MLIC family: {error}") from error
 
 
-def _check(own: State, state: State, what_is_wrong: str) -> None:
-    """Say in one message all that does not fit."""
+def check_state(own: State, state: State, what_is_wrong: str) -> None:
+    """Raise CheckpointError, which says in one message all that does not fit."""
     problems = []
     missing = sorted(k for k in own if k not in state and not _TABLES.search(k))
     unexpected = sorted(k for k in state if k not in own)
@@ -201,24 +231,48 @@ def _check(own: State, state: State, what_is_wrong: str) -> None:
         for k in own
         if k in state and state[k].shape != own[k].shape and not _TABLES.search(k)
     )
+    kinds = sorted(k for k in own if k in state and not _can_hold(own[k], state[k]))
     for what, names in (
         ("missing", missing),
         ("unexpected", unexpected),
         ("of another shape", shapes),
+        ("of another kind", kinds),
     ):
         if names:
-            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            problems.append(f"{what}: {shown}")
+            problems.append(f"{what}: {_listed(names)}")
     if problems:
         raise CheckpointError(f"{what_is_wrong}: " + "; ".join(problems))
 
 
+def _can_hold(own: Tensor, value: Tensor) -> bool:
+    """Whether a value is an ordinary tensor of the same kind of numbers."""
+    return (
+        value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+        and value.is_floating_point() == own.is_floating_point()
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
 def _fill(model: MlicModel, state: State) -> None:
     """Load a state dict that fits, with the tables it has; constants stay the model's own."""
+    own = model.state_dict()
     for key, value in state.items():
         if _TABLES.search(key):
             module, name = key.rsplit(".", 1)
-            setattr(model.get_submodule(module), name, torch.empty_like(value))
+            setattr(model.get_submodule(module), name, own[key].new_empty(value.shape))
     own = model.state_dict()
     stored = own | {k: v for k, v in state.items() if not _CONSTANTS.search(k)}
     model.load_state_dict({k: stored[k].to(own[k].dtype) for k in own})
+    try:
+        model.entropy_bottleneck.check_tables(model.config.N)
+        levels = model.gaussian_conditional.scale_table
+        if levels.dim() != 1:
+            raise ValueError("scale_table is no vector")
+        model.gaussian_conditional.check_tables(len(levels))
+    except ValueError as error:
+        raise CheckpointError(f"the tables in the checkpoint are damaged: {error}") from error

@@ -36,8 +36,16 @@ _OF_TRANSFORMS = {
 PHOTO_LAMBDAS = tuple(0.0018 * 100 ** (i / 7) for i in range(8))
 
 
-def _is_width(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+#: Far above any model, so that the configuration in a file of a stranger cannot ask for hours.
+MAX_WIDTH, MAX_COUNT, MAX_LAMBDA = 4096, 64, 1e6
+
+
+def _is_width(value: object, limit: int = MAX_WIDTH) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= limit
+
+
+def _limit(name: str) -> int:
+    return MAX_COUNT if name == "slices" or name.endswith("_blocks") else MAX_WIDTH
 
 
 @dataclass(frozen=True)
@@ -87,14 +95,16 @@ class MlicConfig:
         if tuple(self.stage_channels) == (0, 0, 0):
             object.__setattr__(self, "stage_channels", (self.N, self.N, self.N))
         for name in ("N", "M", "slices", "block_channels"):
-            if not _is_width(getattr(self, name)):
-                raise ValueError(f"{name} must be a positive integer")
+            limit = _limit(name)
+            if not _is_width(getattr(self, name), limit):
+                raise ValueError(f"{name} must be a whole number from 1 to {limit}")
         for name, length in _HIDDEN.items():
             widths = getattr(self, name)
             if name == "hyper_channels" and widths is None:
                 continue
-            if len(widths) != length or not all(map(_is_width, widths)):
-                raise ValueError(f"{name} must be {length} positive integers")
+            limit = _limit(name)
+            if len(widths) != length or not all(_is_width(width, limit) for width in widths):
+                raise ValueError(f"{name} must be {length} whole numbers from 1 to {limit}")
         if self.variant not in ("mlic", "mlic_plus", "mlic_plus_plus"):
             raise ValueError(f"unknown variant {self.variant!r}")
         if self.weight_family not in ("current", "2023"):
@@ -111,8 +121,12 @@ class MlicConfig:
             raise ValueError("at most 128 channels a slice: the logits of a head must fit int32")
         if self.slice_channels % 32 and self.variant != "mlic":
             raise ValueError("the inter-slice context needs slices of a multiple of 32 channels")
-        if list(self.lambdas) != sorted(set(self.lambdas)) or not all(x > 0 for x in self.lambdas):
-            raise ValueError("lambdas must be positive and increase")
+        if len(self.lambdas) > MAX_COUNT:
+            raise ValueError(f"there are more than {MAX_COUNT} lambdas")
+        if list(self.lambdas) != sorted(set(self.lambdas)) or not all(
+            0 < x <= MAX_LAMBDA for x in self.lambdas
+        ):
+            raise ValueError(f"lambdas must be positive, up to {MAX_LAMBDA:g}, and increase")
 
     @property
     def slice_channels(self) -> int:
@@ -145,7 +159,7 @@ class MlicConfig:
                 raise ValueError(f"unknown fields {sorted(unknown)}")
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             return cls(**values)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"the model configuration cannot be read: {error}") from error
 
 

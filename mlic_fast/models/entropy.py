@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlic_fast.errors import CheckpointError
 from mlic_fast.models.compressai_import import pmf_to_quantized_cdf
 from mlic_fast.models.layers import LowerBound
 
@@ -54,6 +55,25 @@ class EntropyModel(nn.Module):
         self._quantized_cdf = cdf.to(pmf.device)
         self._cdf_length = (lengths + 2).to(pmf.device, torch.int32)
         self._offset = offsets.to(pmf.device, torch.int32)
+
+    def check_tables(self, count: int) -> None:
+        """Raise ValueError unless there are ``count`` tables as CompressAI's coder needs, or none.
+
+        That coder checks nothing itself: it would read beyond a table that is not one.
+        """
+        cdf, lengths = self._quantized_cdf, self._cdf_length
+        if not (cdf.numel() or lengths.numel() or self._offset.numel()):
+            return
+        if cdf.shape[:1] + lengths.shape + self._offset.shape != (count,) * 3 or cdf.dim() != 2:
+            raise ValueError(f"there must be {count} of them, of a length and an offset each")
+        last = lengths.long() - 1
+        if last.min() < 2 or last.max() >= cdf.shape[1]:
+            raise ValueError("a length is not 3 to that of the longest table")
+        steps = cdf[:, 1:] - cdf[:, :-1]
+        inside = torch.arange(cdf.shape[1] - 1) < last[:, None]
+        ends = cdf.gather(1, last[:, None])
+        if bool((cdf[:, 0] != 0).any() or (ends != 1 << 16).any() or (steps[inside] <= 0).any()):
+            raise ValueError("a table does not rise from 0 to 65536")
 
     def tables(self) -> tuple[list[list[int]], list[int], list[int]]:
         """CDFs, their lengths and offsets as the lists that CompressAI's coder takes."""
@@ -131,6 +151,8 @@ class EntropyBottleneck(EntropyModel):
         minima = torch.ceil(median - low).clamp(min=0).int()
         maxima = torch.ceil(high - median).clamp(min=0).int()
         lengths = minima + maxima + 1
+        if not bool(((median - low).abs() + (high - median).abs() < 1 << 15).all()):
+            raise CheckpointError("the factorised prior is wider than its tables can be")
         samples = torch.arange(int(lengths.max()), device=low.device)
         samples = (samples + (median - minima)[:, None])[:, None]
         lower, upper = self.logits(samples - 0.5), self.logits(samples + 0.5)

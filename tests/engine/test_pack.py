@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lively import SMALL, lively_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import mlic_fast
 from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, WEIGHT_LIMIT
 from mlic_fast.engine.identity import model_identity
 from mlic_fast.engine.pack import load_packed, pack, pack_weight, save_packed
@@ -207,6 +209,9 @@ def test_damaged_packed_files_are_refused(packed_file: Path, tmp_path: Path) -> 
     attempt({f"{first}.0.weight": weight[:-1].clone()})
     attempt({f"{first}.0.weight": weight.float()})
     attempt({f"{first}.0.weight": torch.full_like(weight, WEIGHT_LIMIT)})
+    steep = torch.zeros_like(weight)
+    steep[1, 0, 0, 0] = WEIGHT_LIMIT + 1
+    attempt({f"{first}.0.weight": steep})
     attempt({f"{first}.x.weight": weight.clone()})
     attempt({"packed.local_context.1.norm1.gain": None})
     attempt({f"{first}.1.{k}": tensors[f"{first}.0.{k}"].clone() for k in ("weight", "scale")})
@@ -216,8 +221,30 @@ def test_damaged_packed_files_are_refused(packed_file: Path, tmp_path: Path) -> 
     attempt({"packed.exponents": tensors["packed.exponents"] + 100})
     attempt({"packed.tables.frequencies": tensors["packed.tables.frequencies"][:-1].clone()})
     attempt({"packed.tables.frequencies": None})
+    attempt({"packed.exponents": tensors["packed.exponents"].float()})
     attempt({"g_s.synthesis_transform.0.conv1.weight": None})
+    bias = "g_s.synthesis_transform.0.conv1.bias"
+    attempt({bias: torch.full_like(tensors[bias], float("nan"))})
     attempt({}, **{"mlic_fast.exponents": "7"})
     attempt({}, **{"mlic_fast.exponents": '["a"]'})
     attempt({}, **{"mlic_fast.exponents": "{"})
+    names = json.loads(metadata["mlic_fast.exponents"])
+    attempt({}, **{"mlic_fast.exponents": json.dumps([7, *names[1:]])})
     attempt({}, **{"mlic_fast.config": "{}"})
+
+
+def test_an_exponent_that_is_missing_is_found_when_it_is_used(
+    packed_file: Path, tmp_path: Path
+) -> None:
+    with safe_open(packed_file, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    names = json.loads(metadata["mlic_fast.exponents"])
+    names[names.index("h_s.increase.4")] = "nobody's"
+    metadata["mlic_fast.exponents"] = json.dumps(names)
+    save_file(tensors, tmp_path / "x", metadata=metadata)
+    for engine in ("cpu", "spec"):
+        with pytest.raises(CheckpointError, match=r"h_s\.increase\.4"):
+            mlic_fast.load(tmp_path / "x", engine=engine).compress(
+                torch.zeros(3, 5, 9, dtype=torch.uint8)
+            )

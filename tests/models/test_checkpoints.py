@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
 import re
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lively import BLOCKS, SMALL, lively_model
 from safetensors.torch import save_file
 from torch import Tensor
 
+import mlic_fast
+from mlic_fast.cli import main
+from mlic_fast.engine.pack import pack, save_packed
 from mlic_fast.errors import CheckpointError
 from mlic_fast.models import (
     PRESETS,
@@ -153,7 +159,7 @@ def test_foreign_files(
         save_file(content, path)
     else:
         torch.save(content, path, _use_new_zipfile_serialization=container == "zip")
-    assert_same(load_checkpoint(path), plus_plus)
+    assert_same(load_checkpoint(path, allow_pickle=container != "safetensors"), plus_plus)
 
 
 def test_foreign_file_of_the_2023_family(tmp_path: Path) -> None:
@@ -161,7 +167,7 @@ def test_foreign_file_of_the_2023_family(tmp_path: Path) -> None:
     config = replace(SMALL["mlic_plus_plus"], weight_family="2023", lrp_channels=(224, 128))
     model = lively_model(config).eval()
     torch.save(as_public(model.state_dict()), tmp_path / "old.pth.tar")
-    assert_same(load_checkpoint(tmp_path / "old.pth.tar"), model)
+    assert_same(load_checkpoint(tmp_path / "old.pth.tar", allow_pickle=True), model)
 
 
 @pytest.mark.usefixtures("compressai_installed")
@@ -169,7 +175,7 @@ def test_published_tables_are_kept(plus_plus: MlicModel, tmp_path: Path) -> None
     model = lively_model(plus_plus.config)
     model.update()
     torch.save(as_public(model.state_dict()), tmp_path / "updated.pth.tar")
-    loaded = load_checkpoint(tmp_path / "updated.pth.tar")
+    loaded = load_checkpoint(tmp_path / "updated.pth.tar", allow_pickle=True)
     assert loaded.entropy_bottleneck.tables() == model.entropy_bottleneck.tables()
     assert loaded.gaussian_conditional.tables() == model.gaussian_conditional.tables()
 
@@ -184,7 +190,7 @@ def test_all_that_does_not_fit_is_named(plus_plus: MlicModel, tmp_path: Path) ->
     state["g_s.synthesis_transform.2.conv1.weight"] = torch.zeros(3, 4)
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(tmp_path / "x.pth")
+        load_checkpoint(tmp_path / "x.pth", allow_pickle=True)
     message = str(caught.value)
     assert "missing: lrp_anchor.1.lrp_transform.2.bias" in message
     assert "unexpected: h_a.reduction.9.weight" in message
@@ -196,7 +202,7 @@ def test_a_long_list_is_cut(plus_plus: MlicModel, tmp_path: Path) -> None:
     state |= {f"decoder.{i}": torch.zeros(1) for i in range(500)}
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="and 492 more") as caught:
-        load_checkpoint(tmp_path / "x.pth")
+        load_checkpoint(tmp_path / "x.pth", allow_pickle=True)
     assert len(str(caught.value)) < 1000
 
 
@@ -219,9 +225,22 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, container: str) -> None:
         torch.save(
             {"state_dict": Trap(harm)}, path, _use_new_zipfile_serialization=container == "zip"
         )
-    with pytest.raises(CheckpointError):
-        load_checkpoint(path)
-    assert not harm.exists()
+    for allowed in (False, True):
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path, allow_pickle=allowed)
+        assert not harm.exists()
+
+
+def test_pickles_are_read_only_where_the_caller_says_so(
+    plus_plus: MlicModel, tmp_path: Path
+) -> None:
+    torch.save(plus_plus.state_dict(), tmp_path / "x.pth")
+    for read in (load_checkpoint, mlic_fast.load):
+        with pytest.raises(CheckpointError, match="allow_pickle"):
+            read(tmp_path / "x.pth")
+    assert main(["pack", str(tmp_path / "x.pth"), str(tmp_path / "packed")]) == 1
+    assert main(["pack", str(tmp_path / "x.pth"), str(tmp_path / "packed"), "--allow-pickle"]) == 0
+    assert mlic_fast.load(tmp_path / "packed").model_id == mlic_fast.load(plus_plus).model_id
 
 
 @pytest.mark.parametrize(
@@ -240,7 +259,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, container: str) -> None:
 def test_foreign_content(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(CheckpointError):
-        load_checkpoint(tmp_path / "x.pth")
+        load_checkpoint(tmp_path / "x.pth", allow_pickle=True)
 
 
 def test_odd_shapes_in_a_file(plus_plus: MlicModel, tmp_path: Path) -> None:
@@ -256,7 +275,7 @@ def test_odd_shapes_in_a_file(plus_plus: MlicModel, tmp_path: Path) -> None:
         for value in (torch.tensor(1.0), torch.zeros(0, 3), torch.zeros(7, 3, 1, 1)):
             torch.save(plus_plus.state_dict() | {name: value}, tmp_path / "x.pth")
             with pytest.raises(CheckpointError):
-                load_checkpoint(tmp_path / "x.pth")
+                load_checkpoint(tmp_path / "x.pth", allow_pickle=True)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +299,14 @@ def test_odd_shapes_in_a_file(plus_plus: MlicModel, tmp_path: Path) -> None:
         '{"lambdas": 3}',
         '{"variant": "mlic", "M": 6, "slices": 2}',
         '{"weight_family": "2022"}',
+        '{"N": 5000}',
+        '{"M": 4096, "slices": 128}',
+        '{"synthesis_blocks": [1, 1000000000]}',
+        '{"lambdas": [1, Infinity]}',
+        '{"lambdas": [NaN]}',
+        '{"lambdas": [1, %s]}' % (10**400),
+        "[" * 100_000,
+        '{"N": %s}' % ("9" * 5000),
     ],
 )
 def test_damaged_configurations(plus_plus: MlicModel, tmp_path: Path, text: str) -> None:
@@ -327,9 +354,135 @@ def test_damaged_files(tmp_path: Path, kind: str) -> None:
     for data in damaged:
         path.write_bytes(data)
         try:
-            load_checkpoint(path)
+            load_checkpoint(path, allow_pickle=kind != "safetensors")
         except CheckpointError as error:
             assert str(error)
+
+
+# -- hostile files ---------------------------------------------------------------------------
+
+TINY = replace(SMALL["mlic"], N=2, M=2, slices=1, stage_channels=(1, 1, 1))
+
+
+def tampered(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    """A safetensors file with another header."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+@pytest.mark.parametrize("kind", ["float", "packed"])
+def test_headers_that_lie(tmp_path: Path, kind: str) -> None:
+    """Of sizes, places, kinds and configuration: an error, in little time and memory."""
+    model, path = lively_model(TINY).eval(), tmp_path / "x.safetensors"
+    if kind == "float":
+        save_checkpoint(model, path)
+    else:
+        save_packed(model, pack(model), path)
+    whole = path.read_bytes()
+    name = "g_s.synthesis_transform.0.conv1.weight"
+    configuration = json.loads(model.config.to_json())
+
+    def configured(**fields: Any) -> Callable[[dict[str, Any]], None]:
+        text = json.dumps(configuration | fields)
+        return lambda header: header["__metadata__"].update({CONFIG_KEY: text})
+
+    def entry(**fields: Any) -> Callable[[dict[str, Any]], None]:
+        return lambda header: header[name].update(fields)
+
+    lies = [
+        *(entry(shape=s) for s in ([], [0], [0, 2**62], [2**62, 2**62], [-1], [1] * 9000)),
+        *(entry(data_offsets=o) for o in ([0, 2**63], [8, 0], [-4, 0], [0, 4], [2**40, 2**41])),
+        *(entry(dtype=d) for d in ("F64", "I32", "BOOL", "C64", "F8_E4M3", "F99")),
+        *(configured(**{field: 4096}) for field in ("N", "M")),
+        configured(stage_channels=[4096, 4096, 4096]),
+        configured(transforms="blocks", lambdas=[1], analysis_blocks=[64, 64]),
+        configured(slices=2),
+        lambda header: header.pop(name),
+        lambda header: header.update({"more": header[name]}),
+        lambda header: header["__metadata__"].update({CONFIG_KEY: "[" * 100_000}),
+    ]
+    for lie in lies:
+        path.write_bytes(tampered(whole, lie))
+        with limited_memory(), pytest.raises(CheckpointError):
+            mlic_fast.load(path)
+    for size in (2**63, 2**31, 100_000_000, 0, 1):
+        path.write_bytes(size.to_bytes(8, "little") + whole[8:])
+        with limited_memory(), pytest.raises(CheckpointError):
+            mlic_fast.load(path)
+
+
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """An allocation of more than a few hundred MB beyond what the process has fails."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("config", [TINY, BLOCKS], ids=["residual", "blocks"])
+def test_odd_values_in_files(tmp_path: Path, config: MlicConfig) -> None:
+    """Values that are not finite are named; of huge ones either CheckpointError or a codec."""
+    model, path = lively_model(config).eval(), tmp_path / "x.safetensors"
+    state = {k: v for k, v in model.state_dict().items() if v.numel()}
+    random = torch.Generator().manual_seed(7)
+    names = [k for k, v in state.items() if v.is_floating_point() and "bound" not in k]
+    names = [name for name in names if not name.endswith("pedestal")]
+    for i in range(18):
+        name = names[int(torch.randint(len(names), (1,), generator=random))]
+        bad = (float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e-45)[i % 6]
+        changed = state[name].clone().flatten()
+        changed[int(torch.randint(len(changed), (1,), generator=random))] = bad
+        content = state | {name: changed.reshape(state[name].shape)}
+        save_file(content, path, metadata={CONFIG_KEY: config.to_json()})
+        if i % 6 < 3:
+            with pytest.raises(CheckpointError, match=re.escape(name)):
+                load_checkpoint(path)
+            continue
+        with np.errstate(all="ignore"), contextlib.suppress(CheckpointError):
+            codec = mlic_fast.load(path)
+            data = codec.compress(torch.zeros(3, 5, 9, dtype=torch.uint8))
+            with contextlib.suppress(mlic_fast.CorruptStreamError):
+                codec.decompress(data)
+
+
+def test_damaged_tables_in_files(plus_plus: MlicModel, tmp_path: Path) -> None:
+    """CompressAI's coder checks none: it would read beyond them."""
+    path = tmp_path / "x.safetensors"
+    tables = {
+        "_quantized_cdf": torch.tensor([[0, 9, 65536]] * 16, dtype=torch.int32),
+        "_cdf_length": torch.full((16,), 3, dtype=torch.int32),
+        "_offset": torch.zeros(16, dtype=torch.int32),
+    }
+
+    def attempt(**changes: Tensor) -> None:
+        prior = {f"entropy_bottleneck.{k}": v for k, v in (tables | changes).items()}
+        state = {k: v for k, v in plus_plus.state_dict().items() if "entropy_b" in k or v.numel()}
+        save_file(state | prior, path, metadata={CONFIG_KEY: plus_plus.config.to_json()})
+        load_checkpoint(path)
+
+    attempt()
+    bad = {
+        "_cdf_length": (2, 4, -1, 2**30),
+        "_quantized_cdf": ([[0, 9, 65535]], [[1, 9, 65536]], [[0, 0, 65536]], [[0, 70000, 65536]]),
+    }
+    for name, values in bad.items():
+        for value in values:
+            changed = tables[name].clone()
+            changed[5] = torch.tensor(value, dtype=torch.int32)
+            with pytest.raises(CheckpointError, match="tables"):
+                attempt(**{name: changed})
+    for name, value in tables.items():
+        for wrong in (value[:-1].clone(), torch.tensor(3, dtype=torch.int32), value[:0].clone()):
+            with pytest.raises(CheckpointError, match="tables"):
+                attempt(**{name: wrong})
 
 
 def test_each_kind_of_transforms_writes_its_own_fields() -> None:
