@@ -15,11 +15,12 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 TARGETS ?= 80,86,89,90,100,120
 MODELS ?= mlic,mlic_plus,mlic_plus_plus,photo,demo,wide
 
-.PHONY: help demo test lint format kernels bench bench-compare report gpu clean
+.PHONY: help demo test test-arm lint format kernels bench bench-compare report gpu clean
 
 help:
 	@echo "make demo    compress a photograph and show it beside the original"
 	@echo "make test    run the tests"
+	@echo "make test-arm   test the C++ code on an emulated ARM64 and on a big-endian machine"
 	@echo "make lint    check style, types and formatting"
 	@echo "make format  correct formatting"
 	@echo "make kernels compile the GPU kernels ahead of time, without a GPU, and report"
@@ -42,16 +43,19 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+test-arm:
+	tests/portable/run.sh
+
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) tests/portable/check.cpp
 
 format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
-	$(BIN)/clang-format -i $(CXX_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES) tests/portable/check.cpp
 
 kernels: $(INSTALLED)
 	$(BIN)/python -m mlic_fast.kernels.compile --targets $(TARGETS) --models $(MODELS)

@@ -185,6 +185,8 @@ struct Kernels {
 // Null where the compiler has not been given the instructions (another architecture).
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
+const Kernels* avxvnni_kernels();
 const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
 
 }  // namespace mlic::exact

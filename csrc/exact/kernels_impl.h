@@ -99,10 +99,10 @@ MLIC_INLINE void dot(I (&acc)[P][V], const int16_t* const (&x)[P], ptrdiff_t pai
   I sums[P][V];
   copy(acc, sums);
   for (ptrdiff_t i = 0; i < pairs; ++i, w += w_step) {
-    I column[V];
-    unroll<V>([&](auto v) MLIC_LAMBDA { column[v] = S::load_pairs(w + 2 * W * v); });
+    S::Column column[V];
+    unroll<V>([&](auto v) MLIC_LAMBDA { column[v] = S::load_column(w + 2 * W * v); });
     unroll<P>([&](auto p) MLIC_LAMBDA {
-      const I pair = S::set_pair(x[p] + x_step * i);
+      const S::Pair pair = S::set_pair(x[p] + x_step * i);
       unroll<V>([&](auto v) MLIC_LAMBDA { sums[p][v] = S::dot(sums[p][v], pair, column[v]); });
     });
   }
@@ -622,7 +622,7 @@ void linear_keys(const LinearKeys& a, int64_t* sums, int64_t* totals) {
 // float(a + b), rounded once: both halves of the sum are exact.
 inline F float_of_sum(I a, I b) {
   const I high = S::add(S::shift_right_16(a), S::shift_right_16(b));
-  const I low = S::add(S::pair(a, S::zero()), S::pair(b, S::zero()));
+  const I low = S::add(S::low_half(a), S::low_half(b));
   return S::add(S::mul(S::to_float(high), S::set(65536.0f)), S::to_float(low));
 }
 
@@ -802,13 +802,14 @@ int64_t peak(int64_t iterations) {
   constexpr int P = S::rows;
   constexpr int V = S::tile_groups * kGroupVectors;
   I acc[P][V];
-  I x = S::set(1);
-  I column[V];
   clear(acc);
-  unroll<V>([&](auto v) MLIC_LAMBDA {
-    column[v] = S::set(v);
-    S::opaque(column[v]);
-  });
+  int16_t memory[V * 2 * W];
+  for (int i = 0; i < V * 2 * W; ++i) memory[i] = static_cast<int16_t>(i);
+  const int16_t* w = memory;
+  asm volatile("" : "+r"(w) : : "memory");  // the compiler knows nothing of what lies there
+  S::Pair x = S::set_pair(w);
+  S::Column column[V];
+  unroll<V>([&](auto v) MLIC_LAMBDA { column[v] = S::load_column(w + 2 * W * v); });
   for (int64_t i = 0; i < iterations; ++i) {
     unroll<P>([&](auto p) MLIC_LAMBDA {
       S::opaque(x);  // or products would be taken out of the loop

@@ -193,14 +193,13 @@ void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t posi
 
 std::vector<int32_t> depthwise_taps(const int16_t* weights, ptrdiff_t channels) {
   std::vector<int32_t> taps(static_cast<size_t>(6 * channels));
-  auto* pairs = reinterpret_cast<int16_t (*)[2]>(taps.data());
-  for (ptrdiff_t column = 0; column < 3; ++column) {
+  int32_t* to = taps.data();
+  for (ptrdiff_t column = 0; column < 3; ++column, to += 2 * channels) {
     for (ptrdiff_t c = 0; c < channels; ++c) {
       const auto tap = [&](ptrdiff_t row) { return weights[(3 * row + column) * channels + c]; };
-      int16_t (*to)[2] = pairs + 2 * column * channels + c;
-      to[0][0] = tap(0);
-      to[0][1] = tap(1);
-      to[channels][0] = tap(2);
+      const int16_t upper[2] = {tap(0), tap(1)};
+      std::memcpy(to + c, upper, sizeof upper);
+      to[channels + c] = static_cast<uint16_t>(tap(2));  // the lower half, as in a widened integer
     }
   }
   return taps;

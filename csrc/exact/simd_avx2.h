@@ -1,4 +1,4 @@
-// AVX2.
+// AVX2, with AVX-VNNI where the including file is built for it.
 #pragma once
 
 #include <immintrin.h>
@@ -13,6 +13,8 @@ namespace {
 struct Simd {
   using F = __m256;
   using I = __m256i;
+  using Pair = I;    // the same pair of integers in every lane
+  using Column = I;  // a pair for each lane
   static constexpr int width = 8;
   // 6 x 2 accumulators.
   static constexpr int rows = 6;
@@ -71,6 +73,7 @@ struct Simd {
   static I max(I a, I b) { return _mm256_max_epi32(a, b); }
   static I shift_left_23(I a) { return _mm256_slli_epi32(a, 23); }
   static I shift_right_16(I a) { return _mm256_srai_epi32(a, 16); }
+  static I low_half(I a) { return _mm256_and_si256(a, set(0xffff)); }
   static I load(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
@@ -120,22 +123,26 @@ struct Simd {
   static I pair(I low, I high) {
     return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
   }
-  static I load_pairs(const int16_t* p) {
+  static Column load_column(const int16_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  static I set_pair(const int16_t* p) {
+  static Pair set_pair(const int16_t* p) {
     int32_t pair;
     std::memcpy(&pair, p, sizeof pair);
     return _mm256_set1_epi32(pair);
   }
   // Not the intrinsic of the addition, for the reason in simd_avx512.h.
   static I dot(I a, I x, I y) {
+#if defined(__AVXVNNI__)
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(a) : "x"(x), "x"(y));
+#else
     asm("vpaddd %1, %0, %0" : "+x"(a) : "x"(_mm256_madd_epi16(x, y)));
+#endif
     return a;
   }
 
   // The compiler takes a to have changed.
-  static void opaque(I& a) { asm volatile("" : "+x"(a)); }
+  static void opaque(Pair& a) { asm volatile("" : "+x"(a)); }
 
   static void add_to(int64_t* p, I a) {
     auto* low = reinterpret_cast<__m256i*>(p);

@@ -13,6 +13,8 @@ namespace {
 struct Simd {
   using F = __m512;
   using I = __m512i;
+  using Pair = I;    // the same pair of integers in every lane
+  using Column = I;  // a pair for each lane
   static constexpr int width = 16;
   // Rows and vectors of a register tile: 8 x 3 accumulators.
   static constexpr int rows = 8;
@@ -56,6 +58,7 @@ struct Simd {
   static I max(I a, I b) { return _mm512_max_epi32(a, b); }
   static I shift_left_23(I a) { return _mm512_slli_epi32(a, 23); }
   static I shift_right_16(I a) { return _mm512_srai_epi32(a, 16); }
+  static I low_half(I a) { return _mm512_and_si512(a, set(0xffff)); }
   static I load(const int32_t* p) { return _mm512_loadu_si512(p); }
   static I load(const int32_t* p, ptrdiff_t n) { return _mm512_maskz_loadu_epi32(first(n), p); }
   static void store(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
@@ -75,8 +78,8 @@ struct Simd {
   static I pair(I low, I high) {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
   }
-  static I load_pairs(const int16_t* p) { return _mm512_loadu_si512(p); }
-  static I set_pair(const int16_t* p) {
+  static Column load_column(const int16_t* p) { return _mm512_loadu_si512(p); }
+  static Pair set_pair(const int16_t* p) {
     int32_t pair;
     std::memcpy(&pair, p, sizeof pair);
     return _mm512_set1_epi32(pair);
@@ -90,7 +93,7 @@ struct Simd {
   }
 
   // The compiler takes a to have changed.
-  static void opaque(I& a) { asm volatile("" : "+v"(a)); }
+  static void opaque(Pair& a) { asm volatile("" : "+v"(a)); }
 
   static void add_to(int64_t* p, I a) {
     const __m512i low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(a));

@@ -20,6 +20,8 @@ struct Simd {
   struct I {
     int32_t v[width];
   };
+  using Pair = I;    // the same pair of integers in every lane
+  using Column = I;  // a pair for each lane
 
   template <class To, class Op>
   static To map(Op&& op) {
@@ -120,6 +122,9 @@ struct Simd {
   static I shift_right_16(I a) {
     return map<I>([&](int i) { return a.v[i] >> 16; });
   }
+  static I low_half(I a) {
+    return map<I>([&](int i) { return a.v[i] & 0xffff; });
+  }
   static I load(const int32_t* p) { return load(p, width); }
   static I load(const int32_t* p, ptrdiff_t n) {
     I r = {};
@@ -149,19 +154,21 @@ struct Simd {
     std::memcpy(p, all, bytes(n, sizeof(int16_t)));
   }
 
-  // The lower halves of both.
+  // The lower halves of both, in the order of memory: as load_column would load them.
   static I pair(I low, I high) {
-    return map<I>([&](int i) {
-      const uint32_t upper = static_cast<uint32_t>(high.v[i]) << 16;
-      return static_cast<int32_t>((static_cast<uint32_t>(low.v[i]) & 0xffff) | upper);
-    });
+    int16_t pairs[2 * width];
+    for (int i = 0; i < width; ++i) {
+      pairs[2 * i] = static_cast<int16_t>(low.v[i]);
+      pairs[2 * i + 1] = static_cast<int16_t>(high.v[i]);
+    }
+    return load_column(pairs);
   }
-  static I load_pairs(const int16_t* p) {
+  static Column load_column(const int16_t* p) {
     I r;
     std::memcpy(r.v, p, sizeof r.v);
     return r;
   }
-  static I set_pair(const int16_t* p) {
+  static Pair set_pair(const int16_t* p) {
     int32_t pair;
     std::memcpy(&pair, p, sizeof pair);
     return set(pair);
@@ -175,7 +182,7 @@ struct Simd {
   }
 
   // The compiler takes a to have changed.
-  static void opaque(I& a) { asm volatile("" : "+m"(a)); }
+  static void opaque(Pair& a) { asm volatile("" : "+m"(a)); }
 
   static void add_to(int64_t* p, I a) {
     for (int i = 0; i < width; ++i) p[i] += a.v[i];

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="E",
-        help="cpu, cpu:avx512, cpu:avx2, cpu:scalar, spec (default: all that run here)",
+        help="cpu, cpu:ISA, spec, gpu (default: all that run here)",
     )
     parser.add_argument(
         "--model",

@@ -44,6 +44,11 @@ def as_int32(values: Any, name: str) -> NDArray[np.int32]:
     return np.ascontiguousarray(array, np.int32).reshape(array.shape)
 
 
+def little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    """The array contiguous and in the order of bytes that hashes are taken of, on any machine."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
 def as_indexes(values: Any) -> NDArray[np.uint8] | NDArray[np.int32]:
     """Contiguous uint8 as they are, other integers as int32."""
     array = as_numpy(values)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 #: Environment variable that overrides the instruction set.
 ISA_VARIABLE = "MLIC_FAST_ISA"
-ISA_NAMES = ("avx512", "avx2", "scalar")
+ISA_NAMES = ("avx512", "avxvnni", "avx2", "neon", "scalar")
 
 _ALL_POSITIONS = -1
 
@@ -46,8 +46,7 @@ def instruction_set(name: str | None = None) -> str:
     """The instruction set that the kernels use.
 
     Args:
-        name: ``"avx512"``, ``"avx2"`` or ``"scalar"``; default: that of MLIC_FAST_ISA, else the
-            fastest of this machine.
+        name: one of ISA_NAMES; default: that of MLIC_FAST_ISA, else the fastest of this machine.
 
     Raises:
         EngineError: unknown, or not supported by this machine.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from mlic_fast.coder.arrays import little_endian
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.models.mlic import Transforms
 
@@ -17,5 +18,5 @@ def model_identity(model: Transforms, packed: PackedModel) -> bytes:
     for name, parameter in sorted(model.named_parameters()):
         if name.startswith("g_s.") or name == "gain.log_inverse_gain":
             digest.update(name.encode())
-            digest.update(parameter.detach().float().contiguous().cpu().numpy().tobytes())
+            digest.update(little_endian(parameter.detach().float().cpu().numpy()).tobytes())
     return digest.digest()

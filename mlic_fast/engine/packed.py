@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlic_fast.coder import SCALES, Tables
+from mlic_fast.coder.arrays import little_endian
 from mlic_fast.errors import CheckpointError
 from mlic_fast.models.config import MlicConfig
 
@@ -133,6 +134,7 @@ class PackedModel(PackedLayers):
         """SHA-256 of the configuration and all arrays (little-endian bytes)."""
         digest = hashlib.sha256(self.config.to_json().encode())
         for name, array in self.arrays().items():
+            array = little_endian(array)
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(array.tobytes())
         return digest.digest()

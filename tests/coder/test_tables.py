@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, ndtr
 
 from mlic_fast.coder import SCALES, Tables, factorized_tables, gaussian_tables, scale_indexes
+from mlic_fast.coder.arrays import little_endian
 from mlic_fast.coder.tables import apportion
 
 SHAPES = [(3, 1), (3, 3), (3, 3), (3, 3), (1, 3)]
@@ -210,3 +211,11 @@ def test_no_tables():
     }
     with pytest.raises(ValueError, match="1 to 65536"):
         Tables.from_arrays(empty)
+
+
+def test_hashes_do_not_depend_on_the_order_of_bytes() -> None:
+    array = np.arange(6, dtype=">i4").reshape(2, 3).T
+    little = little_endian(array)
+    assert little.tobytes() == np.array([[0, 3], [1, 4], [2, 5]], "<i4").tobytes()
+    assert little.dtype.str == "<i4"
+    assert little_endian(np.ones(2, np.uint8)).dtype.str == "|u1"
