@@ -132,8 +132,8 @@ def _extent(stacks: Sequence[Stack]) -> tuple[int, int]:
 def orthogonalise(
     stacks: Sequence[Tensor], results: Sequence[Tensor], lengths: Sequence[float]
 ) -> None:
-    """Writes to ``results`` the matrices of ``stacks``, each [n, rows, columns], with their singular
-    values brought near the stack's length.
+    """Writes to ``results`` the matrices of ``stacks``, each [n, rows, columns], with singular
+    values near the stack's length.
 
     Stacks of different shapes share the iteration, which works on Gram matrices alone.
     """
