@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 TARGETS ?= 80,86,89,90,100,120
 MODELS ?= mlic,mlic_plus,mlic_plus_plus,photo,demo,wide
 
-.PHONY: help demo test test-arm lint format kernels bench bench-compare report gpu clean
+.PHONY: help demo test test-arm lint format kernels bench bench-compare report gpu rehearse clean
 
 help:
 	@echo "make demo    compress a photograph and show it beside the original"
@@ -25,6 +25,7 @@ help:
 	@echo "make format  correct formatting"
 	@echo "make kernels compile the GPU kernels ahead of time, without a GPU, and report"
 	@echo "make gpu     test and measure on a GPU, results in build/gpu"
+	@echo "make rehearse   go through make gpu without one, with the versions of a machine that has one"
 	@echo "make bench   time coders, kernels, stages and the whole codec on this machine"
 	@echo "make bench-compare   the same, and fail if something got slower than what is stored"
 	@echo "make report  write docs/benchmarks.md from the stored results"
@@ -62,8 +63,16 @@ kernels: $(INSTALLED)
 	@command -v nvcc >/dev/null || echo "nvcc was not found: the range coder's kernels are left out"
 	! command -v nvcc >/dev/null || $(BIN)/python benchmarks/compile_coder.py --targets $(TARGETS)
 
+GPU := build/gpu
+
 gpu: $(INSTALLED)
-	PYTHON=$(BIN)/python benchmarks/gpu.sh all
+	$(BIN)/python benchmarks/gpu/check.py $(GPU)
+	$(BIN)/python benchmarks/gpu/measure.py $(GPU)
+	$(BIN)/python benchmarks/gpu/tune.py $(GPU)
+	$(BIN)/python benchmarks/results.py $(GPU)/measure.json $(GPU)/tune.json
+
+rehearse:
+	benchmarks/gpu/rehearse.sh
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/suite.py --json suite.json

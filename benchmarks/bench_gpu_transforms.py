@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench_gpu import DEVICE, HEIGHT, WIDTH, Pair, as_graph, timed
+from bench_gpu import DEVICE, HEIGHT, WIDTH, Pair, timed_graph
 from torch import Tensor, nn
 
 from mlic_fast.benchmark.models import trained_like_model
@@ -132,7 +132,7 @@ def check(name: str, ours: Tensor, theirs: Tensor) -> None:
 def test_kernel(benchmark: Any, name: str, who: str) -> None:
     kernel, operators = PAIRS[name]()
     check(name, kernel(), operators())
-    timed(benchmark, f"transforms: {name}", as_graph(kernel if who == "kernel" else operators))
+    timed_graph(benchmark, f"transforms: {name}", kernel if who == "kernel" else operators)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_residual_transforms(benchmark: Any, model: MlicModel, way: str, who: st
         right = work_of(EngineTransforms(model, torch.float32))()
         errors = {name: (work() - right).square().mean() for name, work in works.items()}
     assert errors["fused"] <= 1.5 * errors["modules"], errors
-    timed(benchmark, f"transforms: {way}", as_graph(works[who]))
+    timed_graph(benchmark, f"transforms: {way}", works[who])
 
 
 @pytest.mark.parametrize("way", ["analysis", "synthesis"])
@@ -185,4 +185,4 @@ def test_block_transforms(benchmark: Any, way: str) -> None:
         "analysis": lambda: gpu.analyse(*there),
         "synthesis": lambda: gpu.synthesise(latents, there[1]),
     }
-    timed(benchmark, f"block transforms: {way}", as_graph(works[way]))
+    timed_graph(benchmark, f"block transforms: {way}", works[way])

@@ -53,7 +53,7 @@ def run_suites(repeats: int, selection: list[str]) -> tuple[Suite, bool]:
             entry = suite.setdefault(
                 name, {"group": each["group"], "seconds": [], "units": [], "extra": extra}
             )
-            median = each["stats"]["median"]
+            median = each["stats"]["median"] / extra.pop("repetitions", 1)
             entry["seconds"].append(median)
             entry["units"].append(median / yardstick if yardstick else median)
     return suite, failed

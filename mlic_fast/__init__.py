@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.errors import (
@@ -29,7 +29,7 @@ from mlic_fast.errors import (
 if TYPE_CHECKING:
     from mlic_fast.codec import Codec, Output
 
-__version__ = metadata.version("mlic_fast")
+__version__ = "0.1.0"  # pyproject.toml reads it from here
 
 __all__ = [
     "CheckpointError",
