@@ -69,7 +69,7 @@ gpu: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu/check.py $(GPU)
 	$(BIN)/python benchmarks/gpu/measure.py $(GPU)
 	$(BIN)/python benchmarks/gpu/tune.py $(GPU)
-	$(BIN)/python benchmarks/results.py $(GPU)/measure.json $(GPU)/tune.json
+	$(BIN)/python benchmarks/results.py $(GPU)/measure.json $(GPU)/tune.json $(GPU)/bench-*.json
 
 rehearse:
 	benchmarks/gpu/rehearse.sh

@@ -47,14 +47,14 @@ class Card:
         args = parser.parse_args()
         self.rehearses: bool = args.rehearse
         self._end = math.inf if self.rehearses else self._start + args.seconds
-        self._file = args.folder / f"{Path(sys.argv[0]).stem}.json"
+        self._folder: Path = args.folder
         if self.rehearses:
             from fake_driver import install
 
             self._driver = install()
         elif not torch.cuda.is_available():
             raise SystemExit("PyTorch finds no GPU here; --rehearse does without one")
-        args.folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         self.device = torch.device("cpu" if self.rehearses else "cuda:0")
 
     def do(self, section: str, work: Callable[[], object], least: float = 0.0) -> None:
@@ -73,13 +73,20 @@ class Card:
                 raise SystemExit(1) from error
 
     def save(self, found: dict[str, Any]) -> None:
-        """Into ``SCRIPT.json``, with the machine."""
+        """Into ``SCRIPT.json``, with the machine; what a rehearsal finds is no result."""
         document = {"rehearsal": found}
         if not self.rehearses:
-            document = {"machine": _machine(self.device), "gpu": found}
-        temporary = self._file.with_suffix(".tmp")
+            document = {"machine": self.machine(), "gpu": found}
+        self.write(Path(sys.argv[0]).stem, document)
+
+    def write(self, name: str, document: dict[str, Any]) -> None:
+        """Into ``NAME.json``; a cut leaves the one before."""
+        temporary = self._folder / f"{name}.tmp"
         temporary.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(temporary, self._file)
+        os.replace(temporary, self._folder / f"{name}.json")
+
+    def machine(self) -> dict[str, Any]:
+        return _machine(self.device)
 
     def launches(self) -> str:
         """In a rehearsal: what the driver was given. Exits where a GPU would refuse some."""

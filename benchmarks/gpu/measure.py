@@ -3,7 +3,8 @@
     python benchmarks/gpu/measure.py FOLDER [--seconds 120] [--rehearse]
 
 Streams are compared before anything is timed, with the CPU engine and from run to run.
-``benchmarks/results.py FOLDER/measure.json`` files what was found.
+``benchmarks/results.py`` files ``FOLDER/measure.json``, and ``FOLDER/bench-*.json``, in which the
+reference engine takes turns.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import triton.language as tl
 
 import mlic_fast
 from mlic_fast.benchmark.codecs import load_codecs
+from mlic_fast.benchmark.compare import compare
 from mlic_fast.benchmark.models import trained_like_model
 from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.codec import Codec
@@ -255,11 +257,10 @@ def coder_rows() -> None:
 
 def against_reference(name: str) -> None:
     """Engines in turns, as ``mlic-fast bench`` has them; a document of its own."""
-    from mlic_fast.benchmark.compare import compare
-
-    found.setdefault("bench", []).append(
-        {"model": name, "results": [compare(codecs[name], synthetic_photograph(768, 512)[None], 7)]}
-    )
+    gpu = codecs[name][0]
+    result = compare(codecs[name], synthetic_photograph(768, 512)[None], 7)
+    document = {"model": name, "model_id": gpu.model_id.hex(), "machine": card.machine()}
+    card.write(f"bench-{name}", {**document, "results": [{"image": "synthetic", **result}]})
 
 
 def part(section: str, work: Callable[[], object], least: float) -> None:

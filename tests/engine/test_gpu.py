@@ -148,6 +148,28 @@ def test_out_of_memory(device: torch.device, monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(codec.decompress(stream), decoded)
 
 
+@pytest.mark.gpu
+def test_out_of_memory_while_capturing(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a branch of the graph, the second time a size comes."""
+    codec = codecs(SHORT, device)[1]
+    image, ops = pixels(64, 64, 1)[0], codec._engine._ops  # type: ignore[attr-defined]
+    stream = codec.compress(image)
+    right, left = ops.inter_context, 1
+
+    def inter_context(*args: Any) -> Any:
+        nonlocal left
+        if left and torch.cuda.is_current_stream_capturing():
+            left -= 1
+            raise torch.OutOfMemoryError("a fake")
+        return right(*args)
+
+    monkeypatch.setattr(ops, "inter_context", inter_context)
+    assert [codec.compress(image) for _ in range(3)] == [stream] * 3
+    assert not left
+
+
 def test_kernels_that_do_not_fit(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.errors import OutOfResources
 

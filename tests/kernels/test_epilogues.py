@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,6 +124,21 @@ def test_normalise(
         twin = kernel.normalise_twin(x, bias, weights, given, its_bias)
         kernel.normalise(x, bias, weights, given, its_bias, out=out)
         check(out, expected, twin, NORMALISED)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_tolerance_of_half_precision(inverse: bool) -> None:
+    """What a GPU computes with, squares and gamma in bfloat16, stays within that of float16."""
+    gdn = GDN(192, inverse).requires_grad_(False)
+    gdn.beta.add_(torch.rand(192))
+    gdn.gamma.add_(torch.rand(192, 192) / 192)
+    weights = kernel.GdnWeights.of(gdn, torch.float32)
+    in_bfloat16 = replace(weights, gamma=weights.gamma.to(torch.bfloat16))
+    cpu, zero = torch.device("cpu"), torch.zeros(192)
+    x, branch = (random(1, 40, 40, 192, device=cpu, dtype=torch.float16) for _ in range(2))
+    found = kernel.normalise_twin(x, zero, in_bfloat16, branch, zero).half().float()
+    expected = (gdn(planar(x)) + planar(branch)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(found, expected, **NORMALISED[torch.float16])
 
 
 def test_squares_beyond_float16(device: torch.device) -> None:
