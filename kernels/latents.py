@@ -134,8 +134,9 @@ def _digest_kernel(
     h = (h ^ (h >> 16)) * 0x85EBCA6B
     h = (h ^ (h >> 13)) * 0xC2B2AE35
     h = h ^ (h >> 16)
-    total = tl.sum(tl.sum(tl.where(mask, h, 0).to(tl.int32, bitcast=True), 1), 0)
-    tl.atomic_add(digests + image, total)
+    # A sum that stays a tensor: with NumPy 2.5 scalars of Triton's interpreter may not wrap around.
+    total = tl.sum(tl.sum(tl.where(mask, h, 0).to(tl.int32, bitcast=True), 1), 0, keep_dims=True)
+    tl.atomic_add(digests + image + tl.arange(0, 1), total)
 
 
 def hyper_latents(symbols: Tensor, medians: Tensor, *, out: Tensor, out_scale: float) -> None:
