@@ -8,19 +8,19 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mlic_fast import bitstream, images, self_check, targets
-from mlic_fast.engine import Engine, create_engine, gpu_problem
-from mlic_fast.engine.identity import model_identity
-from mlic_fast.engine.pack import load_packed, pack, packed_bytes
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast import bitstream, images, targets
+from mlic_fast.engine import Engine, create_engine, gpu_possible, gpu_problem
+from mlic_fast.engine.packed import PackedModel, PackedTransforms
+from mlic_fast.engine.stored import read_stored
 from mlic_fast.engine.surroundings import surroundings
 from mlic_fast.errors import (
     CheckpointError,
@@ -31,8 +31,10 @@ from mlic_fast.errors import (
     UnsupportedStreamError,
     WrongModelError,
 )
-from mlic_fast.models.checkpoints import checkpoint_bytes, load_checkpoint
-from mlic_fast.models.mlic import ALIGNMENT, MlicModel, Transforms
+from mlic_fast.models.config import ALIGNMENT
+
+if TYPE_CHECKING:
+    from mlic_fast.models.mlic import MlicModel, Transforms
 
 Output = Literal["torch", "numpy", "pil"]
 
@@ -45,23 +47,50 @@ class Codec:
     """Compresses photographs with one model. Made by :func:`load`.
 
     Attributes:
-        model: the float model; of a packed file, its transforms alone.
         packed: the entropy path in integers.
-        device: where it runs.
         engine: name of the engine, e.g. ``"cpu"``.
         model_id: the 4 bytes that name the model in a stream.
     """
 
     def __init__(
-        self, model: Transforms, packed: PackedModel, device: torch.device, engine: Engine
+        self,
+        model: Transforms | None,
+        packed: PackedModel,
+        device: torch.device | str,
+        engine: Engine,
+        *,
+        file: Path | None = None,
+        identity: bytes | None = None,
     ) -> None:
-        self.model = model
+        """``identity`` instead of a model: that is in ``file``, and read when it is needed."""
         self.packed = packed
-        self.device = device
-        self._identity = model_identity(model, packed)
-        self.model_id = self._identity[: bitstream.MODEL_ID_BYTES]
+        self._model = model
+        self._device = str(device)
         self._engine = engine
-        self._file: Path | None = None
+        self._file = file and file.absolute()
+        if identity is None:
+            from mlic_fast.engine.identity import model_identity
+
+            assert model is not None
+            identity = model_identity(model, packed)
+        self._identity = identity
+        self.model_id = identity[: bitstream.MODEL_ID_BYTES]
+
+    @property
+    def model(self) -> Transforms:
+        """The float model; of a packed file, its transforms alone.
+
+        The codec works without. Raises WrongModelError if its file holds another model by now.
+        """
+        if self._model is None:
+            assert self._file is not None
+            self._model = _read_model(self._file, self._identity).to(self.device)
+        return self._model
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device(self._device)
 
     @property
     def engine(self) -> str:
@@ -69,7 +98,7 @@ class Codec:
 
     def __repr__(self) -> str:
         return (
-            f"Codec({self.model.config.variant}, id={self.model_id.hex()}, "
+            f"Codec({self.packed.config.variant}, id={self.model_id.hex()}, "
             f"engine={self.engine!r}, device={str(self.device)!r})"
         )
 
@@ -78,13 +107,19 @@ class Codec:
 
         Copies may be the codec itself, which never changes.
         """
+        source: Path | bytes
         if self._file is not None:
-            source: Path | bytes = self._file
-        elif isinstance(self.model, MlicModel):
-            source = checkpoint_bytes(self.model)
+            source = self._file
         else:
-            source = packed_bytes(self.model, self.packed)
-        return _again, (source, self._identity, str(self.device), self.engine)
+            from mlic_fast.engine.pack import packed_bytes
+            from mlic_fast.models.checkpoints import checkpoint_bytes
+            from mlic_fast.models.mlic import MlicModel
+
+            whole = isinstance(self.model, MlicModel)
+            source = (
+                checkpoint_bytes(self.model) if whole else packed_bytes(self.model, self.packed)
+            )
+        return _again, (source, self._identity, self._device, self.engine)
 
     def compress(
         self,
@@ -158,7 +193,9 @@ class Codec:
         """
         header, payload = self._open(data, max_pixels)
         with surroundings():
-            return self._engine.decode_latents([(payload, header.lanes)], _hyper_size(header))[0]
+            size = _hyper_size(header)
+            (latents,) = self._engine.decode_latents([(payload, header.lanes)], size)
+        return torch.as_tensor(latents).contiguous()
 
     def warmup(self, sizes: Iterable[tuple[int, int]], batch: int = 1) -> None:
         """Prepare for images of these sizes, (width, height) each, in batches of ``batch``.
@@ -178,11 +215,11 @@ class Codec:
     def _compress_to(self, source: Any, size: int | None, psnr: float | None) -> bytes:
         from mlic_fast.evaluation.metrics import psnr as psnr_of
 
-        if not self.model.config.rates:
+        if not self.packed.config.rates:
             raise QualityError("this model has a single rate: it meets no target")
         image = images.load_image(source)
         with surroundings():
-            padded = images.pad(image[None].to(self.device), ALIGNMENT)
+            padded = self._for_engine(images.pad(image[None], ALIGNMENT))
             encode_at = self._engine.encoder(padded)
 
             def encode(quality: int) -> bytes:
@@ -204,9 +241,14 @@ class Codec:
         payloads: list[tuple[bytes, int]] = []
         with surroundings():
             for part in batch.split(self._engine.batch_limit(height, width)):
-                padded = images.pad(part.to(self.device), ALIGNMENT)
+                padded = self._for_engine(images.pad(part, ALIGNMENT))
                 payloads += self._engine.encode_images(padded, self._rate(quality))
         return self._streams(payloads, quality, height, width)
+
+    def _for_engine(self, batch: Tensor) -> Any:
+        if self._engine.arrays == "numpy":
+            return batch.cpu().numpy()
+        return batch.to(self.device)
 
     def _streams(
         self, payloads: Sequence[tuple[bytes, int]], quality: int, height: int, width: int
@@ -228,7 +270,7 @@ class Codec:
         groups: dict[tuple[int, int, int], list[int]] = {}
         for number, (header, _) in enumerate(opened):
             groups.setdefault((header.width, header.height, header.quality), []).append(number)
-        decoded: dict[int, Tensor] = {}
+        decoded: dict[int, Any] = {}
         with surroundings():
             for (width, height, quality), numbers in groups.items():
                 limit = self._engine.batch_limit(height, width)
@@ -240,6 +282,7 @@ class Codec:
                         self._rate(quality),
                     )
                     for number, image in zip(part, pixels, strict=True):
+                        image = torch.as_tensor(image)
                         decoded[number] = images.crop(image, height, width).contiguous()
         return [decoded[number] for number in range(len(opened))]
 
@@ -261,12 +304,12 @@ class Codec:
                 f"the stream was made with model {header.model_id.hex()}, but the model loaded is "
                 f"{self.model_id.hex()}; load the model it was made with"
             )
-        if bool(header.quality) != bool(self.model.config.rates):
+        if bool(header.quality) != bool(self.packed.config.rates):
             raise CorruptStreamError("the stream is invalid: its quality does not fit its model")
         return header, payload
 
     def _check_quality(self, quality: int | None) -> int:
-        if not self.model.config.rates:
+        if not self.packed.config.rates:
             if quality is not None:
                 raise QualityError("this model has a single rate: leave quality out")
             return 0
@@ -279,12 +322,11 @@ class Codec:
             raise QualityError(f"quality must be a whole number from 1 to 100, not {quality}")
         return quality
 
-    def _rate(self, quality: int) -> Tensor | None:
-        """Quality 1 .. 100 -> rate 0 .. rates - 1 of the gain units, linearly."""
+    def _rate(self, quality: int) -> float | None:
+        """Quality 1 .. 100 -> rate 0 .. rates - 1 of the gain units, linearly; in float32."""
         if not quality:
             return None
-        rate = (quality - 1) / 99 * (self.model.config.rates - 1)
-        return torch.tensor([rate], dtype=torch.float32, device=self.device)
+        return float(np.float32((quality - 1) / 99 * (self.packed.config.rates - 1)))
 
 
 def load(
@@ -307,24 +349,40 @@ def load(
         EngineError: the device or engine is unknown or cannot run here.
     """
     automatic = device == engine == "auto"
-    target = torch.device("cpu") if automatic else _device(device, engine)
+    target = "cpu" if automatic else _device(device, engine)
+    path = _path(model)
+    shipped = path is not None and path.parent == WEIGHTS
+    # Only what comes with the package is trusted so far.
+    stored = read_stored(path) if shipped and engine != "reference" else None
+    if stored is None:
+        import torch  # noqa: F401  (surroundings look after what is imported)
     with surroundings():
-        transforms, packed, file = _models(model)
-        transforms = transforms.eval().requires_grad_(False)
+        if stored is None:
+            source = _loaded(model, path)
+        else:
+            source = _Source(stored.packed, path, None, stored.transforms, stored.identity)
 
-        def codec_on(target: torch.device) -> Codec:
-            moved = transforms  # a copy on a GPU, as that may turn out to be unsound
-            if target.type != "cpu":
-                moved = copy.deepcopy(transforms).to(target)
-            return Codec(moved, packed, target, create_engine(engine, moved, packed, target))
+        def codec_on(target: str) -> Codec:
+            # On a GPU a copy of the model, as that may turn out to be unsound.
+            moved = source.model
+            if moved is not None and target != "cpu":
+                moved = copy.deepcopy(moved).to(target)
+            transforms = source.transforms or moved
+            assert transforms is not None
+            made = create_engine(engine, transforms, source.packed, target)
+            return Codec(
+                moved, source.packed, target, made, file=source.file, identity=source.identity
+            )
 
-        codec = (automatic and _on_a_sound_gpu(codec_on)) or codec_on(target)
-    codec._file = file and file.absolute()
-    return codec
+        return (automatic and gpu_possible() and _on_a_sound_gpu(codec_on)) or codec_on(target)
 
 
-def _on_a_sound_gpu(codec_on: Callable[[torch.device], Codec]) -> Codec | None:
+def _on_a_sound_gpu(codec_on: Callable[[str], Codec]) -> Codec | None:
     """A codec on the current GPU; None where there is none, or, with a warning, a wrong one."""
+    import torch
+
+    from mlic_fast import self_check
+
     problem = gpu_problem()
     if problem is None:
         try:
@@ -344,20 +402,61 @@ def _on_a_sound_gpu(codec_on: Callable[[torch.device], Codec]) -> Codec | None:
     return None
 
 
-def _models(source: Any) -> tuple[Transforms, PackedModel, Path | None]:
-    """Transforms, packed model, and the file they come from."""
-    if isinstance(source, MlicModel):
-        # A copy: the caller may train on; a codec never changes.
-        return *_packed_now(copy.deepcopy(source).float()), None
-    if source == "photo":
-        source = WEIGHTS / "photo.safetensors"
-    elif not isinstance(source, (str, os.PathLike)):
-        raise CheckpointError(
-            f"cannot load a {type(source).__name__}: give 'photo', a checkpoint file or a model"
-        )
-    elif not Path(source).exists():
-        raise CheckpointError(f"no model called {os.fspath(source)!r}: give 'photo' or a file")
-    return *(load_packed(source) or _packed_now(load_checkpoint(source))), Path(source)
+@dataclass(frozen=True)
+class _Source:
+    """What a codec is made of: the float model, or packed transforms and an identity."""
+
+    packed: PackedModel
+    file: Path | None
+    model: Transforms | None = None
+    transforms: PackedTransforms | None = None
+    identity: bytes | None = None
+
+
+def _loaded(model: Any, path: Path | None) -> _Source:
+    """Of a model, or of what a file holds."""
+    from mlic_fast.engine.pack import load_packed, pack
+    from mlic_fast.models.checkpoints import load_checkpoint
+
+    loaded = load_packed(path) if path is not None else None
+    if loaded is None:
+        # A copy of what is given: the caller may train on; a codec never changes.
+        whole = copy.deepcopy(model).float() if path is None else load_checkpoint(path)
+        loaded = whole, pack(whole)
+    return _Source(loaded[1], path, model=loaded[0].eval().requires_grad_(False))
+
+
+def _path(model: Any) -> Path | None:
+    """Of a file; None for a model. Raises CheckpointError for what is neither."""
+    if isinstance(model, str) and model == "photo":
+        return WEIGHTS / "photo.safetensors"
+    if isinstance(model, (str, os.PathLike)):
+        if not Path(model).exists():
+            raise CheckpointError(f"no model called {os.fspath(model)!r}: give 'photo' or a file")
+        return Path(model)
+    from mlic_fast.models.mlic import MlicModel
+
+    if isinstance(model, MlicModel):
+        return None
+    raise CheckpointError(
+        f"cannot load a {type(model).__name__}: give 'photo', a checkpoint file or a model"
+    )
+
+
+def _read_model(path: Path, identity: bytes) -> MlicModel:
+    """The float model of a codec that was made without it.
+
+    Raises WrongModelError if the file holds another one by now.
+    """
+    from mlic_fast.engine.identity import model_identity
+    from mlic_fast.engine.pack import pack
+    from mlic_fast.models.checkpoints import load_checkpoint
+
+    with surroundings():
+        model = load_checkpoint(path).eval().requires_grad_(False)
+        if model_identity(model, pack(model)) != identity:
+            raise WrongModelError(f"{path} holds another model than when the codec was made")
+    return model
 
 
 def _is_stream(data: Any) -> bool:
@@ -408,15 +507,15 @@ def _converted(image: Tensor, output: Output) -> Any:
     return Image.fromarray(array)
 
 
-def _packed_now(model: MlicModel) -> tuple[Transforms, PackedModel]:
-    return model, pack(model)
+def _device(name: str, engine: str) -> str:
+    if name == "cpu" or (name == "auto" and engine not in ("auto", "gpu")):
+        return "cpu"
+    import torch
 
-
-def _device(name: str, engine: str) -> torch.device:
     if engine == "gpu" and (problem := gpu_problem()):
         raise EngineError(f"the engine 'gpu' cannot run: {problem}")
     if name == "auto":
-        name = "cuda" if engine == "gpu" else "cpu"
+        name = "cuda"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -429,4 +528,4 @@ def _device(name: str, engine: str) -> torch.device:
         raise EngineError(f"there is no device {name!r}: {torch.cuda.device_count()} CUDA devices")
     if name == "cuda":  # its number, whatever becomes the current one later
         device = torch.device("cuda", torch.cuda.current_device())
-    return device
+    return str(device)

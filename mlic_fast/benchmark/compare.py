@@ -46,7 +46,7 @@ def check_arithmetic(codecs: Sequence[Codec]) -> None:
     for codec in _exact(codecs):
         stream = codec.compress(picture)
         assert isinstance(stream, bytes)
-        transforms = cpu_transforms(codec.model, SpecOps, torch.float32)
+        transforms = cpu_transforms(codec.model, SpecOps)
         judge = ExactEngine(transforms, codec.packed, SpecOps(codec.packed), "spec")
         judged = Codec(codec.model, codec.packed, torch.device("cpu"), judge)
         _check_same_latents([codec, judged], stream)

@@ -12,7 +12,7 @@ from mlic_fast.benchmark.operations import (
 from mlic_fast.benchmark.stages import ENTROPY_PATH, Seconds
 from mlic_fast.codec import Codec
 from mlic_fast.engine.exact_transforms import ExactTransforms
-from mlic_fast.models.mlic import ALIGNMENT
+from mlic_fast.models.config import ALIGNMENT
 
 
 def stage_floors(codec: Codec, width: int, height: int) -> Seconds:

@@ -58,7 +58,7 @@ def codec_on(recorder: Recorder, model: Transforms, packed: PackedModel) -> Code
     engine: Engine
     if isinstance(ops, SpecOps):
         backend = partial(type(ops), isa=ops.isa) if isinstance(ops, CpuOps) else type(ops)
-        transforms = cpu_transforms(model, backend, torch.float32)
+        transforms = cpu_transforms(model, backend)
         engine = ExactEngine(transforms, packed, used, "exact")
     else:
         from mlic_fast.engine.device import GpuEngine

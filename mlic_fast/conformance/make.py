@@ -35,7 +35,8 @@ from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.models import MlicConfig, MlicModel, create_model
 from mlic_fast.models.checkerboard import Parity
-from mlic_fast.models.mlic import ALIGNMENT, Transforms
+from mlic_fast.models.config import ALIGNMENT
+from mlic_fast.models.mlic import Transforms
 
 Array = npt.NDArray[np.int32]
 

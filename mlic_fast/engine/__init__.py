@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import torch
-from torch import Tensor
-
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packed import PackedModel, PackedTransforms
 from mlic_fast.errors import EngineError
-from mlic_fast.models.mlic import MlicModel, Transforms
+
+if TYPE_CHECKING:
+    import torch
+
+    from mlic_fast.models.mlic import Transforms
 
 #: Names of the engines: ``auto`` picks the fastest for the device.
 ENGINES = ("cpu", "gpu", "spec", "reference")
@@ -20,41 +23,54 @@ ENGINES = ("cpu", "gpu", "spec", "reference")
 class Engine(Protocol):
     """Images of equal size <-> payloads.
 
-    A payload goes with its number of lanes; ``size`` is height and width of z, ``rate`` [1] that of
-    a variable-rate model. What decodes to other latents than were encoded raises
+    A payload goes with its number of lanes; ``size`` is height and width of z, ``rate`` that of a
+    variable-rate model, in float32. Images and latents are numpy arrays or tensors on the engine's
+    device, as ``arrays`` says. What decodes to other latents than were encoded raises
     CorruptStreamError.
     """
 
     name: str
     arithmetic_version: int
+    arrays: Literal["numpy", "torch"]
 
     def batch_limit(self, height: int, width: int) -> int:
         """How many images of H x W pixels the engine takes at a time."""
         ...
 
-    def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
+    def encode_images(self, images: Any, rate: float | None) -> list[tuple[bytes, int]]:
         """uint8 [B, 3, H, W], sides multiples of 64 -> a payload for each."""
         ...
 
-    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+    def encoder(self, image: Any) -> Callable[[float | None], tuple[bytes, int]]:
         """uint8 [1, 3, H, W] -> what encodes it at a rate; its analysis may be done once."""
         ...
 
     def decode_images(
-        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
-    ) -> Tensor:
-        """Payloads -> uint8 [B, 3, H, W]."""
+        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: float | None
+    ) -> Sequence[Any]:
+        """Payloads -> B images uint8 [3, H, W]."""
         ...
 
     def decode_latents(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int]
-    ) -> Tensor:
-        """Payloads -> decoded latents float32 [B, M, H/16, W/16]."""
+    ) -> Sequence[Any]:
+        """Payloads -> B times decoded latents float32 [M, H/16, W/16]."""
         ...
+
+
+#: What the drivers of GPUs make: NVIDIA's, those of WSL and of Jetsons, AMD's.
+_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/kfd")
+
+
+def gpu_possible() -> bool:
+    """Whether it is worth the time to import PyTorch and ask it for a GPU."""
+    return "torch" in sys.modules or any(map(os.path.exists, _GPU_FILES))
 
 
 def gpu_problem() -> str | None:
     """Why the engine ``gpu`` cannot run on this machine; None if it can."""
+    import torch
+
     from mlic_fast import _C
 
     if not torch.cuda.is_available():
@@ -72,18 +88,28 @@ def gpu_problem() -> str | None:
 
 
 def create_engine(
-    name: str, model: Transforms, packed: PackedModel, device: torch.device
+    name: str,
+    model: Transforms | PackedTransforms,
+    packed: PackedModel,
+    device: torch.device | str,
 ) -> Engine:
     """The engine of a name, or the best one for the device.
+
+    Args:
+        name: of :data:`ENGINES`, or ``"auto"``.
+        model: its transforms; block transforms may be packed already.
+        packed: its entropy path.
+        device: where it runs.
 
     Raises EngineError for an unknown engine, and for one that cannot run on the device.
     """
     if name == "auto":
-        name = "gpu" if device.type == "cuda" else "cpu"
+        name = "cpu" if _type(device) == "cpu" else "gpu"
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: there are auto, {', '.join(ENGINES)}")
     if name == "reference":
         from mlic_fast.engine.reference import ReferenceEngine
+        from mlic_fast.models.mlic import MlicModel
 
         if not isinstance(model, MlicModel):
             raise EngineError(
@@ -93,12 +119,14 @@ def create_engine(
     if name == "gpu":
         if problem := gpu_problem():
             raise EngineError(f"the engine 'gpu' cannot run: {problem}")
-        if device.type != "cuda":
+        if _type(device) != "cuda":
             raise EngineError("the engine 'gpu' runs on a CUDA device: load with device='cuda'")
+        import torch
+
         from mlic_fast.engine.device import GpuEngine
 
-        return GpuEngine(model, packed, device)
-    if device.type != "cpu":
+        return GpuEngine(model, packed, torch.device(device))
+    if _type(device) != "cpu":
         raise EngineError(f"the engine {name!r} runs on the CPU only: load with device='cpu'")
 
     from mlic_fast.engine.exact import ExactEngine, cpu_transforms
@@ -106,10 +134,14 @@ def create_engine(
     if name == "spec":
         from mlic_fast.engine.arithmetic import SpecOps
 
-        transforms = cpu_transforms(model, SpecOps, torch.float32)
+        transforms = cpu_transforms(model, SpecOps)
         return ExactEngine(transforms, packed, SpecOps(packed), name)
     from mlic_fast.engine.cpu import CpuOps
-    from mlic_fast.engine.transforms import cpu_dtype
 
-    transforms = cpu_transforms(model, CpuOps, cpu_dtype())
+    transforms = cpu_transforms(model, CpuOps, native=True)
     return ExactEngine(transforms, packed, CpuOps(packed), name)
+
+
+def _type(device: torch.device | str) -> str:
+    """``"cpu"`` or ``"cuda"``."""
+    return str(device).partition(":")[0]

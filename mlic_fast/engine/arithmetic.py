@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from mlic_fast.coder import scale_indexes
 from mlic_fast.engine.operations import Act, Latents, Operations
-from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.parity import Parity
 
 Int16 = npt.NDArray[np.int16]
 Int32 = npt.NDArray[np.int32]
@@ -139,7 +136,9 @@ def to_symbols(x: Float) -> Int32:
 
 def product(x: Int16, weight: Int16) -> Int32:
     """k x k convolution of integers, stride 1, zero padded: [B,H,W,C], [O,k,k,C] -> [B,H,W,O]."""
-    out = F.conv2d(
+    import torch
+
+    out = torch.nn.functional.conv2d(
         torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).double(),
         torch.from_numpy(weight).permute(0, 3, 1, 2).double(),
         padding=weight.shape[1] // 2,
@@ -234,26 +233,20 @@ class SpecOps(Operations):
 
     # -- block transforms ---------------------------------------------------------------------
 
-    def to_blocks(self, images: Tensor) -> Act:
+    def to_blocks(self, images: npt.NDArray[np.uint8]) -> Act:
         batch, colours, height, width = images.shape
-        q = images.numpy().reshape(batch, colours, height // 8, 8, width // 8, 8)
+        q = images.reshape(batch, colours, height // 8, 8, width // 8, 8)
         q = q.transpose(0, 2, 4, 1, 3, 5).reshape(batch, height // 8, width // 8, 64 * colours)
         return Act(q.astype(np.int16), 0)
 
-    def to_pixels(self, r: Float) -> Tensor:
+    def to_pixels(self, r: Float) -> npt.NDArray[np.uint8]:
         batch, height, width, _ = r.shape
         q = np.rint(np.fmin(np.fmax(r, f32(0)), f32(255))).astype(np.uint8)
         q = q.reshape(batch, height, width, 3, 8, 8).transpose(0, 3, 1, 4, 2, 5)
-        return torch.from_numpy(q.reshape(batch, 3, 8 * height, 8 * width))
+        return q.reshape(batch, 3, 8 * height, 8 * width)
 
-    def from_tensor(self, x: Tensor) -> Float:
-        return np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
-
-    def to_tensor(self, r: Float) -> Tensor:
-        return torch.from_numpy(r).permute(0, 3, 1, 2)
-
-    def scale(self, r: Float, factors: Tensor) -> Float:
-        return r * factors.numpy()
+    def scale(self, r: Float, factors: Float) -> Float:
+        return r * factors
 
     def every_second(self, x: Act) -> Act:
         return Act(x.q[:, ::2, ::2], x.exponent)

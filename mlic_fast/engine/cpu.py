@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from mlic_fast._C import exact
 from mlic_fast.coder import SCALES
@@ -29,8 +27,9 @@ from mlic_fast.engine.arithmetic import (
     power_of_two,
 )
 from mlic_fast.engine.operations import Latents
+from mlic_fast.engine.surroundings import thread_count
 from mlic_fast.errors import EngineError
-from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.parity import Parity
 
 if TYPE_CHECKING:
     from mlic_fast.engine.packed import PackedLayers
@@ -82,7 +81,7 @@ class CpuOps(SpecOps):
     Args:
         packed: the networks.
         isa: as in :func:`instruction_set`.
-        threads: default: as many as PyTorch uses.
+        threads: default: see :func:`mlic_fast.engine.surroundings.thread_count`.
 
     Raises:
         EngineError: see :func:`instruction_set`.
@@ -94,7 +93,7 @@ class CpuOps(SpecOps):
         self, packed: PackedLayers, *, isa: str | None = None, threads: int | None = None
     ) -> None:
         super().__init__(packed)
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads or thread_count()
         self.isa = instruction_set(isa)
         self._kernels = exact.Kernels(self.isa, self.threads)
         self._weights = {
@@ -159,16 +158,16 @@ class CpuOps(SpecOps):
 
     # -- block transforms ---------------------------------------------------------------------
 
-    def to_blocks(self, images: Tensor) -> Act:
+    def to_blocks(self, images: npt.NDArray[np.uint8]) -> Act:
         batch, _, height, width = images.shape
         q = np.empty((batch, height // 8, width // 8, 192), np.int16)
-        self._kernels.to_blocks(images.numpy(), q)
+        self._kernels.to_blocks(images, q)
         return Act(q, 0)
 
-    def to_pixels(self, r: Float) -> Tensor:
+    def to_pixels(self, r: Float) -> npt.NDArray[np.uint8]:
         batch, height, width, _ = r.shape
-        images = torch.empty((batch, 3, 8 * height, 8 * width), dtype=torch.uint8)
-        self._kernels.to_pixels(r, images.numpy())
+        images = np.empty((batch, 3, 8 * height, 8 * width), np.uint8)
+        self._kernels.to_pixels(r, images)
         return images
 
     def mixing_blocks(self, prefix: str, count: int, r: Float) -> Float:

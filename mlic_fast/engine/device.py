@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,15 +25,15 @@ from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.engine.gpu_transforms import GpuTransforms
 from mlic_fast.engine.graphs import GATE, Pool, Recording
 from mlic_fast.engine.pack_transforms import pack_transforms
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packed import PackedModel, PackedTransforms
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import check_digest
 from mlic_fast.errors import DeviceMemoryError, KernelResourcesError
 from mlic_fast.kernels.functions import compile_only
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models.checkerboard import Parity
-from mlic_fast.models.config import MlicConfig
-from mlic_fast.models.mlic import ALIGNMENT, Transforms
+from mlic_fast.models.config import ALIGNMENT, MlicConfig
+from mlic_fast.models.mlic import Transforms
 
 Result = TypeVar("Result")
 
@@ -54,7 +54,7 @@ class GpuEngine:
     Any number of threads may use it at once, each on a stream of its own.
 
     Args:
-        model: the transforms.
+        model: the transforms; block transforms may be packed already.
         packed: its entropy path.
         device: a CUDA device; or the CPU, where kernels run in Triton's interpreter, for tests.
         ops: backend of the entropy path, default GpuOps.
@@ -67,10 +67,11 @@ class GpuEngine:
 
     name = "gpu"
     arithmetic_version = EXACT
+    arrays: Literal["torch"] = "torch"
 
     def __init__(
         self,
-        model: Transforms,
+        model: Transforms | PackedTransforms,
         packed: PackedModel,
         device: torch.device,
         *,
@@ -94,7 +95,7 @@ class GpuEngine:
     def batch_limit(self, height: int, width: int) -> int:
         return max(1, BATCH_PIXELS // (height * width))
 
-    def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
+    def encode_images(self, images: Tensor, rate: float | None) -> list[tuple[bytes, int]]:
         """Raises DeviceMemoryError."""
         batch, _, height, width = images.shape
         size = (batch, height, width)
@@ -108,7 +109,7 @@ class GpuEngine:
         return self._within_memory(encode, *size)
 
     def _encode(
-        self, images: Tensor, rate: Tensor | None, key: tuple[int, int, int, int]
+        self, images: Tensor, rate: float | None, key: tuple[int, int, int, int]
     ) -> list[tuple[bytes, int]]:
         new = partial(_Encode, self, *key)
         with self._current(), GATE.working(), self._encodes.lent(key, new) as job:
@@ -127,11 +128,11 @@ class GpuEngine:
         """PyTorch's and Triton's launches go to the current device."""
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
-    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+    def encoder(self, image: Tensor) -> Callable[[float | None], tuple[bytes, int]]:
         return lambda rate: self.encode_images(image, rate)[0]
 
     def decode_images(
-        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
+        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: float | None
     ) -> Tensor:
         return self._decode(payloads, size, rate, True)
 
@@ -144,7 +145,7 @@ class GpuEngine:
         self,
         payloads: Sequence[tuple[bytes, int]],
         size: tuple[int, int],
-        rate: Tensor | None,
+        rate: float | None,
         synthesise: bool,
     ) -> Tensor:
         height, width = (ALIGNMENT * side for side in size)
@@ -195,11 +196,13 @@ class GpuEngine:
 
 
 def device_transforms(
-    model: Transforms, dtype: torch.dtype, device: torch.device
+    model: Transforms | PackedTransforms, dtype: torch.dtype, device: torch.device
 ) -> FusedTransforms | GpuTransforms:
     """Block transforms in exact arithmetic, residual ones on PyTorch's convolutions in a dtype."""
+    if isinstance(model, PackedTransforms):
+        return GpuTransforms(model, device)
     if model.config.transforms == "blocks":
-        return GpuTransforms(model, pack_transforms(model), device)
+        return GpuTransforms(pack_transforms(model), device)
     return FusedTransforms(model, dtype)
 
 
@@ -269,10 +272,10 @@ class _Encode:
     def nbytes(self) -> int:
         return self._buffers + self._recording.nbytes
 
-    def __call__(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
+    def __call__(self, images: Tensor, rate: float | None) -> list[tuple[bytes, int]]:
         self._images.copy_(images)
         if self._rate is not None and rate is not None:
-            self._rate.copy_(rate)
+            self._rate.fill_(rate)
         self._recording(self._engine.captures)
         return self._encoder.payloads()
 
@@ -334,9 +337,9 @@ class _Decode:
     def nbytes(self) -> int:
         return self._buffers + self._recording.nbytes
 
-    def __call__(self, payloads: Sequence[tuple[bytes, int]], rate: Tensor | None) -> Tensor:
+    def __call__(self, payloads: Sequence[tuple[bytes, int]], rate: float | None) -> Tensor:
         if self._rate is not None and rate is not None:
-            self._rate.copy_(rate)
+            self._rate.fill_(rate)
         self._decoder.load([payload for payload, _ in payloads], [lanes for _, lanes in payloads])
         # Cloned, as the next decode, maybe on another stream, writes to it; before the wait for the
         # digests, so that this is done when the job goes back.

@@ -13,9 +13,13 @@ section 5).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 _CHUNK = 1 << 16  # elements; the working set stays in the cache however large the image
 
@@ -26,7 +30,7 @@ def latents_digest(latents: torch.Tensor | npt.NDArray[np.float32]) -> int:
 
     Raises `TypeError` for another dtype: a converted value has other bits.
     """
-    if isinstance(latents, torch.Tensor):
+    if not isinstance(latents, np.ndarray):
         latents = latents.detach().cpu().numpy()
     if latents.dtype != np.float32:
         raise TypeError(f"the digest is defined on float32 latents, not {latents.dtype}")

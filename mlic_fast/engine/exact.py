@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from mlic_fast.bitstream import EXACT
 from mlic_fast.coder import Decoder, Encoder
@@ -16,14 +14,17 @@ from mlic_fast.engine.arithmetic import Float, Int32, SpecOps, to_symbols
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.engine.pack_transforms import pack_transforms
-from mlic_fast.engine.packed import PackedLayers, PackedModel
+from mlic_fast.engine.packed import PackedLayers, PackedModel, PackedTransforms
 from mlic_fast.engine.path import code_latents
 from mlic_fast.engine.per_image import PerImageEngine
-from mlic_fast.engine.transforms import EngineTransforms
-from mlic_fast.models.checkerboard import Parity
-from mlic_fast.models.mlic import Transforms
+from mlic_fast.models.parity import Parity
+
+if TYPE_CHECKING:
+    from mlic_fast.engine.transforms import EngineTransforms
+    from mlic_fast.models.mlic import Transforms
 
 Indexes = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 
 class ExactEngine(PerImageEngine):
@@ -37,6 +38,7 @@ class ExactEngine(PerImageEngine):
     """
 
     arithmetic_version = EXACT
+    arrays: Literal["numpy"] = "numpy"
 
     def __init__(
         self,
@@ -50,40 +52,49 @@ class ExactEngine(PerImageEngine):
         self._packed = packed
         self._ops = ops
 
-    def encode(self, image: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
+    def encode(self, image: Pixels, rate: float | None) -> tuple[bytes, int]:
         return self._encode(*self._transforms.analyse(image, rate))
 
-    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+    def encoder(self, image: Pixels) -> Callable[[float | None], tuple[bytes, int]]:
         latents = self._transforms.analysis(image)
         return lambda rate: self._encode(*self._transforms.at_rate(latents, rate))
 
-    def _encode(self, y: Tensor, z: Tensor) -> tuple[bytes, int]:
+    def _encode(self, y: Any, z: Any) -> tuple[bytes, int]:
         encoder = Encoder(self._packed.tables)
         symbols = to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
         _encode_pass(encoder, symbols, self._packed.hyper_indexes(symbols.shape))
         slices = np.split(_channels_last(y), self._packed.config.slices, axis=-1)
         latents = code_latents(self._ops, symbols, _Encoding(encoder), slices)
-        return encoder.finish(latents_digest(_to_tensor(latents.y))), encoder.lanes
+        return encoder.finish(latents_digest(_channels_first(latents.y))), encoder.lanes
 
-    def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Tensor, int]:
+    def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Float, int]:
         decoder = Decoder(self._packed.tables, payload, lanes)
         shape = (1, *size, self._packed.config.N)
         symbols = _decode_pass(decoder, self._packed.hyper_indexes(shape))
         latents = code_latents(self._ops, symbols, _Decoding(decoder))
-        return _to_tensor(latents.y), decoder.finish()
+        return _channels_first(latents.y), decoder.finish()
 
-    def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
-        return self._transforms.synthesise(y_hat, rate)
+    def synthesise(self, y_hat: Float, rate: float | None) -> Pixels:
+        return np.asarray(self._transforms.synthesise(y_hat, rate))
 
 
 def cpu_transforms(
-    model: Transforms, backend: Callable[[PackedLayers], SpecOps], dtype: torch.dtype
+    model: Transforms | PackedTransforms,
+    backend: Callable[[PackedLayers], SpecOps],
+    *,
+    native: bool = False,
 ) -> EngineTransforms | ExactTransforms:
-    """Block transforms in exact arithmetic on a backend, residual ones on PyTorch in a dtype."""
+    """Block transforms in exact arithmetic on a backend, residual ones on PyTorch.
+
+    Those are in float32, or with ``native`` in what this CPU is fastest with.
+    """
+    if isinstance(model, PackedTransforms):
+        return ExactTransforms(model, backend(model))
     if model.config.transforms == "blocks":
-        packed = pack_transforms(model)
-        return ExactTransforms(model, packed, backend(packed))
-    return EngineTransforms(model, dtype)
+        return cpu_transforms(pack_transforms(model), backend)
+    from mlic_fast.engine.transforms import EngineTransforms, cpu_dtype
+
+    return EngineTransforms(model, cpu_dtype(native))
 
 
 class _Encoding:
@@ -120,11 +131,11 @@ def _decode_pass(decoder: Decoder, indexes: npt.NDArray[Any]) -> Int32:
     return np.moveaxis(decoder.decode(np.moveaxis(indexes, -1, 1)), 1, -1)
 
 
-def _channels_last(x: Tensor) -> Float:
-    """[B, C, H, W] -> array [B, H, W, C]."""
-    return np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
+def _channels_last(x: Any) -> Float:
+    """Array or tensor [B, C, H, W] -> array [B, H, W, C]."""
+    return np.ascontiguousarray(np.moveaxis(np.asarray(x), 1, -1))
 
 
-def _to_tensor(slices: list[Float]) -> Tensor:
+def _channels_first(slices: list[Float]) -> Float:
     """Decoded slices [B, H, W, C] -> latents [B, M, H, W], whose channels lie side by side."""
-    return torch.from_numpy(np.concatenate(slices, axis=-1)).permute(0, 3, 1, 2)
+    return np.moveaxis(np.concatenate(slices, axis=-1), -1, 1)

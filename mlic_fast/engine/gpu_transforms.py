@@ -6,6 +6,7 @@ next layer takes: one kernel writes both.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,25 +15,27 @@ from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.engine.operations import Act
 from mlic_fast.engine.packed import PackedTransforms
 from mlic_fast.kernels import blocks
-from mlic_fast.models.mlic import Transforms
 
 
 class GpuTransforms(ExactTransforms):
     """Launches alone, no synchronisation.
 
     Args:
-        model: the transforms; its gains are copied.
-        packed: the same in integers.
+        packed: the transforms in integers.
         device: as in :class:`GpuOps`.
     """
 
     ops: GpuOps
 
-    def __init__(self, model: Transforms, packed: PackedTransforms, device: torch.device) -> None:
-        super().__init__(model, packed, GpuOps(packed, device))
-        self._factors = torch.stack([self._analysis_scale, self._synthesis_scale]).to(device)
-        self._hyper_scale = self._hyper_scale.to(device)
-        self._logs = None if self._gains is None else torch.stack(self._gains).to(device)
+    def __init__(self, packed: PackedTransforms, device: torch.device) -> None:
+        super().__init__(packed, GpuOps(packed, device))
+        factors = np.stack([packed.analysis_scale, packed.synthesis_scale])
+        self._factors = torch.from_numpy(factors).to(device)
+        self._hyper_scale = torch.tensor(packed.hyper_scale, device=device)
+        self._logs: Tensor | None = None
+        if packed.config.rates:
+            logs = np.stack([packed.log_gain, packed.log_inverse_gain]).astype(np.float64)
+            self._logs = torch.from_numpy(logs).to(device)
 
     def analyse(self, images: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""

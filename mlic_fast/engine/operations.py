@@ -15,10 +15,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from mlic_fast.engine.packed import PackedLayers
-from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.parity import Parity
 
 #: Of the global context within a slice.
 INTRA_HEADS = 2
@@ -178,25 +176,17 @@ class Operations(ABC):
 
     # What only block transforms use.
 
-    def to_blocks(self, images: Tensor) -> Act:
+    def to_blocks(self, images: Any) -> Act:
         """uint8 [B, 3, H, W] -> 0 .. 255 [B, H/8, W/8, 192], exponent 0: channel 64c + 8v + u is
         colour c of row v and column u of a block.
         """
         raise NotImplementedError
 
-    def to_pixels(self, r: Real) -> Tensor:
+    def to_pixels(self, r: Real) -> Any:
         """The inverse of to_blocks: reals, clamped to 0 .. 255 and rounded, ties to even."""
         raise NotImplementedError
 
-    def from_tensor(self, x: Tensor) -> Real:
-        """float32 [B, C, H, W] -> [B, H, W, C]."""
-        raise NotImplementedError
-
-    def to_tensor(self, r: Real) -> Tensor:
-        """The inverse of from_tensor."""
-        raise NotImplementedError
-
-    def scale(self, r: Real, factors: Tensor) -> Real:
+    def scale(self, r: Real, factors: Real) -> Real:
         """Times a factor for each channel, float32 [C]."""
         raise NotImplementedError
 

@@ -22,7 +22,6 @@ from torch import nn
 
 from mlic_fast.coder import SCALES, Tables, factorized_tables, gaussian_tables
 from mlic_fast.engine.arithmetic import (
-    ACTIVATION_LIMIT,
     EXPONENT_LIMIT,
     WEIGHT_LIMIT,
     Act,
@@ -33,15 +32,25 @@ from mlic_fast.engine.arithmetic import (
     quantise,
 )
 from mlic_fast.engine.cpu import CpuOps
-from mlic_fast.engine.packed import Layer, PackedModel, Segment
+from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
+from mlic_fast.engine.weights import (
+    BUDGET,
+    TRANSFORMS,
+    Weights,
+    input_channels,
+    path_layers,
+    segment_order,
+    sums,
+    weights_of,
+)
 from mlic_fast.errors import CheckpointError
 from mlic_fast.images import write_atomically
-from mlic_fast.models.checkerboard import Parity
-from mlic_fast.models.checkpoints import CONFIG_KEY, check_finite, check_state
-from mlic_fast.models.config import MlicConfig
-from mlic_fast.models.contexts import GlobalInterContext, LocalContext, StackedCheckerboardContext
+from mlic_fast.models.checkpoints import check_finite, check_state
+from mlic_fast.models.config import CONFIG_KEY, MlicConfig
+from mlic_fast.models.contexts import LocalContext
 from mlic_fast.models.mlic import MlicModel, Transforms, create_model
+from mlic_fast.models.parity import Parity
 
 #: How far an activation may exceed the largest one seen in calibration before it saturates.
 HEADROOM = 2.0
@@ -49,17 +58,6 @@ HEADROOM = 2.0
 CALIBRATION_SIZE = 3
 CALIBRATION_SAMPLES = 4
 
-#: Scales are packed smaller by half a step between tables. The table of a scale is the first that
-#: is not below it, so each gets the nearest table: 0.2 to 0.4 % of the bits.
-SCALE_FACTOR = np.float32((SCALES[0] / SCALES[-1]) ** (0.5 / (len(SCALES) - 1)))
-
-#: A channel whose weights are all below this is packed as zero.
-SMALLEST_WEIGHT = 2.0**-100
-
-#: Largest sum of the magnitudes of an output channel's weights: any product then fits int32.
-_BUDGET = (2**31 - 1) // ACTIVATION_LIMIT
-
-_TRANSFORMS = ("g_a.", "g_s.", "h_a.", "gain.")
 _NAMES_KEY = "mlic_fast.exponents"
 
 Array = npt.NDArray[Any]
@@ -71,13 +69,14 @@ def pack(model: MlicModel) -> PackedModel:
     Raises CheckpointError for weights that are not finite, or so large that activations overflow.
     """
     check_finite(model, "the model cannot be packed: it")
+    weights = weights_of(model)
     try:
-        tables = _tables(model)
+        tables = _tables(weights)
     except (ArithmeticError, ValueError) as error:
         raise CheckpointError(
             f"the model cannot be packed: its prior overflows: {error}"
         ) from error
-    packed = PackedModel(model.config, _layers(model), {}, tables)
+    packed = PackedModel(model.config, path_layers(model.config, weights, {}), {}, tables)
     ops = _CalibratingOps(packed)
     noise = _Noise(packed)
     code_latents(ops, noise.hyper_symbols(), noise)
@@ -93,7 +92,7 @@ def packed_bytes(model: Transforms, packed: PackedModel) -> bytes:
     """What :func:`save_packed` writes."""
     tensors = {f"packed.{k}": torch.from_numpy(v.copy()) for k, v in packed.arrays().items()}
     for name, tensor in model.state_dict().items():
-        if name.startswith(_TRANSFORMS):
+        if name.startswith(TRANSFORMS):
             tensors[name] = tensor.contiguous()
     metadata = {
         CONFIG_KEY: packed.config.to_json(),
@@ -162,7 +161,7 @@ def _check(packed: PackedModel) -> None:
         if not all(r.dtype == np.float32 and np.isfinite(r).all() for r in real):
             raise ValueError(f"{name} has values that are not finite float32")
         weights = [s.weight.astype(np.int32) for s in layer.segments]
-        if any(_sums(w).max() > _BUDGET or np.abs(w).max() > WEIGHT_LIMIT for w in weights):
+        if any(sums(w).max() > BUDGET or np.abs(w).max() > WEIGHT_LIMIT for w in weights):
             raise ValueError(f"{name} has weights beyond the limit")
     if len(packed.tables) != len(SCALES) + packed.config.N:
         raise ValueError("another number of tables than 64 and one a channel of z")
@@ -177,13 +176,13 @@ def _shapes(config: MlicConfig) -> dict[str, tuple[tuple[int, ...], list[tuple[i
     shapes: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]]]] = {}
     shapes["medians"] = (config.N,), []
     for name, module in model.named_modules():
-        if name.startswith(_TRANSFORMS):
+        if name.startswith(TRANSFORMS):
             continue
         if isinstance(module, nn.Conv2d):
             outputs, channels, kernel, _ = module.weight.shape
             if isinstance(model.get_submodule(".".join(name.split(".")[:2])), LocalContext):
                 channels, kernel = channels * kernel**2, 1
-            parts = _segment_order(name, _input_channels(model, name, channels))
+            parts = segment_order(name, input_channels(config, name, channels))
             shapes[name] = (outputs,), [(outputs, kernel, kernel, c) for c in parts]
         elif isinstance(module, nn.Linear):
             outputs, channels = module.weight.shape
@@ -194,30 +193,6 @@ def _shapes(config: MlicConfig) -> dict[str, tuple[tuple[int, ...], list[tuple[i
             area = len(module.relative_position_index)
             shapes[f"{name}.attention"] = (module.num_heads, area, area), []
     return shapes
-
-
-def _sums(weight: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-    """Sum of magnitudes of each output channel."""
-    return np.abs(weight.astype(np.int32)).reshape(len(weight), -1).sum(1, dtype=np.int64)
-
-
-def pack_weight(weight: Array) -> Segment:
-    """Float weight [O, k, k, C] -> integers whose product with any activation fits int32."""
-    w = weight.astype(np.float64)
-    flat = np.abs(w).reshape(len(w), -1)
-    largest = flat.max(axis=1)
-    # Too small for a scale in float32 (training leaves such subnormal rests): nothing.
-    largest[largest < SMALLEST_WEIGHT] = 0
-    # The sum of magnitudes, in units of the largest and exactly: no order of adding matters.
-    unit = np.where(largest > 0, largest, 1.0)
-    total = np.rint(flat / unit[:, None] * 2.0**40).astype(np.int64).sum(axis=1) / 2.0**40 * unit
-    # Rounding may add a half to every weight.
-    scale = np.maximum(largest / WEIGHT_LIMIT, total / (_BUDGET - flat.shape[1] / 2))
-    scale = np.where(largest > 0, scale, 1.0).astype(np.float32)
-    q = np.rint(w / scale.astype(np.float64).reshape(-1, 1, 1, 1))
-    q = np.clip(q, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int16)
-    assert _sums(q).max() <= _BUDGET
-    return Segment(q, scale)
 
 
 class _CalibratingOps(SpecOps):
@@ -284,95 +259,12 @@ class _Noise:
         )
 
 
-def _tables(model: MlicModel) -> Tables:
-    prior = model.entropy_bottleneck
-    parts = (prior.matrices, prior.biases, prior.factors)
-    matrices, biases, factors = ([float_array(parameter) for parameter in part] for part in parts)
-    medians = float_array(prior.quantiles)[:, 0, 1]
+def _tables(weights: Weights) -> Tables:
+    prior = "entropy_bottleneck"
+    matrices, biases, factors = (
+        [weights[name] for name in sorted(weights) if name.startswith(f"{prior}.{part}.")]
+        for part in ("matrices", "biases", "factors")
+    )
+    medians = weights[f"{prior}.quantiles"][:, 0, 1]
     hyper_tables = factorized_tables(matrices, biases, factors, medians)
     return Tables.concatenate([gaussian_tables(), hyper_tables])
-
-
-def float_array(tensor: Any) -> Array:
-    """A copy, which nobody else can free or change: the packed model outlives the float one."""
-    return np.array(tensor.detach().float().cpu().numpy(), order="C")
-
-
-def _layers(model: MlicModel) -> dict[str, Layer]:
-    medians = float_array(model.entropy_bottleneck.quantiles)[:, 0, 1]
-    layers = {"medians": Layer(np.ascontiguousarray(medians))}
-    for name, module in model.named_modules():
-        if name.startswith(_TRANSFORMS):
-            continue
-        if isinstance(module, nn.Conv2d):
-            layers[name] = _conv_layer(model, name, module)
-        elif isinstance(module, nn.Linear):
-            weight = float_array(module.weight)[:, None, None, :]
-            layers[name] = Layer(float_array(module.bias), (pack_weight(weight),))
-        elif isinstance(module, nn.LayerNorm):
-            layers[name] = Layer(float_array(module.bias), gain=float_array(module.weight))
-        elif isinstance(module, LocalContext):
-            bias = module.relative_position_table[module.relative_position_index]
-            layers[f"{name}.attention"] = Layer(float_array(bias.permute(2, 0, 1)))
-    return layers
-
-
-def _conv_layer(model: MlicModel, name: str, conv: nn.Conv2d) -> Layer:
-    weight = float_array(conv.weight)
-    bias = float_array(conv.bias)
-    if name.startswith("entropy_parameters") and name.endswith("fusion.6"):
-        scales = slice(model.config.slice_channels)  # then come the means
-        weight[scales] *= SCALE_FACTOR
-        bias[scales] *= SCALE_FACTOR
-    parent = model.get_submodule(".".join(name.split(".")[:2]))
-    if isinstance(parent, StackedCheckerboardContext):
-        weight = weight * float_array(parent.mask)
-    weight = np.ascontiguousarray(weight.transpose(0, 2, 3, 1))  # [O, k, k, C]
-    if isinstance(parent, LocalContext):
-        # The windows come as vectors of 25 tokens times C: the fusion is a 1x1 convolution.
-        weight = weight.reshape(len(weight), 1, 1, -1)
-    parts = np.split(
-        weight, np.cumsum(_input_channels(model, name, weight.shape[-1]))[:-1], axis=-1
-    )
-    segments = _segment_order(name, parts)
-    return Layer(bias, tuple(pack_weight(part) for part in segments))
-
-
-def _input_channels(model: MlicModel, name: str, channels: int) -> list[int]:
-    """Channels of the tensors that are concatenated at the input of a layer of the float model."""
-    c, m = model.config.slice_channels, model.config.M
-    root, _, layer = name.partition(".")
-    first = layer.endswith((".fusion.0", ".lrp_transform.0", ".fushion.0"))
-    if root in ("entropy_parameters_anchor", "entropy_parameters_nonanchor") and first:
-        inter = [] if model.config.variant == "mlic" else [2 * c]
-        later = not layer.startswith("0.")
-        shared = [*inter, 4 * c] if later else []
-        own = ([2 * c, 2 * c] if later else [2 * c]) if root.endswith("nonanchor") else []
-        return [*own, *shared, 2 * m]
-    if root in ("lrp_anchor", "lrp_nonanchor") and first:
-        return [m] + [c] * ((channels - m) // c)
-    if root == "channel_context" and first:
-        return [c] * (channels // c)
-    parent = (
-        model.get_submodule(".".join(name.split(".")[:2]))
-        if root == "global_inter_context"
-        else None
-    )
-    if isinstance(parent, GlobalInterContext) and name.endswith(
-        ("queries.0", "keys.0", "values.0")
-    ):
-        return [c] * (channels // c)
-    return [channels]
-
-
-def _segment_order(name: str, parts: list[Any]) -> list[Any]:
-    """Order of the inputs on the exact path: what is known first comes first.
-
-    Entropy parameters: hyper, inter, channel, local, intra (float: local, intra, inter, channel,
-    hyper). Everything else keeps its order.
-    """
-    if not (name.startswith("entropy_parameters") and name.endswith("fusion.0")):
-        return parts
-    *contexts, hyper = parts
-    own = 0 if name.startswith("entropy_parameters_anchor") else min(2, len(contexts))
-    return [hyper, *contexts[own:], *contexts[:own]]

@@ -8,13 +8,11 @@ of photographs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, Act, Float, exponents_of, power_of_two
 from mlic_fast.engine.cpu import CpuOps
@@ -25,12 +23,13 @@ from mlic_fast.engine.exact_transforms import (
     synthesis,
 )
 from mlic_fast.engine.operations import Operations
-from mlic_fast.engine.pack import float_array, pack_weight
 from mlic_fast.engine.packed import Layer, PackedTransforms
+from mlic_fast.engine.weights import Known, Weights, pack_weight, weights_of
 from mlic_fast.errors import CheckpointError
-from mlic_fast.models.layers import MixingBlock
-from mlic_fast.models.mlic import Transforms
-from mlic_fast.models.transforms import BlockAnalysisTransform, BlockSynthesisTransform
+from mlic_fast.models.config import MlicConfig
+
+if TYPE_CHECKING:
+    from mlic_fast.models.mlic import Transforms
 
 #: Where channels are scaled: the picture at 1/8 and 1/16 in g_a, latents, the picture in g_s.
 STAGES = ("g_a.fine", "g_a.coarse", "h_a", "g_s.coarse", "g_s.fine")
@@ -52,36 +51,33 @@ def pack_transforms(model: Transforms) -> PackedTransforms:
 
     Raises CheckpointError for weights so large that activations overflow.
     """
-    config = model.config
+    config, weights = model.config, weights_of(model)
     widths = config.block_channels, config.M, config.M, config.M, config.block_channels
     ones = {stage: np.ones(width, np.float32) for stage, width in zip(STAGES, widths, strict=True)}
-    ranges = _Ranges(_packed(model, ones))
-    _run(model, ranges.packed, ranges)
+    ranges = _Ranges(transform_layers(config, weights, ones, {}))
+    _run(ranges.packed, ranges)
     scales = {
         stage: np.float32(ACTIVATION_LIMIT / HEADROOM) / np.maximum(ranges.largest[stage], SMALLEST)
         for stage in STAGES
     }
-    packed = _packed(model, scales)
-    _run(model, packed, _Calibration(packed))
+    packed = transform_layers(config, weights, scales, {})
+    _run(packed, _Calibration(packed))
     return packed
 
 
-def _run(model: Transforms, packed: PackedTransforms, ops: Operations) -> None:
+def _run(packed: PackedTransforms, ops: Operations) -> None:
     """All transforms on the test card, at the lowest and the highest rate."""
-    transforms = ExactTransforms(model, packed, ops)
+    transforms, config = ExactTransforms(packed, ops), packed.config
     y = analysis(ops, calibration_card())
-    rates = (0.0, model.config.rates - 1.0) if model.config.rates else (None,)
-    scales = [
-        transforms.scales(None if rate is None else torch.tensor([rate], dtype=torch.float32))
-        for rate in rates
-    ]
+    rates = (0.0, config.rates - 1.0) if config.rates else (None,)
+    scales = [transforms.scales(rate) for rate in rates]
     latents = [ops.scale(y, analysis_scale) for analysis_scale, _ in scales]
     hyper_analysis(ops, np.concatenate(latents) * packed.hyper_scale)
     scaled = [ops.scale(np.rint(y), scale) for y, (_, scale) in zip(latents, scales, strict=True)]
     synthesis(ops, np.concatenate(scaled))
 
 
-def calibration_card() -> torch.Tensor:
+def calibration_card() -> npt.NDArray[np.uint8]:
     """uint8 [1, 3, SIDE, SIDE]: coloured rectangles, stripes and noise of full contrast."""
     # Raw bits: numpy keeps these the same in all versions.
     bits = (np.random.PCG64(0).random_raw(SIDE**2) >> np.uint64(40)).astype(np.int64)
@@ -97,7 +93,7 @@ def calibration_card() -> torch.Tensor:
             down, across, period = bits[number, 0] % 8, bits[number, 1] % 8, bits[number, 2] % 4
             white = ((down + (across == 0)) * rows + across * columns) >> (1 + period)
         card[:, y * TILE : (y + 1) * TILE, x * TILE : (x + 1) * TILE] = 255 * (white & 1)
-    return torch.from_numpy(card)[None]
+    return card[None]
 
 
 def _leaves(bits: Array) -> Array:
@@ -121,74 +117,79 @@ def _leaves(bits: Array) -> Array:
     return card
 
 
-def _packed(model: Transforms, scales: Scales) -> PackedTransforms:
-    """All layers, for channels that are scaled; no exponents but those of the scaled channels."""
-    g_a, g_s = model.g_a, model.g_s
-    assert isinstance(g_a, BlockAnalysisTransform) and isinstance(g_s, BlockSynthesisTransform)
+def transform_layers(
+    config: MlicConfig, weights: Weights, scales: Scales, known: Known
+) -> PackedTransforms:
+    """All layers, for channels that are scaled; no exponents but those of the scaled channels.
+
+    ``known``: see :mod:`mlic_fast.engine.weights`.
+    """
     fine_a, coarse_a, hyper, coarse_s, fine_s = (scales[stage] for stage in STAGES)
-    pixels = np.full(192, 1 / 255, np.float32)
-    layers = {
-        "g_a.embed": _layer(g_a.embed, inputs=pixels, outputs=fine_a),
-        "g_a.down": _layer(g_a.down, inputs=1 / np.tile(fine_a, 4), outputs=coarse_a),
-        "g_s.up": _subpixel_layer(g_s.up, inputs=1 / coarse_s, outputs=np.tile(fine_s, 4)),
-        "g_s.project": _layer(g_s.project, inputs=1 / fine_s, outputs=np.full(192, 255, "f4")),
-    }
-    chains = {
-        "g_a.fine": g_a.fine,
-        "g_a.coarse": g_a.coarse,
-        "g_s.coarse": g_s.coarse,
-        "g_s.fine": g_s.fine,
-    }
-    for stage, blocks in chains.items():
-        layers |= _block_layers(stage, blocks, scales[stage])
-    for index, layer in enumerate(model.h_a.reduction):
-        if isinstance(layer, nn.Conv2d):
-            inputs = 1 / hyper if index == 0 else None
-            layers[f"h_a.reduction.{index}"] = _layer(layer, inputs=inputs)
+    make = _Layers(weights, known)
+    make.layer("g_a.embed", inputs=np.full(192, 1 / 255, np.float32), outputs=fine_a)
+    make.layer("g_a.down", inputs=1 / np.tile(fine_a, 4), outputs=coarse_a)
+    make.layer("g_s.up", inputs=1 / coarse_s, outputs=np.tile(fine_s, 4), subpixel=True)
+    make.layer("g_s.project", inputs=1 / fine_s, outputs=np.full(192, 255, "f4"))
+    counts = dict(zip(("g_a.fine", "g_a.coarse"), config.analysis_blocks, strict=True))
+    counts |= dict(zip(("g_s.fine", "g_s.coarse"), config.synthesis_blocks, strict=True))
+    for stage, count in counts.items():
+        for index in range(count):
+            make.block(f"{stage}.{index}", scales[stage])
+    for index in (0, 2, 4, 6, 8):
+        make.layer(f"h_a.reduction.{index}", inputs=1 / hyper if index == 0 else None)
+    no_gain = np.zeros((0, config.M), np.float32)
     return PackedTransforms(
-        model.config, layers, dict.fromkeys(STAGES, 0), 1 / coarse_a, hyper, coarse_s
+        config,
+        make.layers,
+        dict.fromkeys(STAGES, 0),
+        log_gain=weights.get("gain.log_gain", no_gain),
+        log_inverse_gain=weights.get("gain.log_inverse_gain", no_gain),
+        stages=scales,
     )
 
 
-def _block_layers(stage: str, blocks: Iterable[nn.Module], scale: Float) -> dict[str, Layer]:
-    layers: dict[str, Layer] = {}
-    for index, block in enumerate(blocks):
-        assert isinstance(block, MixingBlock)
-        parts = {
-            "mix_in": _layer(block.mix_in, inputs=1 / scale),
-            "depthwise": _layer(block.depthwise),
-            "mix_out": _layer(block.mix_out, outputs=scale),
-            "expand": _layer(block.expand, inputs=1 / scale),
-            "contract": _layer(block.contract, outputs=scale),
-        }
-        layers |= {f"{stage}.{index}.{name}": layer for name, layer in parts.items()}
-    return layers
+class _Layers:
+    """Makes ``layers``, by the names of the float model."""
 
+    def __init__(self, weights: Weights, known: Known) -> None:
+        self._weights, self._known = weights, known
+        self.layers: dict[str, Layer] = {}
 
-def _layer(conv: nn.Conv2d, inputs: Float | None = None, outputs: Float | None = None) -> Layer:
-    """A convolution of inputs that are to be multiplied by ``inputs``, its result by ``outputs``.
+    def block(self, name: str, scale: Float) -> None:
+        """A :class:`mlic_fast.models.layers.MixingBlock` of a picture that is scaled."""
+        self.layer(f"{name}.mix_in", inputs=1 / scale)
+        self.layer(f"{name}.depthwise")
+        self.layer(f"{name}.mix_out", outputs=scale)
+        self.layer(f"{name}.expand", inputs=1 / scale)
+        self.layer(f"{name}.contract", outputs=scale)
 
-    One of stride 2 and as wide a kernel becomes a 1x1 convolution of what space_to_depth gives.
-    """
-    weight = float_array(conv.weight).transpose(0, 2, 3, 1)  # [O, k, k, C]
-    if conv.kernel_size == (2, 2):
-        weight = weight.reshape(len(weight), 1, 1, -1)
-    return _scaled(weight, float_array(conv.bias), inputs, outputs)
+    def layer(
+        self,
+        name: str,
+        *,
+        inputs: Float | None = None,
+        outputs: Float | None = None,
+        subpixel: bool = False,
+    ) -> None:
+        """A convolution of inputs that are to be multiplied by ``inputs``, its result by
+        ``outputs``.
 
-
-def _subpixel_layer(conv: nn.Conv2d, inputs: Float, outputs: Float) -> Layer:
-    """A 1x1 convolution before a pixel shuffle: channel 4c + s becomes s C + c."""
-    weight, bias = float_array(conv.weight), float_array(conv.bias)
-    order = np.arange(len(bias)).reshape(-1, 4).T.reshape(-1)
-    return _scaled(weight[order].transpose(0, 2, 3, 1), bias[order], inputs, outputs)
-
-
-def _scaled(weight: Array, bias: Array, inputs: Float | None, outputs: Float | None) -> Layer:
-    if inputs is not None:
-        weight = weight * inputs
-    if outputs is not None:
-        weight, bias = weight * outputs[:, None, None, None], bias * outputs
-    return Layer(np.ascontiguousarray(bias), (pack_weight(np.ascontiguousarray(weight)),))
+        One of stride 2 and as wide a kernel becomes a 1x1 convolution of what space_to_depth gives.
+        With ``subpixel``, a 1x1 convolution before a pixel shuffle: channel 4c + s becomes s C + c.
+        """
+        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        weight = weight.transpose(0, 2, 3, 1)  # [O, k, k, C]
+        if subpixel:
+            order = np.arange(len(bias)).reshape(-1, 4).T.reshape(-1)
+            weight, bias = weight[order], bias[order]
+        if weight.shape[1] == 2:
+            weight = weight.reshape(len(weight), 1, 1, -1)
+        if inputs is not None:
+            weight = weight * inputs
+        if outputs is not None:
+            weight, bias = weight * outputs[:, None, None, None], bias * outputs
+        segment = pack_weight(np.ascontiguousarray(weight), self._known.get(f"{name}.0"))
+        self.layers[name] = Layer(np.ascontiguousarray(bias), (segment,))
 
 
 class _Calibration(CpuOps):

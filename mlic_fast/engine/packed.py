@@ -62,14 +62,29 @@ class PackedTransforms(PackedLayers):
     """g_a, h_a and g_s of a model with block transforms.
 
     Attributes:
-        analysis_scale: float32 [M]: latents are what g_a gives times these.
-        hyper_scale: what h_a takes is latents times these.
-        synthesis_scale: what g_s takes is latents times these.
+        log_gain, log_inverse_gain: float32 [rates, M], :class:`mlic_fast.models.gain.GainUnits`; of
+            a model with a single rate [0, M].
+        stages: factors of the channels of the picture, float32 [C], by where they are scaled.
     """
 
-    analysis_scale: npt.NDArray[np.float32]
-    hyper_scale: npt.NDArray[np.float32]
-    synthesis_scale: npt.NDArray[np.float32]
+    log_gain: npt.NDArray[np.float32]
+    log_inverse_gain: npt.NDArray[np.float32]
+    stages: dict[str, npt.NDArray[np.float32]]
+
+    @property
+    def analysis_scale(self) -> npt.NDArray[np.float32]:
+        """[M]: latents are what g_a gives times these."""
+        return 1 / self.stages["g_a.coarse"]
+
+    @property
+    def hyper_scale(self) -> npt.NDArray[np.float32]:
+        """[M]: what h_a takes is latents times these."""
+        return self.stages["h_a"]
+
+    @property
+    def synthesis_scale(self) -> npt.NDArray[np.float32]:
+        """[M]: what g_s takes is latents times these."""
+        return self.stages["g_s.coarse"]
 
 
 @dataclass(frozen=True)

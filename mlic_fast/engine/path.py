@@ -17,7 +17,7 @@ from mlic_fast.engine.operations import (
     entropy_parameters_layer,
     residual_layer,
 )
-from mlic_fast.models.checkerboard import Parity
+from mlic_fast.models.parity import Parity
 
 PARITIES = (Parity.ANCHOR, Parity.NON_ANCHOR)
 #: Work beside the rest: what later passes of a slice need, and its longest context.

@@ -5,55 +5,58 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.errors import CorruptStreamError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class PerImageEngine(ABC):
-    """A :class:`mlic_fast.engine.Engine` out of what codes the latents of one image."""
+    """A :class:`mlic_fast.engine.Engine` out of what codes the latents of one image.
+
+    Images and latents are arrays or tensors, as ``arrays`` says.
+    """
+
+    arrays: Literal["numpy", "torch"]
 
     @abstractmethod
-    def encode(self, image: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
+    def encode(self, image: Any, rate: float | None) -> tuple[bytes, int]:
         """uint8 [1, 3, H, W], multiples of 64 -> payload and its number of lanes."""
 
     @abstractmethod
-    def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Tensor, int]:
+    def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Any, int]:
         """Payload and size of z -> decoded latents [1, M, 4h, 4w] float32, and their digest."""
 
     @abstractmethod
-    def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
+    def synthesise(self, y_hat: Any, rate: float | None) -> Any:
         """Decoded latents -> uint8 [1, 3, H, W]."""
 
     def batch_limit(self, height: int, width: int) -> int:
         return 1
 
-    def encode_images(self, images: Tensor, rate: Tensor | None) -> list[tuple[bytes, int]]:
+    def encode_images(self, images: Any, rate: float | None) -> list[tuple[bytes, int]]:
         return [self.encode(image[None], rate) for image in images]
 
-    def encoder(self, image: Tensor) -> Callable[[Tensor | None], tuple[bytes, int]]:
+    def encoder(self, image: Any) -> Callable[[float | None], tuple[bytes, int]]:
         return partial(self.encode, image)
 
     def decode_images(
-        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: Tensor | None
-    ) -> Tensor:
-        return torch.cat(
-            [
-                self.synthesise(self._checked_latents(payload, lanes, size), rate)
-                for payload, lanes in payloads
-            ]
-        )
+        self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: float | None
+    ) -> list[Any]:
+        return [
+            self.synthesise(self._checked_latents(payload, lanes, size), rate)[0]
+            for payload, lanes in payloads
+        ]
 
     def decode_latents(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int]
-    ) -> Tensor:
-        latents = [self._checked_latents(*payload, size) for payload in payloads]
-        return torch.cat(latents).contiguous()
+    ) -> list[Any]:
+        return [self._checked_latents(*payload, size)[0] for payload in payloads]
 
-    def _checked_latents(self, payload: bytes, lanes: int, size: tuple[int, int]) -> Tensor:
+    def _checked_latents(self, payload: bytes, lanes: int, size: tuple[int, int]) -> Any:
         y_hat, digest = self.decode(payload, lanes, size)
         check_digest(latents_digest(y_hat), digest)
         return y_hat
@@ -66,7 +69,7 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 def to_pixels(image: Tensor) -> Tensor:
     """Real -> uint8."""
-    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return (image.float().clamp(0, 1) * 255).round().byte()
 
 
 def check_digest(found: int, expected: int) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import struct
+from typing import Literal
 
 from torch import Tensor
 
 from mlic_fast.bitstream import PROVISIONAL
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.per_image import PerImageEngine, to_pixels, to_unit
+from mlic_fast.engine.transforms import rate_tensor
 from mlic_fast.errors import CorruptStreamError
 from mlic_fast.models import reference
 from mlic_fast.models.mlic import MlicModel
@@ -26,13 +28,14 @@ class ReferenceEngine(PerImageEngine):
 
     name = "reference"
     arithmetic_version = PROVISIONAL
+    arrays: Literal["torch"] = "torch"
 
     def __init__(self, model: MlicModel) -> None:
         self._model = copy.deepcopy(model)  # which nobody else changes
         self._model.update()
 
-    def encode(self, image: Tensor, rate: Tensor | None) -> tuple[bytes, int]:
-        y = self._model.analyse(to_unit(image), rate)
+    def encode(self, image: Tensor, rate: float | None) -> tuple[bytes, int]:
+        y = self._model.analyse(to_unit(image), rate_tensor(rate))
         encoded, y_hat = reference.encode_latents(self._model, y)
         (y_string,), (z_string,) = encoded["strings"]
         prefix = _PREFIX.pack(latents_digest(y_hat), len(z_string))
@@ -48,5 +51,5 @@ class ReferenceEngine(PerImageEngine):
             raise CorruptStreamError("the stream is damaged; get a fresh copy of it")
         return reference.decode_latents(self._model, [[y_string], [z_string]], size), digest
 
-    def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
-        return to_pixels(self._model.synthesise(y_hat, rate))
+    def synthesise(self, y_hat: Tensor, rate: float | None) -> Tensor:
+        return to_pixels(self._model.synthesise(y_hat, rate_tensor(rate)))

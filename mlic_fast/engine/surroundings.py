@@ -1,14 +1,18 @@
-"""What a process has set globally reaches none of our results, and we leave it as it is."""
+"""What a process has set globally reaches none of our results, and we leave it as it is.
+
+PyTorch's part of it is looked after where PyTorch is imported: what else runs does without.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 #: The process that worked first; its children, when forked, have no threads of PyTorch.
 _first_process: int | None = None
@@ -24,15 +28,20 @@ def surroundings() -> Iterator[None]:
     of OpenMP do not survive a fork, and waiting for them would never end. Our own kernels begin new
     threads there.
     """
-    with (
-        torch.no_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-        torch.device("cpu"),
-        np.errstate(all="ignore"),
-        _whole_float32(),
-        _threads_that_exist(),
-    ):
+    global _first_process
+    if _first_process is None:
+        _first_process = os.getpid()
+    with ExitStack() as stack:
+        stack.enter_context(np.errstate(all="ignore"))
+        if "torch" in sys.modules:
+            import torch  # waits for another thread that is importing it
+
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.autocast("cpu", enabled=False))
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+            stack.enter_context(torch.device("cpu"))
+            stack.enter_context(_whole_float32())
+            stack.enter_context(_threads_that_exist())
         try:
             yield
         except RuntimeError as error:
@@ -44,6 +53,8 @@ def surroundings() -> Iterator[None]:
 @contextmanager
 def _whole_float32() -> Iterator[None]:
     """Products of float32 are of float32, not of TF32 or bfloat16."""
+    import torch
+
     backends: Any = torch.backends
     switches = (
         *(backends.mkldnn.conv, backends.mkldnn.matmul),
@@ -61,9 +72,8 @@ def _whole_float32() -> Iterator[None]:
 
 @contextmanager
 def _threads_that_exist() -> Iterator[None]:
-    global _first_process
-    if _first_process is None:
-        _first_process = os.getpid()
+    import torch
+
     threads = torch.get_num_threads()
     if _first_process == os.getpid() or threads == 1:
         yield
@@ -73,3 +83,35 @@ def _threads_that_exist() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def thread_count() -> int:
+    """How many threads the kernels use: as many as PyTorch, where it is imported.
+
+    Else what it would choose: OMP_NUM_THREADS, or the cores that this process may run on.
+    """
+    if "torch" in sys.modules:
+        import torch
+
+        return torch.get_num_threads()
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(wanted) if wanted.isdecimal() and int(wanted) else _cores()
+
+
+def set_thread_count(count: int) -> None:
+    """For kernels and PyTorch alike; before a codec is loaded."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+def _cores() -> int:
+    """Of the processors that this process may use: those of one core count once."""
+    processors = os.sched_getaffinity(0)
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        return len({Path(siblings.format(each)).read_text() for each in processors})
+    except OSError:
+        return len(processors)

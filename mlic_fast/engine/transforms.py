@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class EngineTransforms:
 
     The last layer stays float32 too: the pixels come from it, and bfloat16 has no more than 8 bits
     for them. The weights are converted once, not at every call as autocast does. They are copies,
-    so that what becomes of the model changes nothing here.
+    so that what becomes of the model changes nothing here. Images and latents may be arrays.
     """
 
     def __init__(self, model: Transforms, dtype: torch.dtype) -> None:
@@ -30,24 +31,25 @@ class EngineTransforms:
         self._g_s = _convert(layers[:-1], dtype)
         self._last = _convert(layers[-1], torch.float32)
 
-    def analyse(self, images: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
+    def analyse(self, images: Any, rate: float | None) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
         return self.at_rate(self.analysis(images), rate)
 
-    def analysis(self, images: Tensor) -> Tensor:
+    def analysis(self, images: Any) -> Tensor:
         """What all rates have in common: the input of :meth:`at_rate`."""
-        x = to_unit(images).to(self._dtype, memory_format=torch.channels_last)
+        x = to_unit(torch.as_tensor(images)).to(self._dtype, memory_format=torch.channels_last)
         return self._g_a(x).float()
 
-    def at_rate(self, latents: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
+    def at_rate(self, latents: Tensor, rate: float | None) -> tuple[Tensor, Tensor]:
         """y and z as of :meth:`analyse`."""
-        y = latents if self._gain is None else self._gain.apply(latents, rate)
+        y = latents if self._gain is None else self._gain.apply(latents, rate_tensor(rate))
         return y, self._h_a(y.to(self._dtype)).float()
 
-    def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
+    def synthesise(self, y_hat: Any, rate: float | None) -> Tensor:
         """Decoded latents [B, M, H/16, W/16] -> uint8 [B, 3, H, W]."""
+        y_hat = torch.as_tensor(y_hat)
         if self._gain is not None:
-            y_hat = self._gain.undo(y_hat, rate)
+            y_hat = self._gain.undo(y_hat, rate_tensor(rate))
         x = y_hat.to(self._dtype, memory_format=torch.channels_last)
         return to_pixels(self._last(self._g_s(x).float()))
 
@@ -58,8 +60,15 @@ def _convert(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return converted.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def cpu_dtype() -> torch.dtype:
-    """bfloat16 where this CPU multiplies it natively, else float32."""
+def rate_tensor(rate: float | None) -> Tensor | None:
+    """As the gains of the float model take it: float32 [1]."""
+    return None if rate is None else torch.tensor([rate], dtype=torch.float32)
+
+
+def cpu_dtype(native: bool) -> torch.dtype:
+    """float32; with ``native`` bfloat16 where this CPU multiplies it natively."""
+    if not native:
+        return torch.float32
     capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if native else torch.float32
+    multiplies = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if multiplies else torch.float32

@@ -1,8 +1,16 @@
-"""The float models of the MLIC family, for training and as the reference of the codec."""
+"""The float models of the MLIC family, for training and as the reference of the codec.
 
-from mlic_fast.models.checkpoints import load_checkpoint, save_checkpoint
+What needs PyTorch is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from mlic_fast.models.config import MS_SSIM_LAMBDAS, MSE_LAMBDAS, PRESETS, MlicConfig
-from mlic_fast.models.mlic import MLIC, MlicModel, MLICPlus, MLICPlusPlus, create_model
+
+if TYPE_CHECKING:
+    from mlic_fast.models.checkpoints import load_checkpoint, save_checkpoint
+    from mlic_fast.models.mlic import MLIC, MlicModel, MLICPlus, MLICPlusPlus, create_model
 
 __all__ = [
     "MLIC",
@@ -17,3 +25,10 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "checkpoints" if name.endswith("_checkpoint") else "mlic"
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -6,17 +6,10 @@ anchors and 0, 2, 4 .. for non-anchors, odd rows the others.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import torch
 from torch import Tensor
 
-
-class Parity(IntEnum):
-    """Colour of a position: (row + column) mod 2."""
-
-    NON_ANCHOR = 0
-    ANCHOR = 1
+from mlic_fast.models.parity import Parity
 
 
 def keep(y: Tensor, parity: Parity) -> Tensor:

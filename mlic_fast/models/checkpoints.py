@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mlic_fast.errors import CheckpointError
 from mlic_fast.images import write_atomically
-from mlic_fast.models.config import MlicConfig
+from mlic_fast.models.config import CONFIG_KEY, PACKING, MlicConfig
 from mlic_fast.models.mlic import MlicModel, create_model
 
 State = dict[str, Tensor]
@@ -32,7 +32,6 @@ State = dict[str, Tensor]
 _TABLES = re.compile(r"\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
 #: The same in every model, but zero in files of half precision.
 _CONSTANTS = re.compile(r"\.(bound|pedestal|scale_bound)$")
-CONFIG_KEY = "mlic_fast.config"
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> MlicModel:
@@ -96,7 +95,8 @@ def _read(path: Path, allow_pickle: bool) -> tuple[MlicConfig | None, State]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            names = [key for key in file.keys() if not key.startswith(PACKING)]  # noqa: SIM118
+            state = {key: file.get_tensor(key) for key in names}
         config = MlicConfig.from_json(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None
         return config, state
     except SafetensorError as error:

@@ -12,6 +12,14 @@ Variant = Literal["mlic", "mlic_plus", "mlic_plus_plus"]
 WeightFamily = Literal["current", "2023"]
 TransformKind = Literal["residual", "blocks"]
 
+#: In a checkpoint file: the configuration, in its metadata; the prefix of what packing found out
+#: (:mod:`mlic_fast.engine.stored`), in the names of its tensors.
+CONFIG_KEY = "mlic_fast.config"
+PACKING = "packing."
+
+#: Height and width of the image must be multiples of this: z is at 1/64 of it.
+ALIGNMENT = 64
+
 #: Lagrange multipliers of the papers, lowest rate first (MLIC++, section 4.1).
 MSE_LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483)
 MS_SSIM_LAMBDAS = (2.4, 4.58, 8.73, 16.64, 31.73, 60.5)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlic_fast.models.checkerboard import Parity, keep
-from mlic_fast.models.config import PRESETS, MlicConfig
+from mlic_fast.models.config import ALIGNMENT, PRESETS, MlicConfig
 from mlic_fast.models.contexts import make_contexts
 from mlic_fast.models.entropy import EntropyBottleneck, GaussianConditional, round_ste
 from mlic_fast.models.gain import GainUnits
@@ -24,9 +24,6 @@ from mlic_fast.models.transforms import (
     HyperSynthesis,
     make_transforms,
 )
-
-#: Height and width of the image must be multiples of this: z is at 1/64 of it.
-ALIGNMENT = 64
 
 
 class PassCoder(Protocol):

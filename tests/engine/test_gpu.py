@@ -45,7 +45,7 @@ def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:
 
     model = lively_model(config).eval()
     packed = pack(model)
-    transforms = cpu_transforms(model, CpuOps, torch.float32)
+    transforms = cpu_transforms(model, CpuOps)
     cpu = ExactEngine(transforms, packed, CpuOps(packed), "cpu")
     there = lively_model(config).eval().to(device)
     gpu = GpuEngine(there, packed, device, dtype=torch.float32)

@@ -189,7 +189,7 @@ def test_the_smallest_drift_shows_in_the_digest(small_models: dict[str, MlicMode
 
     model = small_models["mlic_plus_plus"]
     packed = pack(model)
-    transforms = cpu_transforms(model, SpecOps, torch.float32)
+    transforms = cpu_transforms(model, SpecOps)
     encoder = ExactEngine(transforms, packed, SpecOps(packed), "spec")
     decoder = ExactEngine(transforms, packed, Perturbed(packed), "spec")
     with torch.inference_mode():
