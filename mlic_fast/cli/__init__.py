@@ -27,6 +27,7 @@ COMMANDS = {
     "doctor": ("mlic_fast.cli.doctor", "show what this machine has and what would be used of it"),
     "bench": ("mlic_fast.cli.bench", "time encoding and decoding, side by side"),
     "profile": ("mlic_fast.cli.profile", "take one encode or decode apart, down to its kernels"),
+    "compare": ("mlic_fast.cli.compare", "show pictures side by side, on a page for a browser"),
     "info": ("mlic_fast.cli.info", "show what .mlic files say about themselves"),
     "train": ("mlic_fast.cli.train", "train a model on a folder of photographs"),
     "eval": ("mlic_fast.cli.eval", "measure bits a pixel, PSNR and MS-SSIM on a folder of images"),

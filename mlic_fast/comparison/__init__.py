@@ -1,0 +1,92 @@
+"""A page that compares pictures of one size, for a browser: one file, which loads nothing else.
+
+The first picture is the original; the others are measured against it.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlic_fast.comparison.chart import Point, chart, escaped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NO_SIMILARITY = "MS-SSIM needs sides of 161 pixels, and pytorch-msssim (mlic_fast[train])."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture: its name, the bytes of its file, uint8 [3, H, W] and its distortion.
+
+    ``psnr`` in dB and ``ms_ssim`` are None for the original; MS-SSIM also where it cannot be had.
+    """
+
+    name: str
+    size: int
+    pixels: Tensor
+    psnr: float | None = None
+    ms_ssim: float | None = None
+
+    @property
+    def bits_per_pixel(self) -> float:
+        return 8 * self.size / (self.pixels.shape[1] * self.pixels.shape[2])
+
+
+def page(entries: Sequence[Entry]) -> str:
+    """The page, in UTF-8: of the original, then of at least one other picture."""
+    _, height, width = entries[0].pixels.shape
+    similar = any(entry.ms_ssim is not None for entry in entries)
+    parts = {
+        "TITLE": escaped(f"{entries[0].name}, {width}x{height}"),
+        "OPTIONS": "".join(
+            f'<option value="{number}">{escaped(entry.name)}</option>'
+            for number, entry in enumerate(entries)
+        ),
+        "ROWS": "\n".join(map(_row, entries)),
+        "NOTE": "Measured against the first file." + ("" if similar else f" {NO_SIMILARITY}"),
+        "CHART": _chart(entries[1:]),
+        "WIDTH": str(width),
+        "HEIGHT": str(height),
+    }
+    template = files(__name__).joinpath("page.html").read_text(encoding="utf-8")
+    # In one go: nothing that a name holds is taken for a place to fill.
+    return re.sub("@@([A-Z]+)@@", lambda match: parts[match[1]], template)
+
+
+def _row(entry: Entry) -> str:
+    name = escaped(entry.name)
+    cells = (
+        f'<img src="{_data_url(entry.pixels)}" alt="{name}">',
+        f"{entry.size:,}",
+        f"{entry.bits_per_pixel:.4f}",
+        "" if entry.psnr is None else "equal" if math.isinf(entry.psnr) else f"{entry.psnr:.3f}",
+        "" if entry.ms_ssim is None else f"{entry.ms_ssim:.5f}",
+    )
+    return f"<tr><td>{name}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _chart(entries: Sequence[Entry]) -> str:
+    """PSNR over rate, files of a suffix joined by a line; nothing if all are equal."""
+    points = [
+        Point(Path(entry.name).suffix.lower(), entry.name, entry.bits_per_pixel, entry.psnr)
+        for entry in entries
+        if entry.psnr is not None and math.isfinite(entry.psnr)
+    ]
+    if not points:
+        return ""
+    drawing = chart(points, "bits a pixel", "PSNR over RGB [dB]")
+    return f"<h2>PSNR over rate</h2>\n{drawing}"
+
+
+def _data_url(pixels: Tensor) -> str:
+    from mlic_fast.images import image_bytes
+
+    return "data:image/png;base64," + base64.b64encode(image_bytes(pixels, ".png")).decode()
