@@ -12,6 +12,7 @@ channels.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -39,7 +40,8 @@ def to_blocks_twin(images: Tensor) -> Tensor:
 
 def scales_twin(logs: Tensor, rate: Tensor, factors: Tensor) -> Tensor:
     """float32 [S, C] from float64 [S, rates, C], float32 [1] and float32 [S, C]."""
-    return torch.stack([exact_gain(log, rate) for log in logs]) * factors
+    gains = [exact_gain(log, float(rate)) for log in logs.cpu().numpy()]
+    return torch.from_numpy(np.stack(gains)).to(factors.device) * factors
 
 
 def scaled_twin(

@@ -115,10 +115,11 @@ class Codec:
             from mlic_fast.models.checkpoints import checkpoint_bytes
             from mlic_fast.models.mlic import MlicModel
 
-            whole = isinstance(self.model, MlicModel)
-            source = (
-                checkpoint_bytes(self.model) if whole else packed_bytes(self.model, self.packed)
-            )
+            model = self.model
+            if isinstance(model, MlicModel):
+                source = checkpoint_bytes(model)
+            else:
+                source = packed_bytes(model, self.packed)
         return _again, (source, self._identity, self._device, self.engine)
 
     def compress(
@@ -195,7 +196,7 @@ class Codec:
         with surroundings():
             size = _hyper_size(header)
             (latents,) = self._engine.decode_latents([(payload, header.lanes)], size)
-        return torch.as_tensor(latents).contiguous()
+        return _tensor(latents).contiguous()
 
     def warmup(self, sizes: Iterable[tuple[int, int]], batch: int = 1) -> None:
         """Prepare for images of these sizes, (width, height) each, in batches of ``batch``.
@@ -282,8 +283,8 @@ class Codec:
                         self._rate(quality),
                     )
                     for number, image in zip(part, pixels, strict=True):
-                        image = torch.as_tensor(image)
-                        decoded[number] = images.crop(image, height, width).contiguous()
+                        cropped = images.crop(_tensor(image), height, width)
+                        decoded[number] = cropped.contiguous()
         return [decoded[number] for number in range(len(opened))]
 
     def _open(self, data: Any, max_pixels: int) -> tuple[bitstream.Header, bytes]:
@@ -351,9 +352,10 @@ def load(
     automatic = device == engine == "auto"
     target = "cpu" if automatic else _device(device, engine)
     path = _path(model)
-    shipped = path is not None and path.parent == WEIGHTS
+    stored = None
     # Only what comes with the package is trusted so far.
-    stored = read_stored(path) if shipped and engine != "reference" else None
+    if path is not None and path.parent == WEIGHTS and engine != "reference":
+        stored = read_stored(path)
     if stored is None:
         import torch  # noqa: F401  (surroundings look after what is imported)
     with surroundings():
@@ -494,6 +496,11 @@ def _again(source: Path | bytes, identity: bytes, device: str, engine: str) -> C
 def _hyper_size(header: bitstream.Header) -> tuple[int, int]:
     """Height and width of z."""
     return -(-header.height // ALIGNMENT), -(-header.width // ALIGNMENT)
+
+
+def _tensor(x: Any) -> Tensor:
+    """An array as a tensor on the CPU, whatever the default device is; a tensor as it is."""
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
 
 
 def _converted(image: Tensor, output: Output) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mlic_fast.engine.packed import PackedModel, PackedTransforms
@@ -47,13 +47,13 @@ class Engine(Protocol):
 
     def decode_images(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: float | None
-    ) -> Sequence[Any]:
+    ) -> Iterable[Any]:
         """Payloads -> B images uint8 [3, H, W]."""
         ...
 
     def decode_latents(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int]
-    ) -> Sequence[Any]:
+    ) -> Iterable[Any]:
         """Payloads -> B times decoded latents float32 [M, H/16, W/16]."""
         ...
 

@@ -67,7 +67,7 @@ class GpuEngine:
 
     name = "gpu"
     arithmetic_version = EXACT
-    arrays: Literal["torch"] = "torch"
+    arrays: Literal["numpy", "torch"] = "torch"
 
     def __init__(
         self,

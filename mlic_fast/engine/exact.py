@@ -38,7 +38,7 @@ class ExactEngine(PerImageEngine):
     """
 
     arithmetic_version = EXACT
-    arrays: Literal["numpy"] = "numpy"
+    arrays: Literal["numpy", "torch"] = "numpy"
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class ReferenceEngine(PerImageEngine):
 
     name = "reference"
     arithmetic_version = PROVISIONAL
-    arrays: Literal["torch"] = "torch"
+    arrays: Literal["numpy", "torch"] = "torch"
 
     def __init__(self, model: MlicModel) -> None:
         self._model = copy.deepcopy(model)  # which nobody else changes

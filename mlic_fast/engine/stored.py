@@ -123,7 +123,7 @@ def _digest(header: Header, body: npt.NDArray[np.uint8]) -> str:
     digest = hashlib.sha256(
         json.dumps({**header, "__metadata__": metadata}, sort_keys=True).encode()
     )
-    digest.update(body)
+    digest.update(body.data)
     return digest.hexdigest()
 
 

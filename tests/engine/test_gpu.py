@@ -35,6 +35,19 @@ pytest.importorskip("triton", reason="triton is not installed")
 SHORT = replace(SMALL["mlic_plus_plus"], M=64, slices=2)
 
 
+class OnArrays:
+    """Transforms of the GPU engine for that of the CPU."""
+
+    def __init__(self, transforms: Any) -> None:
+        self._transforms = transforms
+
+    def analyse(self, images: Any, rate: None) -> Any:
+        return self._transforms.analyse(torch.from_numpy(images), rate)
+
+    def synthesise(self, y_hat: Any, rate: None) -> Any:
+        return self._transforms.synthesise(torch.from_numpy(y_hat), rate)
+
+
 def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:
     """The same model on the CPU and on the device of the kernels, transforms in float32.
 
@@ -50,7 +63,7 @@ def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:
     there = lively_model(config).eval().to(device)
     gpu = GpuEngine(there, packed, device, dtype=torch.float32)
     if device.type == "cpu" and config.transforms == "residual":
-        cpu._transforms = gpu._transforms  # type: ignore[assignment]
+        cpu._transforms = OnArrays(gpu._transforms)  # type: ignore[assignment]
     return Codec(model, packed, torch.device("cpu"), cpu), Codec(there, packed, device, gpu)
 
 
