@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 import mlic_fast
 from mlic_fast import bitstream
 from mlic_fast.bitstream import Header
-from mlic_fast.cli import main
+from mlic_fast.cli import COMMANDS, main
 from mlic_fast.errors import CheckpointError, MlicError, WrongModelError
 from mlic_fast.images import load_image, save_image
 
@@ -141,11 +141,10 @@ def test_a_name_with_brackets_is_a_name(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("loads")
-def test_json_is_one_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_a_line_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "a.png", "notes.txt", "--json"]) == 1
     captured = capsys.readouterr()
-    document = json.loads(captured.out)
-    good, bad = document["files"]
+    good, bad = map(json.loads, captured.out.splitlines())
     size = (folder / "a.mlic").stat().st_size
     assert good.pop("seconds") >= 0
     assert good == {
@@ -157,7 +156,8 @@ def test_json_is_one_document(folder: Path, capsys: pytest.CaptureFixture[str]) 
         "bits_per_pixel": 8 * size / 45,
     }
     assert bad["input"] == "notes.txt" and "not an image" in bad["error"]
-    assert document["failed"] == 1
+    assert main(["encode", "a.png", "-", "--json"]) == 2
+    assert capsys.readouterr().out == ""
     assert captured.err.count("\n") == 2
 
 
@@ -426,7 +426,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     for part in ("a.mlic", "9x5 pixels", "deadbeef", "version 0, provisional", "single rate"):
         assert part in text
     assert main(["info", "*.mlic", "--json"]) == 0
-    first, second = json.loads(capsys.readouterr().out)["files"]
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
     size = os.path.getsize("a.mlic")
     assert first["bytes"] == size and first["bits_per_pixel"] == 8 * size / 45
     assert (first["quality"], second["quality"]) == (60, None)
@@ -521,6 +521,33 @@ def test_help_and_version_load_nothing_heavy(folder: Path) -> None:
         subprocess.run([sys.executable, "-c", script, *arguments], check=True, timeout=60)
 
 
+@pytest.mark.usefixtures("loads")
+def test_verbose(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "a.png", "-v"]) == 0
+    assert "loaded in" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["encode", "a.png", "-v", "--quiet"])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab", reason="shtab is not installed")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for command in COMMANDS:
+        assert command in script
+    assert "--target-psnr" in script
+    if shell == "bash":
+        asked = (
+            "COMP_WORDS=(mlic-fast encode --out); COMP_CWORD=2; _shtab_mlic_fast;"
+            'echo "${COMPREPLY[@]}"'
+        )
+        found = subprocess.run(
+            ["bash", "-c", script + asked], check=True, capture_output=True, text=True
+        )
+        assert found.stdout.split() == ["--output", "--output-dir"]
+
+
 def test_ctrl_c_in_a_process_leaves_no_traceback(folder: Path) -> None:
     script = (
         "import sys, time, mlic_fast\n"
@@ -586,7 +613,7 @@ def test_a_batch_overlaps_but_keeps_order_and_bounds(
 
     steps = Steps(read_one, code, write)
     assert run_batch(jobs, lambda: steps, lambda result: str(result["number"]), as_json=True) == 1
-    files = json.loads(capsys.readouterr().out)["files"]
+    files = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(file["input"]).stem for file in files] == [str(i) for i in range(20)]
     assert [i for i, file in enumerate(files) if "error" in file] == [5, 7]
     good = [i for i in range(20) if i not in (5, 7)]

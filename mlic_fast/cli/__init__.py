@@ -29,6 +29,7 @@ COMMANDS = {
     "profile": ("mlic_fast.cli.profile", "take one encode or decode apart, down to its kernels"),
     "compare": ("mlic_fast.cli.compare", "show pictures side by side, on a page for a browser"),
     "info": ("mlic_fast.cli.info", "show what .mlic files say about themselves"),
+    "completion": ("mlic_fast.cli.completion", "print what completes commands in a shell"),
     "train": ("mlic_fast.cli.train", "train a model on a folder of photographs"),
     "eval": ("mlic_fast.cli.eval", "measure bits a pixel, PSNR and MS-SSIM on a folder of images"),
 }
@@ -97,21 +98,8 @@ def printable(text: str) -> str:
 def _run(argv: list[str]) -> int:
     # Pillow warns of odd metadata in two lines a file; what matters to the pixels is an error.
     warnings.filterwarnings("ignore", module="PIL")
-    parser = argparse.ArgumentParser(
-        prog="mlic-fast", description="Learned image compression with the MLIC family of models."
-    )
-    parser.add_argument("--version", action="store_true", help="show the version and exit")
-    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     called = next((word for word in argv if not word.startswith("-")), None)
-    for name, (module, summary) in COMMANDS.items():
-        command = subparsers.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if name == called:
-            import_module(module).add_arguments(command)
+    parser = make_parser(called or "")
     if called is not None and called not in COMMANDS:
         near = difflib.get_close_matches(called, COMMANDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
@@ -127,3 +115,22 @@ def _run(argv: list[str]) -> int:
         return 2
     code: int = import_module(COMMANDS[args.command][0]).run(args)
     return code
+
+
+def make_parser(called: str | None = None) -> argparse.ArgumentParser:
+    """Of all commands; where one is named, with the arguments of that one alone."""
+    parser = argparse.ArgumentParser(
+        prog="mlic-fast", description="Learned image compression with the MLIC family of models."
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        command = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if called is None or name == called:
+            import_module(module).add_arguments(command)
+    return parser

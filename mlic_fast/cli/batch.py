@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from mlic_fast.cli import explain, print_error, printable
+from mlic_fast.cli import UsageError, explain, print_error, printable
 from mlic_fast.cli.files import STREAM, Job
 
 Result = dict[str, Any]
@@ -47,10 +47,11 @@ def run_batch(
     command. ``describe`` gives the line or lines about a result for people, which are left out if
     ``quiet``. Results come in the order of the jobs.
     """
+    if as_json and any(str(job.target) == STREAM for job in jobs):
+        raise UsageError("--json and the output - would both go to stdout; name a file")
     from tqdm import tqdm
 
     steps = prepare() if any(job.problem is None for job in jobs) else None
-    results = []
     failures = 0
     start = time.perf_counter()
     # disable=None: no bar where stderr is not a terminal.
@@ -58,20 +59,18 @@ def run_batch(
     with tqdm(total=len(jobs), unit="file", leave=False, disable=True if silent else None) as bar:
         for job, outcome in _outcomes(jobs, steps):
             result = {"input": str(job.source), **outcome}
-            results.append(result)
             with bar.external_write_mode(file=sys.stderr):
                 if "error" in result:
                     failures += 1
                     print_error(result["error"])
-                elif not (as_json or quiet or result.get("output") == STREAM):
+                if as_json:
+                    print(json.dumps(result), flush=True)
+                elif not ("error" in result or quiet or result.get("output") == STREAM):
                     print("\n".join(map(printable, describe(result).splitlines())), flush=True)
             bar.update()
     seconds = time.perf_counter() - start
     done = len(jobs) - failures
-    if as_json:
-        document = {"files": results, "failed": failures, "seconds": seconds}
-        print(json.dumps(document, indent=2))
-    elif done > 1 and not quiet:
+    if done > 1 and not (quiet or as_json):
         print(f"{done} files in {seconds:.2f} s, {done / seconds:.1f} a second")
     if failures and len(jobs) > 1:
         print_error(f"{failures} of {len(jobs)} files failed")

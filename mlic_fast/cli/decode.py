@@ -20,7 +20,7 @@ from mlic_fast.cli.files import (
     open_input,
     write_output,
 )
-from mlic_fast.cli.options import add_model_options, add_output_options, pixels, set_threads
+from mlic_fast.cli.options import add_model_options, add_output_options, load_codec, pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,11 +80,9 @@ def _is_output(argument: str) -> bool:
 
 
 def _decoder(args: argparse.Namespace) -> Steps:
-    import mlic_fast
     from mlic_fast.images import image_bytes
 
-    set_threads(args)
-    codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
+    codec = load_codec(args)
 
     def read(job: Job) -> bytes:
         source = open_input(job.source)

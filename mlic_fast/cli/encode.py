@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlic_fast.cli import UsageError
 from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.files import INPUTS_TEXT, STREAM, Job, find_jobs, open_input, write_output
-from mlic_fast.cli.options import add_model_options, add_output_options, count, set_threads
+from mlic_fast.cli.options import add_model_options, add_output_options, count, load_codec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,11 +104,9 @@ def _quality(text: str) -> int:
 
 
 def _encoder(args: argparse.Namespace) -> Steps:
-    import mlic_fast
     from mlic_fast.images import load_image
 
-    set_threads(args)
-    codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
+    codec = load_codec(args)
 
     def encode(image: Tensor) -> tuple[Tensor, bytes, float]:
         start = time.perf_counter()

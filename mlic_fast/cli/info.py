@@ -10,7 +10,7 @@ from mlic_fast.bitstream import MODEL_ID_BYTES, PROVISIONAL, read
 from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.encode import SUFFIX
 from mlic_fast.cli.files import INPUTS_TEXT, find_inputs
-from mlic_fast.cli.options import add_json_option
+from mlic_fast.cli.options import add_json_lines_option
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + INPUTS_TEXT.format(what=".mlic files", example=".mlic")
     )
     parser.add_argument("paths", nargs="+", metavar="FILE", help=".mlic files, folders, patterns")
-    add_json_option(parser)
+    add_json_lines_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

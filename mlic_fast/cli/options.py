@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.bitstream import MAX_PIXELS
@@ -33,8 +35,15 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-j", "--threads", type=count, metavar="N", help="of the CPU (default: all cores)"
     )
-    parser.add_argument("--quiet", action="store_true", help="print errors alone")
-    add_json_option(parser)
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="print errors alone")
+    loudness.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say on stderr what does the work, and how long it took to load",
+    )
+    add_json_lines_option(parser)
 
 
 def add_force_option(parser: argparse._ActionsContainer) -> None:
@@ -45,6 +54,13 @@ def add_force_option(parser: argparse._ActionsContainer) -> None:
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """``--json``."""
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout")
+
+
+def add_json_lines_option(parser: argparse.ArgumentParser) -> None:
+    """``--json`` of commands that take many files."""
+    parser.add_argument(
+        "--json", action="store_true", help="print a line of JSON for each file to stdout"
+    )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -102,10 +118,23 @@ def picture_size(text: str) -> tuple[int, int]:
 
 def set_threads(args: argparse.Namespace) -> None:
     """``--threads``; before codecs are loaded."""
-    import torch
+    from mlic_fast.engine.surroundings import set_thread_count
 
     if args.threads:
-        torch.set_num_threads(args.threads)
+        set_thread_count(args.threads)
+
+
+def load_codec(args: argparse.Namespace) -> Codec:
+    """The codec of ``--model``, ``--device`` and ``--engine``; says so with ``--verbose``."""
+    import mlic_fast
+
+    set_threads(args)
+    start = time.perf_counter()
+    codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
+    if args.verbose:
+        seconds = time.perf_counter() - start
+        print(f"mlic-fast: {codec}, loaded in {seconds:.2f} s", file=sys.stderr)
+    return codec
 
 
 def load_codecs(args: argparse.Namespace) -> list[Codec]:
