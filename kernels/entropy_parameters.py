@@ -99,14 +99,14 @@ def pack_weights(
 ) -> PassWeights:
     """Layers 0, 2, 4, 6 -> what :func:`entropy_parameters` takes.
 
-    ``context_exponents``: of the inputs of layer 0 but the first, which is the hyper part.
+    ``context_exponents``: of the last inputs of layer 0, the contexts; those before are summed
+    already.
     ``exponents``: of the outputs of layers 0, 2, 4.
     """
     first, second, third, last = layers
     a, b, c, channels = (len(second_input.bias) for second_input in layers)
     channels //= 2
-    contexts = first.segments[1:]
-    assert len(contexts) == len(context_exponents)
+    contexts = first.segments[len(first.segments) - len(context_exponents) :]
     blocks, scales, widths = [], [], []
     a_padded = _round_up(a, _BLOCK_N)
     for segment, exponent in zip(contexts, context_exponents, strict=True):
@@ -401,7 +401,8 @@ def entropy_parameters(
     """One launch for the entropy parameters of a slice at a colour (0 non-anchors, 1 anchors).
 
     Args:
-        start: float32 [B, H, W/2, a], bias and hyper part of the first layer.
+        start: float32 [B, H, W/2, a], the sum of the first layer over what comes before the
+            contexts: bias, hyper part.
         contexts: FULL, or SQUEEZED to the colour; in the order of the weights.
         indexes, means: receive the results, [B, H, W/2, C], contiguous.
         y: float32 [B, H, W, C], the latents to encode; ``symbols`` then receives int32 [B, H, W/2,

@@ -204,7 +204,7 @@ def _describer(
             operation = f"{name} {_square(segments[0].weight.shape[1:3])}"
         if name == "conv":
             layer = packed.layers[names[0]]
-            segments = used_segments(layer, arguments["inputs"], arguments.get("partial"))
+            segments = used_segments(layer, arguments)
         weights = sum(segment.weight.nbytes for segment in segments)
         results = list(_arrays(result))
         inputs = list(_arrays(list(arguments.values())))

@@ -77,7 +77,7 @@ class Counter:
         if name == "conv":
             # By its result: what a backend squeezes stands for the full grid in a convolution.
             layer = self._ops.layers[arguments["layer"]]
-            used = used_segments(layer, arguments["inputs"], arguments.get("partial"))
+            used = used_segments(layer, arguments)
             out = _shape_only(result.q if isinstance(result, Act) else result)
             return math.prod(out.shape[:3]) * sum(segment.weight.size for segment in used)
         if name in ("carried", "pixels"):  # 1x1 convolutions
@@ -125,6 +125,12 @@ def read_planes(x: Any) -> torch.Tensor:
     return planes[:, :, :, ::2] if x.kind == AT else planes  # as many as of one colour
 
 
+def used_segments(layer: Layer, arguments: Mapping[str, Any]) -> Sequence[Segment]:
+    """Of a call of conv."""
+    inputs, partial, first = (arguments.get(key) for key in ("inputs", "partial", "first"))
+    return layer.segments[layer.used(inputs or (), partial, first)]
+
+
 class _CountingOps(SpecOps):
     """The specification without its products, which are zero, and with their number."""
 
@@ -138,12 +144,14 @@ class _CountingOps(SpecOps):
         inputs: Sequence[Act],
         *,
         partial: Float | None = None,
+        first: int | None = None,
         at: Parity | None = None,
         activation: bool = False,
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
-        segments = used_segments(self.layers[layer], inputs, partial)
+        weights = self.layers[layer]
+        segments = weights.segments[weights.used(inputs, partial, first)]
         if partial is not None:
             shape: tuple[int, ...] = partial.shape
         else:
@@ -177,12 +185,6 @@ class _CountingOps(SpecOps):
     ) -> Act:
         self.products += 2 * q.q.size * k.q.shape[1] * k.q.shape[2]
         return _zeros(q.q.shape)
-
-
-def used_segments(layer: Layer, inputs: Sequence[Any], partial: Any) -> Sequence[Segment]:
-    """Of a convolution: those of its inputs, which are the last ones beside a partial sum."""
-    start = 0 if partial is None else len(layer.segments) - len(inputs)
-    return layer.segments[start : start + len(inputs)]
 
 
 def _zeros(shape: tuple[int, ...]) -> Act:

@@ -232,18 +232,22 @@ def _layer(span: Span) -> str:
 def _passes(spans: list[Span]) -> list[str]:
     """The pass of each span within the entropy path; empty for the others.
 
-    A layer's name tells slice and colour; layouts and the range coder belong to the pass that is
-    under way. Layers of a slice that are called before any slice has begun are hyper parts.
+    A layer's name tells slice and colour; layouts, the range coder and layers of a later slice,
+    which are sums ahead, belong to the pass that is under way.
     """
     has_slices = any(span.kind == SLICE for span in spans)
+    slices: list[Span] = []
     found, current = [], BEFORE_PASSES
     for span in spans:
         stage = span.within(STAGE)
         inside = stage is not None and stage.name not in (ANALYSIS, SYNTHESIS)
         if inside and span.kind in (KERNEL, NETWORK):
             _, index, parity = place(_layer(span) or span.name)
-            begun = not has_slices or span.within(SLICE) is not None
-            if index is not None and parity is not None and begun:
+            slice_ = span.within(SLICE)
+            if slice_ is not None and slice_ not in slices:
+                slices.append(slice_)
+            latest = len(slices) - 1 if has_slices else index
+            if index is not None and parity is not None and latest is not None and index <= latest:
                 colour = "anchors" if parity is Parity.ANCHOR else "non-anchors"
                 current = f"slice {index}, {colour}"
         found.append(current if inside else "")

@@ -269,14 +269,14 @@ class SpecOps(Operations):
         inputs: Sequence[Act],
         *,
         partial: Float | None = None,
+        first: int | None = None,
         at: Parity | None = None,
         activation: bool = False,
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
         weights = self.layers[layer]
-        start = 0 if partial is None else len(weights.segments) - len(inputs)
-        segments = weights.segments[start : start + len(inputs)]
+        segments = weights.segments[weights.used(inputs, partial, first)]
         r: Float = weights.bias if partial is None else partial
         for x, segment in zip(inputs, segments, strict=True):
             total = product(x.q, segment.weight)

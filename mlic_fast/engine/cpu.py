@@ -218,14 +218,14 @@ class CpuOps(SpecOps):
         inputs: Sequence[Act],
         *,
         partial: Float | None = None,
+        first: int | None = None,
         at: Parity | None = None,
         activation: bool = False,
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
         weights = self.layers[layer]
-        start = 0 if partial is None else len(weights.segments) - len(inputs)
-        used = slice(start, start + len(inputs))
+        used = weights.used(inputs, partial, first)
         outputs = len(weights.bias)
         if partial is not None:
             shape = partial.shape[:3]

@@ -7,6 +7,7 @@ concatenate. Launches alone, no synchronisation: the whole path can be captured 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -190,12 +191,13 @@ class GpuOps(Operations):
         inputs: Sequence[Act],
         *,
         partial: Tensor | None = None,
+        first: int | None = None,
         at: Parity | None = None,
         activation: bool = False,
         residual: Tensor | Act | None = None,
         out: str | None = None,
     ) -> Any:
-        start = 0 if partial is None else len(self.layers[layer].segments) - len(inputs)
+        start = self.layers[layer].used(inputs, partial, first).start
         *before, run = _runs(inputs)
         for earlier in before:
             partial = self._sum([layer], start, earlier, partial, at)
@@ -219,11 +221,16 @@ class GpuOps(Operations):
         return Act(Input(r, kind, colour), self.exponents[out])
 
     def sums(
-        self, layers: Sequence[str], inputs: Sequence[Act], *, at: Parity | None = None
+        self,
+        layers: Sequence[str],
+        inputs: Sequence[Act],
+        *,
+        partials: Sequence[Tensor] | None = None,
+        first: int = 0,
+        at: Parity | None = None,
     ) -> list[Tensor]:
         """The layers side by side in one launch for each run of inputs."""
-        partial: Tensor | None = None
-        start = 0
+        partial, start = _side_by_side(partials), first
         for run in _runs(inputs):
             partial = self._sum(layers, start, run, partial, at)
             start += len(run)
@@ -250,11 +257,17 @@ class GpuOps(Operations):
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
         return self._depthwise([layer], x.q.planes, [x.exponent], activation, [out])[0]
 
-    def project(self, prefixes: Sequence[str], inputs: Sequence[Act]) -> list[Act]:
+    def project(
+        self,
+        prefixes: Sequence[str],
+        inputs: Sequence[Act],
+        partials: Sequence[Tensor] | None = None,
+    ) -> list[Act]:
         """Two launches, whatever the number of networks."""
         (run,) = _runs(inputs)
         names = [f"{prefix}.0" for prefix in prefixes]
-        weights = self._weights(names, 0, [x.exponent for x in run])
+        start = self.layers[names[0]].used(inputs, partials, None).start
+        weights = self._weights(names, start, [x.exponent for x in run])
         grid = self._grid(run[0])
         outputs = [len(self.layers[name].bias) for name in names]
         x = self._planes(grid, weights.outputs)
@@ -263,6 +276,7 @@ class GpuOps(Operations):
             weights,
             grid,
             **_spread(run),
+            start=_side_by_side(partials),
             out=x,
             out_scale=self._out_scale(names, outputs),
         )
@@ -506,6 +520,15 @@ class GpuOps(Operations):
         )
         kind, colour = (SQUEEZED, q.q.colour) if squeezed else (FULL, 0)
         return Act(Input(r, kind, colour), self.exponents[out])
+
+
+def _side_by_side(partials: Sequence[Tensor] | None) -> Tensor | None:
+    """The first of what :meth:`GpuOps.sums` gave: the others follow it in the channels."""
+    if partials is None:
+        return None
+    for before, after in itertools.pairwise(partials):
+        assert after.data_ptr() - before.data_ptr() == 4 * before.shape[-1]
+    return partials[0]
 
 
 def _runs(inputs: Sequence[Act]) -> list[list[Act]]:

@@ -20,6 +20,8 @@ from mlic_fast.models.parity import Parity
 
 #: Of the global context within a slice.
 INTRA_HEADS = 2
+#: A side branch: the 1x1 layer beside the hidden ones of the context across slices.
+SKIP = "skip"
 #: float32 array of the backend.
 Real = Any
 
@@ -114,6 +116,7 @@ class Operations(ABC):
         inputs: Sequence[Act],
         *,
         partial: Real | None = None,
+        first: int | None = None,
         at: Parity | None = None,
         activation: bool = False,
         residual: Real | Act | None = None,
@@ -121,8 +124,9 @@ class Operations(ABC):
     ) -> Any:
         """Convolution of a concatenation: one integer product for each input, added in order.
 
-        The sum starts from the bias, or from ``partial`` (the sum over the first inputs, when
-        ``inputs`` are the remaining ones). GELU with ``activation``; then ``residual`` is added.
+        The sum starts from the bias, or from ``partial``, the sum over the inputs before number
+        ``first``; without ``first``, ``inputs`` are the last ones. GELU with ``activation``; then
+        ``residual`` is added.
         With ``at`` only the positions of one colour are computed, [B, H, W/2, O]; partial and
         residual are of that shape too. Gives an Act named ``out``, or a real without it.
         """
@@ -223,10 +227,22 @@ class Operations(ABC):
     # -- networks -----------------------------------------------------------------------------
 
     def sums(
-        self, layers: Sequence[str], inputs: Sequence[Act], *, at: Parity | None = None
+        self,
+        layers: Sequence[str],
+        inputs: Sequence[Act],
+        *,
+        partials: Sequence[Real] | None = None,
+        first: int = 0,
+        at: Parity | None = None,
     ) -> list[Real]:
-        """conv of the same inputs by several layers, each to be gone on with as ``partial``."""
-        return [self.conv(layer, inputs, at=at) for layer in layers]
+        """conv of the same inputs by several layers, each to be gone on with as ``partial``.
+
+        ``partials``: what this gave for the same layers and the inputs before number ``first``.
+        """
+        return [
+            self.conv(layer, inputs, partial=partial, first=first, at=at)
+            for layer, partial in zip(layers, partials or [None] * len(layers), strict=True)
+        ]
 
     def hyper_synthesis(self, symbols: Any) -> Act:
         """h_s: the symbols of z [B, h, w, N] -> [B, 4h, 4w, 2M]."""
@@ -271,10 +287,14 @@ class Operations(ABC):
             x = self.conv(layer, [x], activation=True, out=layer)
         self.add_prediction(latents, i, residual_layer(i, parity, last), x, parity)
 
-    def channel_context(self, i: int, previous: Sequence[Act]) -> Act:
-        """[B, H, W, 4C]."""
+    def channel_context(self, i: int, last: Act, start: Real | None = None) -> Act:
+        """[B, H, W, 4C], from the last of the slices before.
+
+        ``start``: the sum of its first layer over the others, if there are any.
+        """
         prefix = f"channel_context.{i}.fushion"
-        x = self.conv(f"{prefix}.0", previous, activation=True, out=f"{prefix}.0")
+        layer = channel_context_layer(i)
+        x = self.conv(layer, [last], partial=start, activation=True, out=layer)
         x = self.conv(f"{prefix}.2", [x], activation=True, out=f"{prefix}.2")
         return self.conv(f"{prefix}.4", [x], out=f"{prefix}.4")
 
@@ -297,12 +317,13 @@ class Operations(ABC):
         x = self.conv(f"{prefix}.mlp.fc1", [x], activation=True, out=f"{prefix}.mlp.fc1")
         return self.conv(f"{prefix}.mlp.fc2", [x], residual=fused, out=f"{prefix}.mlp.fc2")
 
-    def inter_context(self, i: int, previous: Sequence[Act]) -> Act:
-        """Global context across slices, [B, H, W, 2C]."""
+    def inter_context(self, i: int, last: Act, starts: Sequence[Real] | None = None) -> Act:
+        """Global context across slices, [B, H, W, 2C], from the last of the slices before.
+
+        ``starts``: the sums of its first layers over the others, if there are any.
+        """
         prefix = f"global_inter_context.{i}"
-        q, k, v = self.project(
-            [f"{prefix}.queries", f"{prefix}.keys", f"{prefix}.values"], previous
-        )
+        q, k, v = self.project(inter_context_prefixes(i), [last], starts)
         heads = i * self.config.slice_channels // 32
         out = f"{prefix}.attention"
         if self.config.variant == "mlic_plus_plus":
@@ -310,7 +331,11 @@ class Operations(ABC):
         else:
             x = self.softmax_attention(q, k, v, heads, out)
         x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
-        return self._feed_forward(prefix, x, residual=self.conv(f"{prefix}.skip", [x]))
+        with self.aside(SKIP):
+            skip = self.conv(f"{prefix}.skip", [x])
+        hidden = self._hidden(prefix, x)
+        self.join(SKIP)
+        return self._last(prefix, hidden, residual=skip)
 
     def intra_queries_and_keys(self, i: int, previous: Act) -> tuple[Act, Act]:
         """Of the global context within slice i, from slice i - 1; squeezed to their colours."""
@@ -331,25 +356,45 @@ class Operations(ABC):
             x = self.softmax_attention(q, k, v, INTRA_HEADS, out, exclude=True)
         x = self.unsqueeze(x, Parity.NON_ANCHOR)
         x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
-        return self._feed_forward(prefix, x, residual=x)
+        return self._last(prefix, self._hidden(prefix, x), residual=x)
 
-    def project(self, prefixes: Sequence[str], inputs: Sequence[Act]) -> list[Act]:
-        """1x1, then depthwise 3x3, of the same inputs by several networks."""
+    def project(
+        self,
+        prefixes: Sequence[str],
+        inputs: Sequence[Act],
+        partials: Sequence[Real] | None = None,
+    ) -> list[Act]:
+        """1x1, then depthwise 3x3, of the same inputs by several networks.
+
+        ``partials``: the sums of the 1x1 layers over the inputs before these, which are the last.
+        """
         projected = []
-        for prefix in prefixes:
-            x = self.conv(f"{prefix}.0", inputs, out=f"{prefix}.0")
+        for prefix, partial in zip(prefixes, partials or [None] * len(prefixes), strict=True):
+            x = self.conv(f"{prefix}.0", inputs, partial=partial, out=f"{prefix}.0")
             projected.append(self.depthwise(f"{prefix}.1", x, out=f"{prefix}.1"))
         return projected
 
-    def _feed_forward(self, prefix: str, x: Act, residual: Real | Act) -> Act:
+    def _hidden(self, prefix: str, x: Act) -> Act:
         x = self.conv(f"{prefix}.mlp.0", [x], activation=True, out=f"{prefix}.mlp.0")
-        x = self.depthwise(f"{prefix}.mlp.2", x, activation=True, out=f"{prefix}.mlp.2")
-        return self.conv(f"{prefix}.mlp.4", [x], residual=residual, out=f"{prefix}.mlp.4")
+        return self.depthwise(f"{prefix}.mlp.2", x, activation=True, out=f"{prefix}.mlp.2")
+
+    def _last(self, prefix: str, hidden: Act, residual: Real | Act) -> Act:
+        return self.conv(f"{prefix}.mlp.4", [hidden], residual=residual, out=f"{prefix}.mlp.4")
 
 
 def entropy_parameters_layer(i: int, parity: Parity, index: int) -> str:
     colour = "anchor" if parity is Parity.ANCHOR else "nonanchor"
     return f"entropy_parameters_{colour}.{i}.fusion.{index}"
+
+
+def channel_context_layer(i: int) -> str:
+    """Its first layer."""
+    return f"channel_context.{i}.fushion.0"
+
+
+def inter_context_prefixes(i: int) -> list[str]:
+    """Of its queries, keys and values."""
+    return [f"global_inter_context.{i}.{name}" for name in ("queries", "keys", "values")]
 
 
 def residual_layer(i: int, parity: Parity, index: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,14 @@ class Layer:
     bias: npt.NDArray[np.float32]
     segments: tuple[Segment, ...] = ()
     gain: npt.NDArray[np.float32] | None = None
+
+    def used(self, inputs: Sequence[Any], partial: Any, first: int | None) -> slice:
+        """The segments of some of the inputs, those from number ``first`` on; by default all
+        inputs, or the last ones beside a partial sum.
+        """
+        if first is None:
+            first = 0 if partial is None else len(self.segments) - len(inputs)
+        return slice(first, first + len(inputs))
 
 
 class Exponents(dict[str, int]):

@@ -7,6 +7,7 @@ latents, rounded about the means, or the pass coder's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlic_fast.engine.operations import (
@@ -14,14 +15,17 @@ from mlic_fast.engine.operations import (
     Latents,
     Operations,
     Real,
+    channel_context_layer,
     entropy_parameters_layer,
+    inter_context_prefixes,
     residual_layer,
 )
 from mlic_fast.models.parity import Parity
 
 PARITIES = (Parity.ANCHOR, Parity.NON_ANCHOR)
-#: Work beside the rest: what later passes of a slice need, and its longest context.
-PARTS, INTER = "parts", "inter"
+#: Side branches: PARTS is needed by later passes of a slice, AHEAD by the next slice, INTER and
+#: LOCAL are contexts beside others.
+PARTS, AHEAD, INTER, LOCAL = "parts", "ahead", "inter", "local"
 
 
 class PassCoder(Protocol):
@@ -52,59 +56,105 @@ def code_latents(
     return passes.latents
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """Of first layers over inputs that a slice has long before it is coded: mu_h and the slices
+    before, but for the last of these. Kept until the slice is done: branches read them.
+    """
+
+    residual: list[Real]
+    channel: list[Real] | None = None
+    inter: list[Real] | None = None
+
+
 class _Passes:
     def __init__(self, ops: Operations, hyper: Act, latents: Latents) -> None:
         self.ops = ops
+        self.hyper = hyper
         self.latents = latents
         config = ops.config
         self.hyper_means = ops.channels(hyper, config.M, 2 * config.M)
-        # The hyper part of the entropy parameters' first layers depends on no pass.
-        self.hyper_parts = {
-            parity: ops.sums(
-                [entropy_parameters_layer(i, parity, 0) for i in range(config.slices)],
-                [hyper],
-                at=parity,
-            )
-            for parity in PARITIES
-        }
+        # The hyper part of the entropy parameters' first layers depends on no pass. The first
+        # slice needs its own at once.
+        self.hyper_parts = {Parity.ANCHOR: self._hyper_parts(Parity.ANCHOR, range(1))}
+        with ops.aside(PARTS):
+            self.hyper_parts[Parity.NON_ANCHOR] = self._hyper_parts(Parity.NON_ANCHOR, range(1))
+            self.sums = self._sums(0)
+        with ops.aside(AHEAD):
+            for parity in PARITIES if config.slices > 1 else ():
+                self.hyper_parts[parity] += self._hyper_parts(parity, range(1, config.slices))
+
+    def _hyper_parts(self, parity: Parity, slices: range) -> list[Real]:
+        layers = [entropy_parameters_layer(i, parity, 0) for i in slices]
+        return self.ops.sums(layers, [self.hyper], at=parity)
+
+    def _sums(self, i: int) -> _Sums:
+        ops, known = self.ops, self.latents.q[: max(0, i - 1)]
+        residual = ops.sums(_residual_layers(i), [self.hyper_means, *known])
+        if not known:
+            return _Sums(residual)
+        channel = ops.sums([channel_context_layer(i)], known)
+        if ops.config.variant == "mlic":
+            return _Sums(residual, channel)
+        layers = [f"{prefix}.0" for prefix in inter_context_prefixes(i)]
+        return _Sums(residual, channel, ops.sums(layers, known))
 
     def code_slice(self, i: int, code: PassCoder, y: Real | None) -> None:
         """Both passes of slice i. (MLIC, section 3; the float twin is MlicModel.code_latents.)"""
         ops, latents = self.ops, self.latents
-        previous = latents.q[:i]
-        with ops.aside(PARTS):
-            residual_parts = ops.sums(
-                [residual_layer(i, parity, 0) for parity in PARITIES],
-                [self.hyper_means, *previous],
-            )
-            if i:
-                q, k = ops.intra_queries_and_keys(i, previous[-1])
-        shared = self._previous_slices(i)
+        last = latents.q[i - 1] if i else None
+        if last:
+            ops.join(AHEAD)
+        sums, residual_parts = self.sums, self.sums.residual
+        if last:
+            with ops.aside(PARTS):
+                residual_parts = ops.sums(
+                    _residual_layers(i), [last], partials=sums.residual, first=i
+                )
+                q, k = ops.intra_queries_and_keys(i, last)
+        shared = self._previous_slices(i, last, sums) if last else []
+        starts = {parity: parts[i] for parity, parts in self.hyper_parts.items()}
+        if shared:
+            with ops.aside(PARTS):  # the non-anchors have more contexts, but later
+                starts[Parity.NON_ANCHOR] = ops.conv(
+                    entropy_parameters_layer(i, Parity.NON_ANCHOR, 0),
+                    shared,
+                    partial=starts[Parity.NON_ANCHOR],
+                    first=1,
+                    at=Parity.NON_ANCHOR,
+                )
+        if i + 1 < ops.config.slices:
+            with ops.aside(AHEAD):
+                self.sums = self._sums(i + 1)
         for parity, residual_part in zip(PARITIES, residual_parts, strict=True):
             contexts = [ops.squeeze(x, parity) for x in shared]
             if parity is Parity.NON_ANCHOR:
                 anchors = latents.q[i]
-                contexts.append(ops.local_context(i, anchors))
-                if i:
+                with ops.aside(LOCAL):
+                    contexts = [ops.local_context(i, anchors)]
+                if last:
                     contexts.append(ops.squeeze(ops.intra_context(i, q, k, anchors), parity))
-            indexes, means, symbols = ops.entropy_parameters(
-                i, parity, self.hyper_parts[parity][i], contexts, y
-            )
+                ops.join(LOCAL)
+            start = starts[parity]
+            indexes, means, symbols = ops.entropy_parameters(i, parity, start, contexts, y)
             symbols = code(i, parity, indexes, means, symbols)
             ops.decoded(latents, i, symbols, means, parity)
             if parity is Parity.ANCHOR:
                 ops.join(PARTS)
             ops.predict_residual(latents, i, parity, residual_part)
 
-    def _previous_slices(self, i: int) -> list[Act]:
+    def _previous_slices(self, i: int, last: Act, sums: _Sums) -> list[Act]:
         """Contexts that both passes of slice i share: inter (not in MLIC), then channel."""
-        if not i:
-            return []
-        ops, previous = self.ops, self.latents.q[:i]
+        ops = self.ops
+        channel_part = sums.channel[0] if sums.channel else None
         if ops.config.variant == "mlic":
-            return [ops.channel_context(i, previous)]
+            return [ops.channel_context(i, last, channel_part)]
         with ops.aside(INTER):
-            inter = ops.inter_context(i, previous)
-        channel = ops.channel_context(i, previous)
+            inter = ops.inter_context(i, last, sums.inter)
+        channel = ops.channel_context(i, last, channel_part)
         ops.join(INTER)
         return [inter, channel]
+
+
+def _residual_layers(i: int) -> list[str]:
+    return [residual_layer(i, parity, 0) for parity in PARITIES]
