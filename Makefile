@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 TARGETS ?= 80,86,89,90,100,120
 MODELS ?= mlic,mlic_plus,mlic_plus_plus,photo,demo,wide
 
-.PHONY: help demo test test-arm lint format kernels bench bench-compare report gpu rehearse clean
+.PHONY: help demo test test-arm lint format kernels bench bench-compare report docs gpu rehearse clean
 
 help:
 	@echo "make demo    compress a photograph and show it beside the original"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench   time coders, kernels, stages and the whole codec on this machine"
 	@echo "make bench-compare   the same, and fail if something got slower than what is stored"
 	@echo "make report  write docs/benchmarks.md from the stored results"
+	@echo "make docs    build the pages of docs/ and the reference of the API, in build/docs"
 	@echo "make clean   remove .venv and everything that was built"
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py CMakeLists.txt $(CXX_SOURCES)
@@ -57,6 +58,9 @@ format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES) tests/portable/check.cpp
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 kernels: $(INSTALLED)
 	$(BIN)/python -m mlic_fast.kernels.compile --targets $(TARGETS) --models $(MODELS)

@@ -1,9 +1,11 @@
-"""The README's examples run as they are written."""
+"""The examples of the README and of docs/using.md run as they are written."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,12 @@ from PIL import Image
 
 from mlic_fast.cli import main
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README, USING = ((ROOT / name).read_text() for name in ("README.md", "docs/using.md"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -51,12 +54,29 @@ def test_examples_on_a_gpu(files: Path) -> None:
     assert [tuple(image.shape) for image in names["images"]] == [(3, 512, 768)] * 4
 
 
-def test_commands(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [line for block in blocks("console") for line in block.splitlines()]
-    for command in commands:
+def run_commands(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in [line for block in blocks("console", text) for line in block.splitlines()]:
         program, *arguments = shlex.split(command)
         assert program == "mlic-fast"
         assert main(arguments) == 0, capsys.readouterr().err
+
+
+def test_using(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):  # of one size with the photograph
+        Image.open("photo.png").save(f"photos/{name}.png")
+    Path("photos/b.webp").unlink()
+    run_commands(USING, capsys)
+    assert Path("compared.html").read_text().count("<tr><td>") == 3
+    examples = blocks("python", USING)
+    for number, example in enumerate(examples):
+        Path(f"{number}.py").write_text(example)
+        subprocess.run([sys.executable, f"{number}.py"], check=True, timeout=300)
+    with Image.open("photo.mlic") as picture:
+        assert picture.size == (131, 97)
+
+
+def test_commands(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_commands(README, capsys)
     with Image.open("decoded.png") as decoded:
         assert decoded.size == (131, 97)
     assert sorted(path.name for path in Path("decoded").iterdir()) == ["a.png", "b.png"]
