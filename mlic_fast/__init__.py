@@ -28,6 +28,8 @@ from mlic_fast.errors import (
 
 if TYPE_CHECKING:
     from mlic_fast.codec import Codec, Output
+    from mlic_fast.inspection import Info
+    from mlic_fast.metadata import Metadata
 
 __version__ = "0.1.0"  # pyproject.toml reads it from here
 
@@ -37,7 +39,9 @@ __all__ = [
     "CorruptStreamError",
     "DeviceMemoryError",
     "EngineError",
+    "Info",
     "KernelResourcesError",
+    "Metadata",
     "MlicError",
     "QualityError",
     "TooManyPixelsError",
@@ -46,6 +50,7 @@ __all__ = [
     "WrongModelError",
     "compress",
     "decompress",
+    "info",
     "load",
 ]
 
@@ -67,17 +72,29 @@ def decompress(data: Any, output: Output = "torch", **options: Any) -> Any:
     return _photo().decompress(data, output=output, **options)
 
 
+def info(data: Any) -> Info:
+    """What a stream says of itself, without a model; see :func:`mlic_fast.inspection.info`."""
+    from mlic_fast.inspection import info as read_info
+
+    return read_info(data)
+
+
 @cache
 def _photo() -> Codec:
     return load("photo")
 
 
-def __getattr__(name: str) -> Any:
-    # These are imported on first use, so that ``import mlic_fast`` does not import PyTorch.
-    if name == "Codec":
-        from mlic_fast.codec import Codec
+_LATER = {
+    "Codec": "mlic_fast.codec",
+    "Info": "mlic_fast.inspection",
+    "Metadata": "mlic_fast.metadata",
+}
 
-        return Codec
+
+def __getattr__(name: str) -> Any:
+    # These are imported on first use, so that ``import mlic_fast`` imports no PyTorch or Pillow.
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     if name == "models":
         return import_module("mlic_fast.models")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

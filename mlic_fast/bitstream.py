@@ -1,7 +1,8 @@
-"""The container of a compressed image: a header of 16 bytes (at Kodak size) and a payload.
+"""The container of a compressed image: a header of 16 bytes (at Kodak size), sections if there are
+any (:mod:`mlic_fast.sections`), and a payload.
 
 ``docs/format.md`` is the specification. Nothing here knows about models, latents or pixels; the
-payload is opaque.
+payload and the sections are opaque.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import IO, NamedTuple
 
 from .errors import CorruptStreamError, UnsupportedImageError, UnsupportedStreamError
 
@@ -27,8 +29,12 @@ _KNOWN_VERSIONS = (PROVISIONAL, EXACT)
 _LOG2_LANES = range(1, 11)
 _FIXED_BYTES = len(MAGIC) + 1 + MODEL_ID_BYTES + 1
 _CRC_BYTES = 4
-#: A header and its checksum have no more bytes.
-HEADER_BYTES = _FIXED_BYTES + 2 * 3 + _CRC_BYTES
+#: The bit in the byte of the quality that says that there are sections.
+_HAS_SECTIONS = 128
+#: Bytes of a LEB128 number below 2^16, and below 2^32.
+_SIDE_BYTES, LENGTH_BYTES = 3, 5
+#: A header, its checksum and the length of the sections have no more bytes.
+_HEAD_BYTES = _FIXED_BYTES + 2 * _SIDE_BYTES + _CRC_BYTES + LENGTH_BYTES
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,14 @@ class Header:
         return self.width * self.height
 
 
+class Stream(NamedTuple):
+    """The parts of a file: ``sections`` without their length, empty if there are none."""
+
+    header: Header
+    sections: bytes
+    payload: bytes
+
+
 def check_size(width: int, height: int) -> None:
     """Raise `UnsupportedImageError` unless a stream can hold an image of this size."""
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
@@ -67,8 +81,8 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def write(header: Header, payload: bytes) -> bytes:
-    """Return the complete stream: header, checksum, payload.
+def write(header: Header, payload: bytes, sections: bytes = b"") -> bytes:
+    """Return the complete stream: header, checksum, sections if there are any, payload.
 
     Raises `UnsupportedImageError` if the image is too large, and `ValueError` if another field is
     out of range.
@@ -88,16 +102,26 @@ def write(header: Header, payload: bytes) -> bytes:
             MAGIC,
             bytes([header.arithmetic_version << 4 | log2_lanes]),
             header.model_id,
-            bytes([header.quality]),
-            _varint(header.width),
-            _varint(header.height),
+            bytes([header.quality | (_HAS_SECTIONS if sections else 0)]),
+            leb128(header.width),
+            leb128(header.height),
         )
     )
-    return head + struct.pack("<I", zlib.crc32(payload, zlib.crc32(head))) + payload
+    crc = struct.pack("<I", zlib.crc32(payload, zlib.crc32(head)))
+    return head + crc + (leb128(len(sections)) + sections if sections else b"") + payload
 
 
 def read(data: bytes | bytearray | memoryview) -> tuple[Header, bytes]:
-    """Split a stream into its header and its payload after checking every byte of it.
+    """The header and the payload of a stream after checking every byte of both.
+
+    Raises what `split` raises.
+    """
+    stream = split(data)
+    return stream.header, stream.payload
+
+
+def split(data: bytes | bytearray | memoryview) -> Stream:
+    """The parts of a stream, of which all but the sections are checked.
 
     Raises `CorruptStreamError` if the data are not a stream, are cut short or altered, and
     `UnsupportedStreamError` if they are of a later version of the format.
@@ -107,29 +131,35 @@ def read(data: bytes | bytearray | memoryview) -> tuple[Header, bytes]:
             f"a stream is bytes, not {type(data).__name__}; of a file, give what it holds"
         )
     data = bytes(data)
-    header, at = _parse(data)
+    header, at, start, end = _parse(data)
     (crc,) = struct.unpack_from("<I", data, at)
-    payload = data[at + _CRC_BYTES :]
-    if zlib.crc32(payload, zlib.crc32(data[:at])) != crc:
+    payload = data[end:]
+    if end > len(data) or zlib.crc32(payload, zlib.crc32(data[:at])) != crc:
         raise CorruptStreamError(
             "the stream is cut short or altered: its checksum is wrong; get a fresh copy of it"
         )
     _check(header)
-    return header, payload
+    return Stream(header, data[start:end], payload)
 
 
-def peek(data: bytes) -> Header:
-    """What a stream says of itself, from its first `HEADER_BYTES` bytes: nothing is certain yet.
+def peek(file: IO[bytes]) -> tuple[Header, bytes]:
+    """Header and sections of an open file, of which no more is read: nothing is certain yet.
 
-    Raises what `read` raises.
+    Raises what `split` raises.
     """
-    header, _ = _parse(data)
+    data = file.read(_HEAD_BYTES)
+    header, _, start, end = _parse(data)
     _check(header)
-    return header
+    data += file.read(max(0, end - len(data)))
+    if end > len(data):
+        raise _cut_short()
+    return header, data[start:end]
 
 
-def _parse(data: bytes) -> tuple[Header, int]:
-    """The header and where it ends, of whatever values: the checksum comes first."""
+def _parse(data: bytes) -> tuple[Header, int, int, int]:
+    """The header, where it ends, and where the sections begin and end, of whatever values: the
+    checksum comes first.
+    """
     if not data:
         raise CorruptStreamError("the stream is empty; make it again with 'mlic-fast encode'")
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
@@ -142,18 +172,24 @@ def _parse(data: bytes) -> tuple[Header, int]:
                 f"{min(_KNOWN_VERSIONS)} to {max(_KNOWN_VERSIONS)}; decode it with a later release "
                 "of mlic_fast"
             )
-    width, at = _read_varint(data, _FIXED_BYTES)
-    height, at = _read_varint(data, at)
+    width, at = read_leb128(data, _FIXED_BYTES, _SIDE_BYTES)
+    height, at = read_leb128(data, at, _SIDE_BYTES)
     if len(data) < at + _CRC_BYTES:
-        raise _cut_short(data)
-    return Header(
+        raise _cut_short()
+    start, length = at + _CRC_BYTES, 0
+    if data[7] & _HAS_SECTIONS:
+        length, start = read_leb128(data, start, LENGTH_BYTES)
+        if length == 0:
+            raise CorruptStreamError("the stream is invalid: it has sections of no length")
+    header = Header(
         arithmetic_version=data[2] >> 4,
         lanes=1 << (data[2] & 15),
         model_id=data[3:7],
-        quality=data[7],
+        quality=data[7] & ~_HAS_SECTIONS,
         width=width,
         height=height,
-    ), at
+    )
+    return header, at, start, start + length
 
 
 def _check(header: Header) -> None:
@@ -174,8 +210,8 @@ def _check(header: Header) -> None:
         )
 
 
-def _varint(value: int) -> bytes:
-    """LEB128: 7 bits a byte, lowest first, the top bit set on all bytes but the last."""
+def leb128(value: int) -> bytes:
+    """7 bits a byte, lowest first, the top bit set on all bytes but the last."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -184,12 +220,12 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The integer that begins at ``data[at]``, at most 3 bytes, and the place after it."""
+def read_leb128(data: bytes, at: int, most: int) -> tuple[int, int]:
+    """The integer at ``data[at]``, of at most ``most`` bytes, and the place after it."""
     value = 0
-    for count in range(3):
+    for count in range(most):
         if at + count >= len(data):
-            raise _cut_short(data)
+            raise _cut_short()
         byte = data[at + count]
         value |= (byte & 127) << 7 * count
         if byte < 128:
@@ -197,12 +233,11 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
                 break
             return value, at + count + 1
     raise CorruptStreamError(
-        "the stream is damaged: its width or height is malformed; get a fresh copy of it"
+        "the stream is damaged: a width, a height or a length is malformed; get a fresh copy of it"
     )
 
 
-def _cut_short(data: bytes) -> CorruptStreamError:
+def _cut_short() -> CorruptStreamError:
     return CorruptStreamError(
-        f"the stream is cut short: {len(data)} bytes do not hold even its header; get a fresh copy "
-        "of it"
+        "the stream is cut short within its header or its sections; get a fresh copy of it"
     )

@@ -7,6 +7,7 @@ import operator
 import os
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlic_fast import bitstream, images, targets
+from mlic_fast import bitstream, images, sections, targets
 from mlic_fast.engine import Engine, create_engine, gpu_possible, gpu_problem
 from mlic_fast.engine.packed import PackedModel, PackedTransforms
 from mlic_fast.engine.stored import read_stored
@@ -31,6 +33,9 @@ from mlic_fast.errors import (
     UnsupportedStreamError,
     WrongModelError,
 )
+from mlic_fast.images import Picture
+from mlic_fast.inspection import stream_bytes
+from mlic_fast.metadata import NONE, Metadata, from_sections
 from mlic_fast.models.config import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -127,17 +132,22 @@ class Codec:
         image: Any,
         quality: int | None = None,
         *,
+        metadata: Literal["all", "none"] | Metadata = "all",
         target_bytes: int | None = None,
         target_psnr: float | None = None,
     ) -> bytes | list[bytes]:
-        """Compress an image, or a batch.
+        """Compress an image, or several.
 
         Args:
             image: a path, the bytes of a file, an open file, a PIL image, a uint8 array [H, W, 3],
-                a uint8 tensor [3, H, W]; or a uint8 tensor [B, 3, H, W], which gives a list of B
-                streams.
+                a uint8 tensor [3, H, W] or what gives one through DLPack; with four channels the
+                last one is alpha, which is kept exactly. A list of those, or an array or tensor
+                with one dimension more, gives a list of streams.
             quality: 1 (smallest) .. 100 (best) for a model with several rates, 60 if not given.
-            target_bytes: instead: the best quality whose stream is not larger.
+            metadata: ``"all"`` keeps what a file or PIL image has of an ICC profile, EXIF and XMP
+                data, and leaves its pixels alone; ``"none"`` keeps nothing and converts to sRGB.
+                Or what to keep instead, for pixels that are left alone.
+            target_bytes: instead of a quality: the best one whose stream is not larger.
             target_psnr: instead: the lowest quality that has this PSNR over RGB, in dB.
 
         Raises:
@@ -146,18 +156,24 @@ class Codec:
                 target that no quality meets.
             DeviceMemoryError: on a GPU, for more than it has memory for.
         """
-        if target_bytes is not None or target_psnr is not None:
-            if (quality, target_bytes, target_psnr).count(None) != 2:
-                raise QualityError("give one of quality, target_bytes and target_psnr")
-            if isinstance(image, Tensor) and image.dim() == 4:
-                return [self._compress_to(each, target_bytes, target_psnr) for each in image]
-            return self._compress_to(image, target_bytes, target_psnr)
-        quality = self._check_quality(quality)
-        if isinstance(image, Tensor) and image.dim() == 4:
-            for single in image:
-                images.load_image(single)  # raises for what is no image
-            return self._compress(image, quality)
-        return self._compress(images.load_image(image)[None], quality)[0]
+        if not (metadata in ("all", "none") or isinstance(metadata, Metadata)):
+            raise ValueError(f"metadata must be 'all', 'none' or Metadata, not {metadata!r}")
+        if (quality, target_bytes, target_psnr).count(None) < 2:
+            raise QualityError("give one of quality, target_bytes and target_psnr")
+        if target_bytes is None and target_psnr is None:
+            quality = self._check_quality(quality)
+        several = images.is_several(image)
+        pictures = [
+            images.load_picture(each, metadata=metadata != "none")
+            for each in (image if several else [image])
+        ]
+        if isinstance(metadata, Metadata):
+            pictures = [replace(picture, metadata=metadata.upright()) for picture in pictures]
+        if quality is not None:
+            streams = self._compress(pictures, quality)
+        else:
+            streams = [self._compress_to(each, target_bytes, target_psnr) for each in pictures]
+        return streams if several else streams[0]
 
     def decompress(
         self, data: Any, output: Output = "torch", *, max_pixels: int = bitstream.DECODED_PIXELS
@@ -170,7 +186,8 @@ class Codec:
             max_pixels: of a picture; what it would cost is known before anything is decoded.
 
         Returns a uint8 tensor [3, H, W] on the codec's device, a uint8 array [H, W, 3]
-        (``output="numpy"``) or a PIL image (``output="pil"``); a list of those for a list.
+        (``output="numpy"``) or a PIL image (``output="pil"``), whose ``info`` has the metadata;
+        with four channels where the picture is not opaque. A list of those for a list.
 
         Raises:
             CorruptStreamError: not a stream, cut short, altered, or decoded out of step.
@@ -181,18 +198,26 @@ class Codec:
         """
         if output not in ("torch", "numpy", "pil"):
             raise ValueError(f"output must be 'torch', 'numpy' or 'pil', not {output!r}")
-        if isinstance(data, Iterable) and not _is_stream(data):
-            opened = [self._open(single, max_pixels) for single in data]
-            return [_converted(image, output) for image in self._decompress(opened)]
-        (image,) = self._decompress([self._open(data, max_pixels)])
-        return _converted(image, output)
+        several = isinstance(data, Iterable) and not _is_stream(data)
+        opened = [self._open(each, max_pixels) for each in (data if several else [data])]
+        carried = [sections.Sections(stream.sections) for stream in opened]
+        metadata = [from_sections(each) if output == "pil" else NONE for each in carried]
+        alphas = [
+            sections.read_alpha(each, stream.header.height, stream.header.width)
+            for each, stream in zip(carried, opened, strict=True)
+        ]
+        decoded = [
+            _converted(image, alpha, known, output)
+            for image, alpha, known in zip(self._decompress(opened), alphas, metadata, strict=True)
+        ]
+        return decoded if several else decoded[0]
 
     def decode_latents(self, data: Any, *, max_pixels: int = bitstream.DECODED_PIXELS) -> Tensor:
         """The decoded latents of a stream, as :meth:`decompress` takes them.
 
         float32 [M, ceil(H/64) * 4, ceil(W/64) * 4].
         """
-        header, payload = self._open(data, max_pixels)
+        header, _, payload = self._open(data, max_pixels)
         with surroundings():
             size = _hyper_size(header)
             (latents,) = self._engine.decode_latents([(payload, header.lanes)], size)
@@ -213,63 +238,78 @@ class Codec:
             for _ in range(2):
                 self.decompress(self.compress(images))
 
-    def _compress_to(self, source: Any, size: int | None, psnr: float | None) -> bytes:
+    def _compress_to(self, picture: Picture, size: int | None, psnr: float | None) -> bytes:
         from mlic_fast.evaluation.metrics import psnr as psnr_of
 
         if not self.packed.config.rates:
             raise QualityError("this model has a single rate: it meets no target")
-        image = images.load_image(source)
+        image, carried = picture.pixels, _sections(picture)
+        bitstream.check_size(image.shape[2], image.shape[1])
         with surroundings():
             padded = self._for_engine(images.pad(image[None], ALIGNMENT))
             encode_at = self._engine.encoder(padded)
 
             def encode(quality: int) -> bytes:
-                return self._streams([encode_at(self._rate(quality))], quality, *image.shape[1:])[0]
+                return self._stream(picture, quality, *encode_at(self._rate(quality)), carried)
 
             if size is not None:
                 return targets.largest_within(encode, size)
             assert psnr is not None
             return targets.smallest_reaching(
                 encode,
-                lambda data: psnr_of(image, self.decompress(data).to(image.device)),
+                lambda data: psnr_of(image, self.decompress(data)[:3].to(image.device)),
                 psnr,
             )
 
-    def _compress(self, batch: Tensor, quality: int) -> list[bytes]:
-        """uint8 [B, 3, H, W] -> streams."""
-        height, width = batch.shape[2:]
-        bitstream.check_size(width, height)
-        payloads: list[tuple[bytes, int]] = []
+    def _compress(self, pictures: Sequence[Picture], quality: int) -> list[bytes]:
+        """Streams in the order of the pictures, those of equal size in batches."""
+        sizes: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for number, picture in enumerate(pictures):
+            height, width = picture.pixels.shape[1:]
+            bitstream.check_size(width, height)
+            sizes[height, width].append(number)
+        carried = [_sections(picture) for picture in pictures]
+        streams: dict[int, bytes] = {}
         with surroundings():
-            for part in batch.split(self._engine.batch_limit(height, width)):
-                padded = self._for_engine(images.pad(part, ALIGNMENT))
-                payloads += self._engine.encode_images(padded, self._rate(quality))
-        return self._streams(payloads, quality, height, width)
+            for (height, width), numbers in sizes.items():
+                limit = self._engine.batch_limit(height, width)
+                for start in range(0, len(numbers), limit):
+                    part = numbers[start : start + limit]
+                    batch = images.pad(
+                        _batch([pictures[number].pixels for number in part]), ALIGNMENT
+                    )
+                    payloads = self._engine.encode_images(
+                        self._for_engine(batch), self._rate(quality)
+                    )
+                    for number, (payload, lanes) in zip(part, payloads, strict=True):
+                        streams[number] = self._stream(
+                            pictures[number], quality, payload, lanes, carried[number]
+                        )
+        return [streams[number] for number in range(len(pictures))]
 
     def _for_engine(self, batch: Tensor) -> Any:
         if self._engine.arrays == "numpy":
             return batch.cpu().numpy()
         return batch.to(self.device)
 
-    def _streams(
-        self, payloads: Sequence[tuple[bytes, int]], quality: int, height: int, width: int
-    ) -> list[bytes]:
+    def _stream(
+        self, picture: Picture, quality: int, payload: bytes, lanes: int, carried: bytes
+    ) -> bytes:
+        _, height, width = picture.pixels.shape
         header = bitstream.Header(
             arithmetic_version=self._engine.arithmetic_version,
-            lanes=0,
+            lanes=lanes,
             model_id=self.model_id,
             quality=quality,
             width=width,
             height=height,
         )
-        return [
-            bitstream.write(replace(header, lanes=lanes), payload) for payload, lanes in payloads
-        ]
+        return bitstream.write(header, payload, carried)
 
-    def _decompress(self, opened: Sequence[tuple[bitstream.Header, bytes]]) -> list[Tensor]:
+    def _decompress(self, opened: Sequence[bitstream.Stream]) -> list[Tensor]:
         """Images [3, H, W] in the order of the streams, those of equal size in batches."""
         groups: dict[tuple[int, int, int], list[int]] = {}
-        for number, (header, _) in enumerate(opened):
+        for number, (header, _, _) in enumerate(opened):
             groups.setdefault((header.width, header.height, header.quality), []).append(number)
         decoded: dict[int, Any] = {}
         with surroundings():
@@ -278,8 +318,8 @@ class Codec:
                 for start in range(0, len(numbers), limit):
                     part = numbers[start : start + limit]
                     pixels = self._engine.decode_images(
-                        [(opened[number][1], opened[number][0].lanes) for number in part],
-                        _hyper_size(opened[part[0]][0]),
+                        [(opened[number].payload, opened[number].header.lanes) for number in part],
+                        _hyper_size(opened[part[0]].header),
                         self._rate(quality),
                     )
                     for number, image in zip(part, pixels, strict=True):
@@ -287,8 +327,9 @@ class Codec:
                         decoded[number] = cropped.contiguous()
         return [decoded[number] for number in range(len(opened))]
 
-    def _open(self, data: Any, max_pixels: int) -> tuple[bitstream.Header, bytes]:
-        header, payload = bitstream.read(_stream_bytes(data))
+    def _open(self, data: Any, max_pixels: int) -> bitstream.Stream:
+        stream = bitstream.split(stream_bytes(data))
+        header = stream.header
         if header.pixels > max_pixels:
             raise TooManyPixelsError(
                 f"the stream holds {header.width}x{header.height} pixels, more than the limit of "
@@ -307,7 +348,7 @@ class Codec:
             )
         if bool(header.quality) != bool(self.packed.config.rates):
             raise CorruptStreamError("the stream is invalid: its quality does not fit its model")
-        return header, payload
+        return stream
 
     def _check_quality(self, quality: int | None) -> int:
         if not self.packed.config.rates:
@@ -467,13 +508,6 @@ def _is_stream(data: Any) -> bool:
     )
 
 
-def _stream_bytes(data: Any) -> Any:
-    """What a file holds, or a path; anything else as it is."""
-    if isinstance(data, (str, os.PathLike)):
-        return Path(data).read_bytes()
-    return data.read() if hasattr(data, "read") else data
-
-
 @lru_cache(maxsize=4)
 def _again(source: Path | bytes, identity: bytes, device: str, engine: str) -> Codec:
     """The codec of :meth:`Codec.__reduce__` in another process, loaded once.
@@ -503,15 +537,25 @@ def _tensor(x: Any) -> Tensor:
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
 
 
-def _converted(image: Tensor, output: Output) -> Any:
+def _sections(picture: Picture) -> bytes:
+    contents = picture.metadata.to_contents()
+    if picture.alpha is not None:
+        contents[sections.ALPHA] = sections.alpha_content(picture.alpha.cpu().numpy())
+    return sections.join(contents)
+
+
+def _batch(each: Sequence[Tensor]) -> Tensor:
+    return each[0][None] if len(each) == 1 else torch.stack(list(each))
+
+
+def _converted(
+    image: Tensor, alpha: npt.NDArray[np.uint8] | None, metadata: Metadata, output: Output
+) -> Any:
+    if alpha is not None:
+        image = torch.cat([image, torch.from_numpy(alpha)[None].to(image.device)])
     if output == "torch":
         return image
-    array = images.to_array(image)
-    if output == "numpy":
-        return array
-    from PIL import Image
-
-    return Image.fromarray(array)
+    return images.to_array(image) if output == "numpy" else images.to_pil(image, metadata)
 
 
 def _device(name: str, engine: str) -> str:

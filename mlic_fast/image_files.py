@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -71,30 +72,45 @@ def check_png_is_whole(file: BinaryIO) -> None:
 
     Pillow takes a stream that ends early, and leaves the rest black.
     """
-    place = file.tell()
-    try:
-        file.seek(8)
-        inflate, found, expected = zlib.decompressobj(), 0, 0
-        while len(head := file.read(8)) == 8:
-            length, name = struct.unpack(">I4s", head)
-            if name == b"IHDR":
-                expected = _png_bytes(*struct.unpack(">IIBBBBB", file.read(13)))
-                file.seek(length - 13 + 4, 1)
-            elif name == b"IDAT":
-                data = file.read(length)
-                with suppress(zlib.error):  # of a checksum perhaps: the rows count
-                    while data:
-                        found += len(inflate.decompress(data, 1 << 20))
-                        data = inflate.unconsumed_tail
-                file.seek(4, 1)
-            elif name == b"IEND":
-                break
-            else:
-                file.seek(length + 4, 1)
-    finally:
-        file.seek(place)
+    inflate, found, expected = zlib.decompressobj(), 0, 0
+    for name, length in _png_chunks(file):
+        if name == b"IHDR":
+            expected = _png_bytes(*struct.unpack(">IIBBBBB", file.read(13)))
+        elif name == b"IDAT":
+            data = file.read(length)
+            with suppress(zlib.error):  # of a checksum perhaps: the rows count
+                while data:
+                    found += len(inflate.decompress(data, 1 << 20))
+                    data = inflate.unconsumed_tail
     if found < expected:
         raise ValueError(f"its pixel data end after {found} of {expected} bytes")
+
+
+def png_cicp(file: BinaryIO) -> bytes | None:
+    """The 4 bytes of the cICP chunk of a PNG, which Pillow does not look at; None without one."""
+    for name, length in _png_chunks(file):
+        if name == b"cICP" and length == 4:
+            return file.read(4)
+        if name == b"IDAT":
+            break
+    return None
+
+
+def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Name and length of each chunk but the last, whose data may be read then."""
+    place = file.tell()
+    try:
+        at = 8
+        while True:
+            file.seek(at)
+            head = file.read(8)
+            if len(head) < 8 or head[4:] == b"IEND":
+                break
+            (length,) = struct.unpack_from(">I", head)
+            yield head[4:], length
+            at += length + 12
+    finally:
+        file.seek(place)
 
 
 def _png_bytes(

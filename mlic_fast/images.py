@@ -3,18 +3,19 @@
 What happens to an image on its way in (files and PIL images):
 
 - EXIF orientation is applied, so the tensor stands upright.
-- An ICC profile is converted to sRGB (relative colorimetric, black point compensation). Pixels
-  whose profile is sRGB already stay as they are, and so do those with a profile that is damaged or
-  of another kind of pixels, which browsers show as sRGB too.
+- An ICC profile goes with the pixels, which are left alone; where it cannot (greyscale, CMYK, no
+  metadata wanted, no stream to carry it) they are converted to sRGB (relative colorimetric, black
+  point compensation). Pixels whose profile is sRGB already stay as they are, and so do those with a
+  profile that is damaged or of another kind of pixels, which browsers show as sRGB too.
 - Black and white, greyscale and palette images become RGB, and so do CMYK images that carry their
   profile.
-- An alpha channel is dropped if every pixel is opaque.
+- An alpha channel is dropped if every pixel is opaque, and goes its own way if not.
 
-Refused with `UnsupportedImageError`: transparency, more than 8 bits a channel (whatever would be
-lost silently), CMYK without a profile, Lab, animations and files of several pages (an MPO
-photograph, as phones and cameras write them, counts as its first picture), cameras' raw files, of
-which Pillow sees a preview, and more than `bitstream.MAX_PIXELS` pixels, which is found before
-anything is decoded. AVIF files of 10 and 12 bits are taken: Pillow rounds them to 8.
+Refused with `UnsupportedImageError`: more than 8 bits a channel (whatever would be lost silently),
+CMYK without a profile, Lab, animations and files of several pages (an MPO photograph, as phones and
+cameras write them, counts as its first picture), cameras' raw files, of which Pillow sees a
+preview, and more than `bitstream.MAX_PIXELS` pixels, which is found before anything is decoded.
+AVIF files of 10 and 12 bits are taken: Pillow rounds them to 8.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import io
 import os
 import secrets
 import stat
+import struct
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Union
 
@@ -41,10 +44,28 @@ from .image_files import (
     grey_level_of_transparency,
     has_deep_channels,
     is_camera_raw,
+    png_cicp,
 )
+from .metadata import NONE, Metadata, exif_elsewhere, from_info
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and what goes with it.
+
+    Attributes:
+        pixels: uint8 [3, H, W], RGB, upright.
+        alpha: uint8 [H, W], not premultiplied; None if every pixel is opaque.
+        metadata: what is known of it. Without a profile the pixels are sRGB.
+    """
+
+    pixels: torch.Tensor
+    alpha: torch.Tensor | None = None
+    metadata: Metadata = NONE
+
 
 ImageSource = Union[
-    str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, npt.NDArray[Any], torch.Tensor
+    str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, npt.NDArray[Any], torch.Tensor, Picture
 ]
 
 # Suffix -> Pillow's format and options. The lossy formats are written at a quality that adds little
@@ -60,6 +81,9 @@ _SAVE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
     ".avif": ("AVIF", {"quality": 90, "subsampling": "4:4:4"}),
 }
+_WITH_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF")
+_WITH_METADATA = (*_WITH_ALPHA, "JPEG")
+_TIFF_XMP = 700
 SAVE_SUFFIXES = tuple(_SAVE_FORMATS)
 
 # Suffixes taken as images when a folder is searched.
@@ -87,27 +111,53 @@ _MAX_TEXT = 1 << 28
 def load_image(source: ImageSource) -> torch.Tensor:
     """Return an image as a contiguous uint8 tensor of shape [3, H, W], RGB (sRGB), upright.
 
-    ``source`` is a path, the bytes of a file, an open file, a PIL image (its current frame), a
-    uint8 array of shape [H, W, 3] or [H, W] (greyscale), or a uint8 tensor of shape [3, H, W],
-    which keeps its device. Raises `UnsupportedImageError` for what the text at the top of this
-    module refuses, and for files that are missing, damaged or not images.
+    ``source`` is what `load_picture` takes. Raises `UnsupportedImageError` for transparency too.
     """
+    picture = load_picture(source, metadata=False)
+    if picture.alpha is not None:
+        raise UnsupportedImageError(
+            "the image has transparent pixels; flatten it onto a background first"
+        )
+    return picture.pixels
+
+
+def load_picture(source: ImageSource, *, metadata: bool = True) -> Picture:
+    """Return an image with its transparency and, unless ``metadata`` is false, what it carries.
+
+    ``source`` is a path, the bytes of a file, an open file, a PIL image (its current frame), a
+    uint8 array of shape [H, W, 3], [H, W, 4] (with alpha) or [H, W] (greyscale), or a uint8 tensor
+    of shape [3, H, W] or [4, H, W], which keeps its device, or what gives one through DLPack.
+    Raises `UnsupportedImageError` for what the text at the top of this module refuses, and for
+    files that are missing, damaged or not images.
+    """
+    if isinstance(source, Picture):
+        return source if metadata else Picture(source.pixels, source.alpha)
     if isinstance(source, Image.Image):
-        return _from_pil(source, "the image")
+        return _from_pil(source, "the image", metadata)
     if isinstance(source, torch.Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, (str, os.PathLike)):
-        return _from_file(Path(source))
+        return _from_file(Path(source), metadata)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_open(io.BytesIO(source), "the image")
+        return _from_open(io.BytesIO(source), "the image", metadata)
     if hasattr(source, "read"):  # all of it at once: pipes cannot be sought in
-        return _from_open(io.BytesIO(source.read()), "the image")
+        return _from_open(io.BytesIO(source.read()), "the image", metadata)
+    if hasattr(source, "__dlpack__"):
+        with _reading("the array"):
+            return _from_tensor(torch.from_dlpack(source))
     raise UnsupportedImageError(
         f"cannot take an image from a {type(source).__name__}; give a path, bytes, a file, a PIL "
         "image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]"
     )
+
+
+def is_several(source: Any) -> bool:
+    """Whether it is a list of images, or an array or tensor of several."""
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return source.ndim == 4
+    return isinstance(source, (list, tuple))
 
 
 def pad(x: torch.Tensor, multiple: int = 64) -> torch.Tensor:
@@ -129,12 +179,19 @@ def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def to_array(image: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """uint8 tensor [3, H, W] on any device -> contiguous uint8 array [H, W, 3]."""
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+    """uint8 tensor [3 or 4, H, W] on any device -> contiguous uint8 array [H, W, 3 or 4]."""
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (3, 4):
         raise UnsupportedImageError(
             f"expected a uint8 tensor [3, H, W], got {_dtype_name(image.dtype)} {list(image.shape)}"
         )
     return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def to_pil(image: torch.Tensor, metadata: Metadata) -> Image.Image:
+    """uint8 tensor [3 or 4, H, W] -> RGB or RGBA image that has the metadata in its ``info``."""
+    picture = Image.fromarray(to_array(image))
+    picture.info.update(metadata.to_info())
+    return picture
 
 
 def check_save_suffix(path: str | os.PathLike[str]) -> None:
@@ -148,7 +205,8 @@ def check_save_suffix(path: str | os.PathLike[str]) -> None:
 
 
 def save_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
-    """Write a uint8 tensor [3, H, W] to a file whose suffix, one of `SAVE_SUFFIXES`, is the format.
+    """Write a uint8 tensor [3 or 4, H, W] to a file whose suffix, one of `SAVE_SUFFIXES`, is the
+    format.
 
     .jpg and .avif lose a little (quality 95 and 90, 4:4:4), all others are lossless. Raises
     `UnsupportedImageError` for other suffixes and for an image that the format cannot hold, and
@@ -158,18 +216,52 @@ def save_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
     write_atomically(path, image_bytes(image, Path(path).suffix))
 
 
-def image_bytes(image: torch.Tensor, suffix: str) -> bytes:
-    """What `save_image` writes to a file of this suffix."""
+def image_bytes(image: torch.Tensor, suffix: str, metadata: Metadata = NONE) -> bytes:
+    """What `save_image` writes to a file of this suffix, with what metadata the format holds:
+    .bmp and .ppm none, cICP and gamma .png alone.
+    """
     picture = Image.fromarray(to_array(image))
     name, options = _SAVE_FORMATS[suffix.lower()]
+    if picture.mode == "RGBA" and name not in _WITH_ALPHA:
+        raise UnsupportedImageError(
+            f"the picture has transparent pixels, which {name} cannot hold; use .png"
+        )
     buffer = io.BytesIO()
     try:
-        picture.save(buffer, format=name, **options)
-    except (OSError, ValueError, KeyError) as error:  # KeyError: a Pillow without this format
+        picture.save(buffer, format=name, **options, **_metadata_options(name, metadata))
+    except Exception as error:  # KeyError: a Pillow without this format; of odd EXIF data anything
+        hint = " or leave metadata out (--metadata none)" if metadata else ""
         raise UnsupportedImageError(
             f"cannot write {picture.width}x{picture.height} pixels as {name}: {error}; use .png"
+            + hint
         ) from error
     return buffer.getvalue()
+
+
+def _metadata_options(name: str, metadata: Metadata) -> dict[str, Any]:
+    """Of Pillow's ``save``."""
+    if name not in _WITH_METADATA:
+        return {}
+    options: dict[str, Any] = {
+        key: value
+        for key in ("icc_profile", "exif", "xmp")
+        if (value := getattr(metadata, key)) is not None
+    }
+    if name == "TIFF" and (xmp := options.pop("xmp", None)):
+        tags = Image.Exif()
+        tags.load(options.pop("exif", b""))
+        tags[_TIFF_XMP] = xmp
+        options["exif"] = tags
+    if name == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        if xmp := options.pop("xmp", None):
+            chunks.add_itxt("XML:com.adobe.xmp", xmp.decode(errors="replace"))
+        if metadata.cicp:
+            chunks.add(b"cICP", metadata.cicp)
+        if metadata.gamma:
+            chunks.add(b"gAMA", struct.pack(">I", round(metadata.gamma * 100000)))
+        options["pnginfo"] = chunks
+    return options
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -205,21 +297,21 @@ def _take_over(old: Path, new: Path) -> None:
             os.chown(new, status.st_uid, status.st_gid)
 
 
-def _from_file(path: Path) -> torch.Tensor:
+def _from_file(path: Path, metadata: bool) -> Picture:
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise UnsupportedImageError(f"{path} {what}; give the path of an image file")
-    return _from_open(path, str(path))
+    return _from_open(path, str(path), metadata)
 
 
-def _from_open(file: Path | IO[bytes], name: str) -> torch.Tensor:
+def _from_open(file: Path | IO[bytes], name: str, metadata: bool) -> Picture:
     with _reading(name), _raised_limits, Image.open(file) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format not in _STILL_FORMATS:
             raise UnsupportedImageError(
                 f"{name} has {frames} frames or pages; extract the one to compress first"
             )
-        return _from_pil(picture, name)
+        return _from_pil(picture, name, metadata)
 
 
 @contextlib.contextmanager
@@ -281,8 +373,9 @@ class _RaisedLimits:
 _raised_limits = _RaisedLimits()
 
 
-def _from_pil(picture: Image.Image, name: str) -> torch.Tensor:
+def _from_pil(picture: Image.Image, name: str, wanted: bool) -> Picture:
     check_size(picture.width, picture.height)
+    cicp = None
     with _reading(name):
         if is_camera_raw(picture):
             raise UnsupportedImageError(
@@ -297,11 +390,10 @@ def _from_pil(picture: Image.Image, name: str) -> torch.Tensor:
         file = getattr(picture, "fp", None)
         if picture.format == "PNG" and file is not None:
             check_png_is_whole(file)
+            cicp = png_cicp(file)
         transparent = grey_level_of_transparency(picture)
+        exif = exif_elsewhere(picture) if wanted else None
         picture.load()
-    if transparent is not None:
-        picture = picture.copy()
-        picture.info["transparency"] = transparent
     profile = picture.info.get("icc_profile")
     if picture.mode == "CMYK" and not profile:
         raise UnsupportedImageError(
@@ -309,10 +401,18 @@ def _from_pil(picture: Image.Image, name: str) -> torch.Tensor:
         )
     if picture.mode not in (*_GREY_MODES, *_COLOUR_MODES, "CMYK"):
         raise UnsupportedImageError(f"{name} has {picture.mode} pixels; convert it to RGB first")
-    opaque = _without_alpha(_upright(picture), name)
-    if profile:
+    metadata = NONE
+    if wanted:
+        metadata = from_info({"exif": exif, "cicp": cicp} | picture.info).upright()
+    if transparent is not None:
+        picture = picture.copy()
+        picture.info["transparency"] = transparent
+    opaque, alpha = _apart(_upright(picture))
+    if profile and (opaque.mode != "RGB" or not wanted):
         opaque = _to_srgb(opaque, profile, name)
-    return torch.from_numpy(np.array(opaque.convert("RGB"))).permute(2, 0, 1).contiguous()
+        metadata = replace(metadata, icc_profile=None, cicp=None, gamma=None)
+    pixels = torch.from_numpy(np.array(opaque.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return Picture(pixels, alpha, metadata)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -324,21 +424,21 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if method is None else picture.transpose(method)
 
 
-def _without_alpha(picture: Image.Image, name: str) -> Image.Image:
-    """The picture in mode L, RGB or CMYK; raises if a pixel is not opaque."""
-    grey = picture.mode in _GREY_MODES
+def _apart(picture: Image.Image) -> tuple[Image.Image, torch.Tensor | None]:
+    """The picture in mode L, RGB or CMYK, and alpha [H, W] if a pixel is not opaque."""
+    grey, alpha = picture.mode in _GREY_MODES, None
     if picture.has_transparency_data:
         if picture.mode == "La":  # Pillow has no direct conversion
             picture = picture.convert("LA")
         picture = picture.convert("RGBA")
-        lowest, _ = picture.getchannel("A").getextrema()
-        if lowest < 255:  # type: ignore[operator]
-            raise UnsupportedImageError(
-                f"{name} has transparent pixels; flatten it onto a background first"
-            )
+        alpha = _unless_opaque(torch.from_numpy(np.array(picture.getchannel("A"))))
     if picture.mode == "CMYK":
-        return picture
-    return picture.convert("L" if grey else "RGB")
+        return picture, alpha
+    return picture.convert("L" if grey else "RGB"), alpha
+
+
+def _unless_opaque(alpha: torch.Tensor) -> torch.Tensor | None:
+    return alpha.contiguous() if alpha.numel() and int(alpha.min()) < 255 else None
 
 
 def _to_srgb(picture: Image.Image, profile: bytes, name: str) -> Image.Image:
@@ -388,30 +488,35 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     return bool(np.abs(np.asarray(after, dtype=np.int16) - grid).max() <= 1)
 
 
-def _from_array(array: npt.NDArray[Any]) -> torch.Tensor:
+def _from_array(array: npt.NDArray[Any]) -> Picture:
     _check_uint8(array.dtype == np.uint8, array.dtype)
     if array.ndim == 2:
         array = np.broadcast_to(array[:, :, None], (*array.shape, 3))
-    if array.ndim != 3 or array.shape[2] != 3:
+    if array.ndim != 3 or array.shape[2] not in (3, 4):
         raise UnsupportedImageError(
-            f"an array must have the shape [H, W, 3] or [H, W], not {list(array.shape)}; "
-            "a single image with its channels first can be given as a tensor"
+            f"an array must have the shape [H, W, 3], [H, W, 4] or [H, W], not "
+            f"{list(array.shape)}; a single image with its channels first can be given as a tensor"
         )
     check_size(array.shape[1], array.shape[0])
-    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+    return _from_channels(torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C")))
 
 
-def _from_tensor(tensor: torch.Tensor) -> torch.Tensor:
+def _from_tensor(tensor: torch.Tensor) -> Picture:
     _check_uint8(tensor.dtype == torch.uint8, tensor.dtype)
     if tensor.device.type == "meta":
         raise UnsupportedImageError("a tensor on the device 'meta' has no pixels")
-    if tensor.ndim != 3 or tensor.shape[0] != 3:
+    if tensor.ndim != 3 or tensor.shape[0] not in (3, 4):
         raise UnsupportedImageError(
-            f"a tensor must have the shape [3, H, W], not {list(tensor.shape)}; an image with its "
-            "channels last can be given as a numpy array"
+            f"a tensor must have the shape [3, H, W] or [4, H, W], not {list(tensor.shape)}; an "
+            "image with its channels last can be given as a numpy array"
         )
     check_size(tensor.shape[2], tensor.shape[1])
-    return tensor.contiguous()
+    return _from_channels(tensor)
+
+
+def _from_channels(image: torch.Tensor) -> Picture:
+    """uint8 [3 or 4, H, W]."""
+    return Picture(image[:3].contiguous(), _unless_opaque(image[3]) if len(image) == 4 else None)
 
 
 def _check_uint8(right: bool, dtype: object) -> None:

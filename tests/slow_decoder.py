@@ -39,6 +39,7 @@ class Container(NamedTuple):
     width: int
     height: int
     payload: bytes
+    sections: dict[int, bytes]
 
 
 class Bytes:
@@ -77,16 +78,64 @@ def read_container(data: bytes) -> Container:
         raise Unsupported(f"arithmetic version {version}")
     model = source.take(4)
     (quality,) = source.take(1)
+    has_sections, quality = quality >> 7, quality & 127
     width, height = source.take_leb128(65535), source.take_leb128(65535)
     head = data[: len(data) - len(source.rest)]
     (crc,) = struct.unpack("<I", source.take(4))
+    sections = b""
+    if has_sections:
+        length = source.take_leb128(2**32 - 1)
+        sections = source.take(length)
+        if length == 0:
+            raise Corrupt("no sections")
     if zlib.crc32(head + source.rest) != crc:
         raise Corrupt("CRC-32")
     if not 1 <= log2_lanes <= 10 or quality > 100:
         raise Corrupt("lanes or quality")
     if not 1 <= width * height <= 2**28:
         raise Corrupt("size")
-    return Container(version, 2**log2_lanes, model, quality, width, height, source.rest)
+    contents = read_sections(sections)
+    return Container(version, 2**log2_lanes, model, quality, width, height, source.rest, contents)
+
+
+def read_sections(data: bytes) -> dict[int, bytes]:
+    """Section 8: contents by kind, of the kinds that the text knows."""
+    source, contents, last = Bytes(data), {}, 0
+    while source.rest:
+        (kind,) = source.take(1)
+        length = source.take_leb128(2**32 - 1)
+        (crc,) = struct.unpack("<I", source.take(4))
+        body = source.take(length)
+        if kind <= last:
+            raise Corrupt("order of the sections")
+        last = kind
+        if kind <= 6:
+            if zlib.crc32(bytes([kind]) + body) != crc:
+                raise Corrupt("CRC-32 of a section")
+            inflate = zlib.decompressobj(wbits=-15)
+            try:
+                contents[kind] = inflate.decompress(body)
+            except zlib.error as error:
+                raise Corrupt("DEFLATE") from error
+            if not inflate.eof or inflate.unused_data or not contents[kind]:
+                raise Corrupt("DEFLATE")
+    return contents
+
+
+def read_alpha(content: bytes, width: int, height: int) -> list[list[int]]:
+    """Section 8: the plane of transparency, by rows."""
+    if len(content) != width * height:
+        raise Corrupt("size of transparency")
+    rows: list[list[int]] = []
+    for row in range(height):
+        above = rows[-1] if rows else [0] * width
+        values: list[int] = []
+        for column in range(width):
+            left = values[-1] if column else 0
+            between = above[column - 1] if column else 0
+            values.append((content[row * width + column] + left + above[column] - between) % 256)
+        rows.append(values)
+    return rows
 
 
 class Payload:

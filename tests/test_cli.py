@@ -26,7 +26,7 @@ from mlic_fast import bitstream
 from mlic_fast.bitstream import Header
 from mlic_fast.cli import COMMANDS, main
 from mlic_fast.errors import CheckpointError, MlicError, WrongModelError
-from mlic_fast.images import load_image, save_image
+from mlic_fast.images import Picture, load_image, save_image
 
 MODEL_ID = b"\xde\xad\xbe\xef"
 NO_MEMORY = "there is not enough memory; take a smaller image or a machine with more"
@@ -35,7 +35,8 @@ NO_MEMORY = "there is not enough memory; take a smaller image or a machine with 
 class StoringCodec:
     """Compresses with zlib, in the real container."""
 
-    def compress(self, image: torch.Tensor, quality: int | None = None) -> bytes:
+    def compress(self, picture: Picture, quality: int | None = None) -> bytes:
+        image = picture.pixels
         _, height, width = image.shape
         header = Header(0, 8, MODEL_ID, quality or 0, width, height)
         return bitstream.write(header, zlib.compress(image.numpy().tobytes()))

@@ -20,10 +20,18 @@ from mlic_fast.cli.files import (
     open_input,
     write_output,
 )
-from mlic_fast.cli.options import add_model_options, add_output_options, load_codec, pixels
+from mlic_fast.cli.options import (
+    add_metadata_option,
+    add_model_options,
+    add_output_options,
+    load_codec,
+    pixels,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mlic_fast.metadata import Metadata
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DECODED_PIXELS,
         metavar="N",
         help="refuse larger pictures before they are decoded (default: %(default)s)",
+    )
+    add_metadata_option(
+        parser,
+        "write what the stream has of ICC profile, EXIF and XMP, or nothing (default: %(default)s)",
     )
     add_model_options(parser)
     add_output_options(parser)
@@ -81,6 +93,7 @@ def _is_output(argument: str) -> bool:
 
 def _decoder(args: argparse.Namespace) -> Steps:
     from mlic_fast.images import image_bytes
+    from mlic_fast.metadata import NONE
 
     codec = load_codec(args)
 
@@ -88,18 +101,19 @@ def _decoder(args: argparse.Namespace) -> Steps:
         source = open_input(job.source)
         return source.read_bytes() if isinstance(source, Path) else source.read()
 
-    def decode(data: bytes) -> tuple[Tensor, int, float]:
+    def decode(data: bytes) -> tuple[Tensor, Metadata, int, float]:
         start = time.perf_counter()
+        metadata = mlic_fast.info(data).metadata if args.metadata == "all" else NONE
         image = codec.decompress(data, max_pixels=args.max_pixels).cpu()
-        return image, len(data), time.perf_counter() - start
+        return image, metadata, len(data), time.perf_counter() - start
 
-    def write(job: Job, decoded: tuple[Tensor, int, float]) -> Result:
-        image, size, seconds = decoded
+    def write(job: Job, decoded: tuple[Tensor, Metadata, int, float]) -> Result:
+        image, metadata, size, seconds = decoded
         assert job.target is not None
         if args.output_dir is not None:
             job.target.parent.mkdir(parents=True, exist_ok=True)
         suffix = ".png" if str(job.target) == STREAM else job.target.suffix
-        write_output(job.target, image_bytes(image, suffix))
+        write_output(job.target, image_bytes(image, suffix, metadata))
         return result_of(job, image, size, seconds)
 
     return Steps(read, decode, write)

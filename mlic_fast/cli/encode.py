@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING
 from mlic_fast.cli import UsageError
 from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.files import INPUTS_TEXT, STREAM, Job, find_jobs, open_input, write_output
-from mlic_fast.cli.options import add_model_options, add_output_options, count, load_codec
+from mlic_fast.cli.options import (
+    add_metadata_option,
+    add_model_options,
+    add_output_options,
+    count,
+    load_codec,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mlic_fast.images import Picture
 
 SUFFIX = ".mlic"
 
@@ -42,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rate.add_argument(
         "--target-psnr", type=float, metavar="DB", help="lowest quality of this PSNR over RGB"
+    )
+    add_metadata_option(
+        parser,
+        "keep ICC profile, EXIF and XMP, or nothing, as sRGB (default: %(default)s)",
     )
     add_model_options(parser)
     add_output_options(parser)
@@ -77,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def result_of(job: Job, image: Tensor, size: int, seconds: float) -> Result:
-    """What ``--json`` prints of an image [3, H, W] whose stream has ``size`` bytes."""
+    """What ``--json`` prints of an image [3 or 4, H, W] whose stream has ``size`` bytes."""
     _, height, width = image.shape
     return {
         "output": str(job.target),
@@ -104,24 +116,27 @@ def _quality(text: str) -> int:
 
 
 def _encoder(args: argparse.Namespace) -> Steps:
-    from mlic_fast.images import load_image
+    from mlic_fast.images import load_picture
 
     codec = load_codec(args)
 
-    def encode(image: Tensor) -> tuple[Tensor, bytes, float]:
+    def read(job: Job) -> Picture:
+        return load_picture(open_input(job.source), metadata=args.metadata == "all")
+
+    def encode(picture: Picture) -> tuple[Picture, bytes, float]:
         start = time.perf_counter()
         targets = {"target_bytes": args.target_bytes, "target_psnr": args.target_psnr}
         wanted = {name: value for name, value in targets.items() if value is not None}
-        data = codec.compress(image, quality=args.quality, **wanted)
-        assert isinstance(data, bytes)  # a list only for a batch
-        return image, data, time.perf_counter() - start
+        data = codec.compress(picture, quality=args.quality, **wanted)
+        assert isinstance(data, bytes)  # a list only for several
+        return picture, data, time.perf_counter() - start
 
-    def write(job: Job, coded: tuple[Tensor, bytes, float]) -> Result:
-        image, data, seconds = coded
+    def write(job: Job, coded: tuple[Picture, bytes, float]) -> Result:
+        picture, data, seconds = coded
         assert job.target is not None
         if args.output_dir is not None:
             job.target.parent.mkdir(parents=True, exist_ok=True)
         write_output(job.target, data)
-        return result_of(job, image, len(data), seconds)
+        return result_of(job, picture.pixels, len(data), seconds)
 
-    return Steps(lambda job: load_image(open_input(job.source)), encode, write)
+    return Steps(read, encode, write)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import mlic_fast
-from mlic_fast.bitstream import MODEL_ID_BYTES, PROVISIONAL, read
+from mlic_fast.bitstream import PROVISIONAL
 from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.encode import SUFFIX
 from mlic_fast.cli.files import INPUTS_TEXT, find_inputs
@@ -26,49 +25,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Describe every file; 1 if one of them is not a sound stream."""
     jobs = find_inputs(args.paths, (SUFFIX,))
-    return run_batch(jobs, _inspector, _describe, as_json=args.json)
+    steps = Steps(lambda job: job.source.read_bytes(), _inspect, lambda job, result: result)
+    return run_batch(jobs, lambda: steps, _describe, as_json=args.json)
 
 
-def _inspector() -> Steps:
-    names = shipped_models()
-
-    def inspect(data: bytes) -> Result:
-        header, payload = read(data)
-        return {
-            "bytes": len(data),
-            "payload_bytes": len(payload),
-            "width": header.width,
-            "height": header.height,
-            "bits_per_pixel": 8 * len(data) / header.pixels,
-            "quality": header.quality or None,
-            "arithmetic_version": header.arithmetic_version,
-            "lanes": header.lanes,
-            "model_id": header.model_id.hex(),
-            "model": names.get(header.model_id),
-        }
-
-    return Steps(lambda job: job.source.read_bytes(), inspect, lambda job, result: result)
-
-
-def shipped_models() -> dict[bytes, str]:
-    """Names of the models that come with the package, by what identifies them in a stream.
-
-    The identity is read from the files' metadata, so that no model is loaded.
-    """
-    from safetensors import safe_open
-
-    names = {}
-    for path in (Path(mlic_fast.__file__).parent / "weights").glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as file:
-            identity = (file.metadata() or {}).get("identity", "")
-        names[bytes.fromhex(identity)[:MODEL_ID_BYTES]] = path.stem
-    return names
+def _inspect(data: bytes) -> Result:
+    found = mlic_fast.info(data)
+    return {
+        "bytes": found.size,
+        "payload_bytes": found.payload_size,
+        "width": found.width,
+        "height": found.height,
+        "bits_per_pixel": found.bits_per_pixel,
+        "quality": found.quality,
+        "alpha": found.alpha,
+        "metadata": found.metadata.summary(),
+        "arithmetic_version": found.arithmetic_version,
+        "lanes": found.lanes,
+        "model_id": found.model_id.hex(),
+        "model": found.model,
+    }
 
 
 def _describe(result: Result) -> str:
     provisional = result["arithmetic_version"] == PROVISIONAL
     rows = {
-        "image": f"{result['width']}x{result['height']} pixels",
+        "image": f"{result['width']}x{result['height']} pixels"
+        + (" with transparency" if result["alpha"] else ""),
         "size": f"{result['bytes']} bytes, {result['bits_per_pixel']:.4f} bits a pixel",
         "quality": result["quality"] or "that of the model, which has a single rate",
         "model": result["model_id"] + (f" ({result['model']})" if result["model"] else ""),
@@ -76,4 +59,10 @@ def _describe(result: Result) -> str:
         + (", provisional: decodes only on the machine that made it" if provisional else ""),
         "lanes": result["lanes"],
     }
+    if result["metadata"]:
+        sizes = (
+            f"{name.replace('_', ' ')} {value}{' bytes' * (name in ('icc_profile', 'exif', 'xmp'))}"
+            for name, value in result["metadata"].items()
+        )
+        rows["metadata"] = ", ".join(sizes)
     return "\n".join([result["input"], *(f"  {name:<11}{value}" for name, value in rows.items())])

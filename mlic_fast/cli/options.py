@@ -63,6 +63,11 @@ def add_json_lines_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_metadata_option(parser: argparse.ArgumentParser, help: str) -> None:
+    """``--metadata``."""
+    parser.add_argument("--metadata", choices=("all", "none"), default="all", help=help)
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model does the work, and on what."""
     parser.add_argument(

@@ -1,0 +1,97 @@
+"""What a stream says of itself, without a model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import bitstream, sections
+from .metadata import Metadata, from_sections
+
+
+@dataclass(frozen=True)
+class Info:
+    """Of a stream.
+
+    Attributes:
+        size: of the whole stream in bytes; ``payload_size`` of the latents alone.
+        width: of the picture in pixels; ``height`` likewise.
+        quality: 1 to 100, None for a model with a single rate.
+        alpha: whether the picture is not opaque.
+        metadata: what it carries.
+        model_id: the 4 bytes that name the model.
+        model: the name of a model that comes with the package, None for another one.
+        arithmetic_version: see docs/format.md; 0 is provisional.
+        lanes: of the range coder.
+    """
+
+    size: int
+    payload_size: int
+    width: int
+    height: int
+    quality: int | None
+    alpha: bool
+    metadata: Metadata
+    model_id: bytes
+    model: str | None
+    arithmetic_version: int
+    lanes: int
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Of the whole stream."""
+        return 8 * self.size / (self.width * self.height)
+
+
+def info(data: Any) -> Info:
+    """What a stream says of itself; every byte of it is checked, but no pixel decoded.
+
+    Args:
+        data: bytes, the path of a file, or an open file.
+
+    Raises CorruptStreamError or UnsupportedStreamError for what is no sound stream, OSError for a
+    file that cannot be read.
+    """
+    data = stream_bytes(data)
+    header, carried, payload = bitstream.split(data)
+    found = sections.Sections(carried)
+    found.check()
+    return Info(
+        size=len(data),
+        payload_size=len(payload),
+        width=header.width,
+        height=header.height,
+        quality=header.quality or None,
+        alpha=sections.ALPHA in found,
+        metadata=from_sections(found),
+        model_id=header.model_id,
+        model=_shipped_models().get(header.model_id),
+        arithmetic_version=header.arithmetic_version,
+        lanes=header.lanes,
+    )
+
+
+def stream_bytes(data: Any) -> Any:
+    """What a file holds, or a path; anything else as it is."""
+    if isinstance(data, (str, os.PathLike)):
+        return Path(data).read_bytes()
+    return data.read() if hasattr(data, "read") else data
+
+
+def _shipped_models() -> dict[bytes, str]:
+    """Names of the models that come with the package, by what identifies them in a stream.
+
+    The identity is read from the files' metadata, so that no model is loaded.
+    """
+    from safetensors import safe_open
+
+    import mlic_fast
+
+    names = {}
+    for path in (Path(mlic_fast.__file__).parent / "weights").glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            identity = (file.metadata() or {}).get("identity", "")
+        names[bytes.fromhex(identity)[: bitstream.MODEL_ID_BYTES]] = path.stem
+    return names
