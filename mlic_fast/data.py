@@ -28,8 +28,8 @@ SUFFIX = ".mlic"
 class MlicDataset(Dataset[Any]):
     """The .mlic files of a folder and of its subfolders, in the order of their names.
 
-    An item is a picture, uint8 [3, H, W], or with ``latents`` its decoded latents, float32
-    [M, ceil(H/64) * 4, ceil(W/64) * 4], which cost no synthesis.
+    An item is a picture, uint8 [3, H, W] ([4, H, W] if it is not opaque), or with ``latents`` its
+    decoded latents, float32 [M, ceil(H/64) * 4, ceil(W/64) * 4], which cost no synthesis.
 
     Args:
         folder: where the files are; hidden files and folders are left out.

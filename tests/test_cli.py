@@ -26,7 +26,7 @@ from mlic_fast import bitstream
 from mlic_fast.bitstream import Header
 from mlic_fast.cli import COMMANDS, main
 from mlic_fast.errors import CheckpointError, MlicError, WrongModelError
-from mlic_fast.images import Picture, load_image, save_image
+from mlic_fast.images import Picture, load_image, load_picture, save_image
 
 MODEL_ID = b"\xde\xad\xbe\xef"
 NO_MEMORY = "there is not enough memory; take a smaller image or a machine with more"
@@ -330,7 +330,7 @@ def test_standard_streams(folder: Path, loads: list[tuple[Any, ...]]) -> None:
 def test_closed_streams(folder: Path, closed: str) -> None:
     """A second file is not there: the exit code tells."""
     command = f"{sys.executable} -m mlic_fast.cli info a.mlic b.mlic {closed}"
-    stream = StoringCodec().compress(load_image(folder / "a.png"))
+    stream = StoringCodec().compress(load_picture(folder / "a.png"))
     (folder / "a.mlic").write_bytes(stream)
     assert subprocess.run(command, shell=True, cwd=folder).returncode == 1
     (folder / "b.mlic").write_bytes(stream)

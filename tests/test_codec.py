@@ -180,7 +180,7 @@ def test_images_that_are_refused(fast: Codec) -> None:
     for image in (
         torch.zeros(3, 0, 5, dtype=torch.uint8),
         torch.zeros(3, 64, 64),
-        torch.zeros(4, 64, 64, dtype=torch.uint8),
+        torch.zeros(5, 64, 64, dtype=torch.uint8),
         torch.zeros(1, 3, 64, 64),
         np.zeros((64, 64, 3), np.float32),
         torch.zeros(3, 1, 65536, dtype=torch.uint8),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_decoder import Corrupt, Table
 
-from mlic_fast import bitstream
+from mlic_fast import bitstream, sections
 from mlic_fast.bitstream import Header
 from mlic_fast.coder import Decoder, Encoder, Tables, gaussian_tables
 from mlic_fast.errors import CorruptStreamError, UnsupportedStreamError
@@ -179,7 +180,47 @@ def test_both_readers_judge_containers_alike(rest: bytes, model: bytes, byte: in
             with pytest.raises(slow_decoder.Unsupported):
                 slow_decoder.read_container(stream)
         else:
-            assert slow_decoder.read_container(stream) == (*vars(header).values(), payload)
+            assert slow_decoder.read_container(stream) == (*vars(header).values(), payload, {})
+
+
+@given(
+    st.dictionaries(st.integers(1, 5), st.binary(min_size=1, max_size=30), max_size=4),
+    st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 255)), max_size=1),
+    st.booleans(),
+)
+def test_both_readers_judge_sections_alike(
+    contents: dict[int, bytes], damage: list[tuple[int, int]], new: bool
+) -> None:
+    carried = sections.join(contents)
+    stream = bytearray(bitstream.write(Header(1, 8, b"abcd", 50, 3, 2), b"payload", carried))
+    for place, change in damage if carried else []:
+        stream[17 + place % (len(stream) - 17 - 7)] ^= change  # the header and payload stay
+
+    def outcome() -> dict[int, bytes]:
+        found = sections.Sections(bitstream.split(stream).sections)
+        return {kind: content for kind in range(1, 7) if (content := found.get(kind))}
+
+    try:
+        expected = outcome()
+    except CorruptStreamError:
+        with pytest.raises(Corrupt):
+            slow_decoder.read_container(bytes(stream))
+    else:
+        assert slow_decoder.read_container(bytes(stream)).sections == expected
+        assert damage or expected == contents
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_transparency_as_the_text_has_it(width: int, height: int, random: Random) -> None:
+    alpha = [[random.choice([0, 128, 255]) for _ in range(width)] for _ in range(height)]
+    content = sections.alpha_content(np.array(alpha, np.uint8))
+    assert slow_decoder.read_alpha(content, width, height) == alpha
+    carried = sections.Sections(sections.join({sections.ALPHA: content}))
+    found = sections.read_alpha(carried, height, width)
+    assert found is not None and found.tolist() == alpha
+    for size in ((height, width + 1), (height, width - 1)):
+        with pytest.raises(CorruptStreamError):
+            sections.read_alpha(carried, *size)
 
 
 def test_the_example_of_the_text() -> None:
@@ -194,3 +235,18 @@ def test_the_example_of_the_text() -> None:
     container = slow_decoder.read_container(data)
     expected = [symbols for symbols, _ in passes], 0x12345678
     assert decode_slowly(tables, container.payload, container.lanes, passes) == expected
+
+    data = bytes.fromhex(re.findall(r"```\n([0-9a-f \n]+)```", text[text.index("## 8. Sec") :])[0])
+    alpha = np.zeros((30, 40), np.uint8)
+    alpha[:, :20] = 255
+    contents = {
+        sections.GAMMA: (45455).to_bytes(4, "little"),
+        sections.ALPHA: sections.alpha_content(alpha),
+    }
+    header, carried, payload = bitstream.split(data)
+    assert header == Header(1, lanes, b"\x01\x02\x03\x04", 60, 40, 30)
+    assert data == bitstream.write(header, payload, carried)
+    assert {kind: sections.Sections(carried).get(kind) for kind in contents} == contents
+    found = slow_decoder.read_container(data)
+    assert found.sections == contents and found.payload == payload == container.payload
+    assert slow_decoder.read_alpha(found.sections[6], 40, 30) == alpha.tolist()

@@ -33,6 +33,7 @@ from mlic_fast.engine.identity import model_identity
 from mlic_fast.engine.pack import pack
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.engine.path import code_latents
+from mlic_fast.metadata import NONE, Metadata
 from mlic_fast.models import MlicConfig, MlicModel, create_model
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.config import ALIGNMENT
@@ -82,7 +83,16 @@ PARTS = {
     "odd": (40, 170, 131, 77, 1),
     "face": (10, 120, 193, 200, 60),
     "wide": (300, 0, 65, 320, 100),
+    "carrying": (60, 200, 40, 30, 20),
 }
+#: What the stream ``carrying`` has in its sections, beside transparency.
+CARRIED = Metadata(
+    icc_profile=b"a profile is opaque to the format",
+    exif=b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\0\0\0\0",
+    xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>',
+    cicp=bytes([12, 13, 0, 1]),
+    gamma=0.45455,
+)
 
 
 def main(names: list[str]) -> None:
@@ -102,7 +112,10 @@ def make_photo() -> Golden:
     judge = codec_on(recorder, codec.model, codec.packed)
     streams = {}
     for name, (top, left, height, width, quality) in PARTS.items():
-        data = judge.compress(astronaut()[top : top + height, left : left + width], quality)
+        part, metadata = astronaut()[top : top + height, left : left + width], NONE
+        if name == "carrying":
+            part, metadata = np.dstack([part, part[:, :, 0]]), CARRIED
+        data = judge.compress(part, quality, metadata=metadata)
         assert isinstance(data, bytes)
         streams[name] = data
     expected = {name: record(judge, recorder, data) for name, data in streams.items()}

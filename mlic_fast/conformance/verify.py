@@ -24,6 +24,7 @@ from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.packed import PackedModel
 from mlic_fast.errors import MlicError
 from mlic_fast.models.mlic import Transforms
+from mlic_fast.sections import NAMES, Sections
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def verify_stream(
 def record(codec: Codec, recorder: Recorder, data: bytes) -> Expected:
     """Decode a stream and hash everything on the way; then code its symbols again.
 
-    Block transforms are exact too: their pixels are hashed, and the stream that these make.
+    Block transforms are exact too: their pixels are hashed, and the stream that these make. So is
+    what sections hold.
 
     Raises what :meth:`Codec.decode_latents` raises.
     """
@@ -97,15 +99,20 @@ def record(codec: Codec, recorder: Recorder, data: bytes) -> Expected:
     }
     if codec.model.config.transforms == "blocks":
         pixels = codec.decompress(data, output="numpy")
-        compressed = codec.compress(pixels, quality=bitstream.read(data)[0].quality or None)
+        quality = bitstream.read(data)[0].quality or None
+        compressed = codec.compress(pixels[:, :, :3], quality=quality)
         assert isinstance(compressed, bytes)
         found["pixels"] = hashlib.sha256(pixels.tobytes()).hexdigest()
         found["pixels compressed"] = hashlib.sha256(compressed).hexdigest()
+    carried = Sections(bitstream.split(data).sections)
+    for kind, name in NAMES.items():
+        if content := carried.get(kind, bitstream.MAX_PIXELS):
+            found[name] = hashlib.sha256(content).hexdigest()
     return found
 
 
 def _encode_again(packed: PackedModel, recorder: Recorder, data: bytes, digest: int) -> bytes:
-    header, _ = bitstream.read(data)
+    header, carried, _ = bitstream.split(data)
     encoder = Encoder(packed.tables)
     indexes: list[npt.NDArray[Any]] = [
         packed.hyper_indexes(recorder.symbols[0].shape),
@@ -113,7 +120,7 @@ def _encode_again(packed: PackedModel, recorder: Recorder, data: bytes, digest: 
     ]
     for symbols, table in zip(recorder.symbols, indexes, strict=True):
         encoder.encode(np.moveaxis(symbols, -1, 1), np.moveaxis(table, -1, 1))
-    return bitstream.write(header, encoder.finish(digest))
+    return bitstream.write(header, encoder.finish(digest), carried)
 
 
 def _first_difference(expected: Expected, found: Expected) -> str | None:
