@@ -92,6 +92,7 @@ def _is_output(argument: str) -> bool:
 
 
 def _decoder(args: argparse.Namespace) -> Steps:
+    from mlic_fast import info
     from mlic_fast.images import image_bytes
     from mlic_fast.metadata import NONE
 
@@ -103,7 +104,7 @@ def _decoder(args: argparse.Namespace) -> Steps:
 
     def decode(data: bytes) -> tuple[Tensor, Metadata, int, float]:
         start = time.perf_counter()
-        metadata = mlic_fast.info(data).metadata if args.metadata == "all" else NONE
+        metadata = info(data).metadata if args.metadata == "all" else NONE
         image = codec.decompress(data, max_pixels=args.max_pixels).cpu()
         return image, metadata, len(data), time.perf_counter() - start
 
