@@ -7,11 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lively import BLOCKS, SMALL, lively_model
 
 import mlic_fast
+from mlic_fast._C import exact
 from mlic_fast.benchmark import profile as module
 from mlic_fast.benchmark.kernels import KERNEL, watched_kernels
 from mlic_fast.benchmark.operations import (
@@ -160,6 +162,37 @@ def test_a_slow_kernel_is_found(ticks: Ticks, monkeypatch: pytest.MonkeyPatch) -
     assert document["layers"][0]["layer"] == "local_context.1.norm2"
     slowest = max(document["passes"], key=lambda row: row["ms"])
     assert slowest["pass"] == "slice 1, non-anchors"
+
+
+def test_what_threads_do_is_counted() -> None:
+    kernels = exact.Kernels("scalar", 2)
+    x = np.ones((1, 64, 64, 8), np.int16)
+
+    def norm() -> None:
+        ones = np.ones(8, np.float32)
+        kernels.layer_norm(x, ones, ones, epsilon=1.0, out=np.empty_like(x), out_scale=1.0)
+
+    exact.measure(True)
+    norm()
+    calls, results, layouts = exact.measured()
+    assert calls > 0 and results > 0 and layouts == 0
+    kernels.colour(x, 0, out=np.empty((1, 64, 32, 8), np.int16))
+    more = exact.measured()
+    assert more[0] > calls and more[1] == results and more[2] > 0
+    exact.measure(False)
+    norm()
+    assert exact.measured() == (0, 0, 0)
+
+
+def test_losses_are_part_of_a_kernel() -> None:
+    ours, _ = profiles(lively_model(BLOCKS), "decode")
+    assert all(k.lost is not None for k in ours.kernels if k.products)
+    for kernel in ours.kernels:
+        if kernel.lost is not None:
+            assert 0 <= kernel.lost.serial <= kernel.seconds
+            assert kernel.lost.waiting >= 0 and kernel.lost.layout >= 0
+    moved = [k.lost for k in ours.kernels if k.operation in ("squeeze", "keep")]
+    assert moved and all(lost is not None and lost.layout > 0 for lost in moved)
 
 
 def test_nothing_stays_wrapped() -> None:

@@ -17,6 +17,7 @@
 #include "exact/constants.h"
 #include "exact/dispatch.h"
 #include "exact/ops.h"
+#include "exact/pool.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -494,6 +495,11 @@ void bind_exact(py::module_& parent) {
   auto m = parent.def_submodule("exact", "Kernels of the entropy path; see mlic_fast.engine.cpu.");
   m.def("instruction_sets", &exact::instruction_sets);
   m.def("constants", &constants);
+  m.def("measure", &exact::measure, "on"_a);
+  m.def("measured", [] {
+    const exact::Times times = exact::measured();
+    return py::make_tuple(times.calls, times.results, times.layouts);
+  });
 
   py::class_<exact::Weights, std::shared_ptr<exact::Weights>>(m, "Weights")
       .def(py::init(&make_weights), "weights"_a, "threads"_a = 1);

@@ -131,7 +131,7 @@ void mixing_blocks(const Runner& run, const std::vector<const MixingBlock*>& blo
 
 void to_blocks(const Runner& run, const uint8_t* images, ptrdiff_t batch, ptrdiff_t height,
                ptrdiff_t width, int16_t* out) {
-  parallel_for(batch * height, run.threads, [&](ptrdiff_t row) {
+  rearrange(batch * height, run.threads, [&](ptrdiff_t row) {
     for (ptrdiff_t line = 0; line < kColours * kBlock; ++line) {
       const ptrdiff_t plane = row / height * kColours + line / kBlock;
       const ptrdiff_t y = row % height * kBlock + line % kBlock;

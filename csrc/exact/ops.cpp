@@ -167,8 +167,8 @@ void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t posi
       const ptrdiff_t row = (x.width + 2 * border) * channels;
       copies.push_back(buffer<int16_t>(rows * row));
       int16_t* copy = copies.back().get();
-      parallel_for(rows, rows * row < 1 << 16 ? 1 : threads,
-                   [&](ptrdiff_t r) { copy_padded_row(x, border, channels, r, copy); });
+      rearrange(rows, rows * row < 1 << 16 ? 1 : threads,
+                [&](ptrdiff_t r) { copy_padded_row(x, border, channels, r, copy); });
       segment.x = copy;
       segment.pixel_stride = channels;
       segment.row_stride = row;
@@ -261,7 +261,7 @@ void Runner::window_attention(const Act& qkv, const float* bias, WindowAttention
   a.bias = lanes.data();
 
   const ptrdiff_t part = a.heads * columns;
-  parallel_for(qkv.batch * height, threads, [&](ptrdiff_t row) {
+  rearrange(qkv.batch * height, threads, [&](ptrdiff_t row) {
     const ptrdiff_t b = row / height;
     const ptrdiff_t y = row % height - border;
     // Queries, keys and values of a position, [3, heads, columns].
@@ -365,7 +365,7 @@ void Runner::softmax_attention(const Act& q, const Act& k, const Act& v, int hea
   const auto packed_queries = buffer<int16_t>(all_heads * query_size);
   const auto packed_keys = buffer<int16_t>(all_heads * key_size);
   const auto packed_values = buffer<int16_t>(all_heads * value_size);
-  parallel_for(all_heads, threads, [&](ptrdiff_t task) {
+  rearrange(all_heads, threads, [&](ptrdiff_t task) {
     const ptrdiff_t b = task / heads;
     const ptrdiff_t channel = task % heads * depth;
     const int16_t* from = q.data + b * queries * q.stride + channel;
@@ -414,7 +414,7 @@ void Runner::colour(const Act& x, Positions at, ptrdiff_t width, bool squeezed,
                     int16_t* out) const {
   const auto bytes = static_cast<size_t>(x.channels) * sizeof(int16_t);
   const bool from_squeezed = x.width != width;
-  parallel_for(x.batch * x.height, threads, [&](ptrdiff_t row) {
+  rearrange(x.batch * x.height, threads, [&](ptrdiff_t row) {
     const ptrdiff_t first = first_column(row, x.height, at);
     const int16_t* from = x.data + (row * x.width + (from_squeezed ? 0 : first)) * x.stride;
     const ptrdiff_t step = from_squeezed ? x.stride : 2 * x.stride;

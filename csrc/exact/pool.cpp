@@ -6,6 +6,7 @@
 #include <cfenv>
 #include <chrono>
 #include <condition_variable>
+#include <ctime>
 #include <exception>
 #include <mutex>
 #include <system_error>
@@ -30,14 +31,46 @@ class FloatEnvironment {
   std::fenv_t saved_;
 };
 
+struct Counters {
+  std::atomic<bool> on{false};
+  std::atomic<int64_t> calls{0}, results{0}, layouts{0};
+};
+Counters g_counters;
+
+int64_t nanoseconds(clockid_t clock) {
+  std::timespec now;
+  clock_gettime(clock, &now);
+  return now.tv_sec * int64_t{1000000000} + now.tv_nsec;
+}
+
+// Adds the time of its life to a counter, unless that is null.
+class Stopwatch {
+ public:
+  Stopwatch(clockid_t clock, std::atomic<int64_t>* counter) : clock_(clock), counter_(counter) {
+    if (counter_ != nullptr) begin_ = nanoseconds(clock_);
+  }
+  ~Stopwatch() {
+    if (counter_ != nullptr) counter_->fetch_add(nanoseconds(clock_) - begin_);
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  const clockid_t clock_;
+  std::atomic<int64_t>* const counter_;
+  int64_t begin_ = 0;
+};
+
 struct Job {
-  Job(ptrdiff_t tasks, int helpers, void (*f)(void*, ptrdiff_t), void* context)
-      : tasks(tasks), helpers_wanted(helpers), f(f), context(context) {}
+  Job(ptrdiff_t tasks, int helpers, void (*f)(void*, ptrdiff_t), void* context,
+      std::atomic<int64_t>* counter)
+      : tasks(tasks), helpers_wanted(helpers), f(f), context(context), counter(counter) {}
 
   const ptrdiff_t tasks;
   int helpers_wanted;  // guarded by the pool
   void (*const f)(void*, ptrdiff_t);
   void* const context;
+  std::atomic<int64_t>* const counter;  // of the time that it takes on processors; or null
   std::atomic<ptrdiff_t> next{0};
   std::atomic<int> helpers{0};  // raised under the pool's lock alone
   std::atomic<bool> failed{false};
@@ -46,6 +79,7 @@ struct Job {
   bool exhausted() const { return next.load(std::memory_order_relaxed) >= tasks; }
 
   void work() {
+    const Stopwatch stopwatch(CLOCK_THREAD_CPUTIME_ID, counter);
     const FloatEnvironment environment;
     for (;;) {
       const ptrdiff_t task = next.fetch_add(1, std::memory_order_relaxed);
@@ -172,11 +206,15 @@ Pool& pool() {
   return *current;
 }
 
-}  // namespace
-
-void parallel_for(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), void* context) {
+void run(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), void* context,
+         std::atomic<int64_t>& counter) {
   const ptrdiff_t helpers = (threads < tasks ? threads : tasks) - 1;
-  Job job(tasks, helpers < 0 ? 0 : static_cast<int>(helpers), f, context);
+  const bool measures = g_counters.on.load(std::memory_order_relaxed);
+  // One thread waits for nobody: its time is that on the processor, however busy the machine is.
+  const Stopwatch stopwatch(threads > 1 ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID,
+                            measures ? &g_counters.calls : nullptr);
+  Job job(tasks, helpers < 0 ? 0 : static_cast<int>(helpers), f, context,
+          measures ? &counter : nullptr);
   if (helpers <= 0) {
     job.work();
   } else {
@@ -184,5 +222,22 @@ void parallel_for(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), voi
   }
   job.rethrow();
 }
+
+}  // namespace
+
+void parallel_for(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), void* context) {
+  run(tasks, threads, f, context, g_counters.results);
+}
+
+void rearrange(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), void* context) {
+  run(tasks, threads, f, context, g_counters.layouts);
+}
+
+void measure(bool on) {
+  g_counters.on = on;
+  for (auto* counter : {&g_counters.calls, &g_counters.results, &g_counters.layouts}) *counter = 0;
+}
+
+Times measured() { return {g_counters.calls, g_counters.results, g_counters.layouts}; }
 
 }  // namespace mlic::exact

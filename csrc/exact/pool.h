@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
 namespace mlic::exact {
@@ -13,14 +14,31 @@ namespace mlic::exact {
 // to zero, whatever the calling thread has set.
 void parallel_for(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), void* context);
 
+// The same, for tasks that only move data: they are measured apart.
+void rearrange(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), void* context);
+
+template <class F>
+void call(void* f, ptrdiff_t task) {
+  (*static_cast<F*>(f))(task);
+}
+
 template <class F>
 void parallel_for(ptrdiff_t tasks, int threads, F&& f) {
-  parallel_for(
-      tasks, threads,
-      [](void* context, ptrdiff_t task) {
-        (*static_cast<std::remove_reference_t<F>*>(context))(task);
-      },
-      &f);
+  parallel_for(tasks, threads, &call<std::remove_reference_t<F>>, &f);
 }
+
+template <class F>
+void rearrange(ptrdiff_t tasks, int threads, F&& f) {
+  rearrange(tasks, threads, &call<std::remove_reference_t<F>>, &f);
+}
+
+// Of all calls of both while they are measured, in nanoseconds; not measured at first.
+struct Times {
+  int64_t calls;    // from the start of each call to its end
+  int64_t results;  // of all threads, on the processor, in tasks of parallel_for
+  int64_t layouts;  // likewise, of rearrange
+};
+void measure(bool on);  // and begin at zero
+Times measured();
 
 }  // namespace mlic::exact

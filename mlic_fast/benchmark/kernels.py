@@ -14,12 +14,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mlic_fast._C import exact
 from mlic_fast.benchmark.engines import is_gpu, parts_of
 from mlic_fast.benchmark.operations import Counter, read_planes, used_segments
 from mlic_fast.benchmark.stages import replaced, watched
 from mlic_fast.benchmark.tracing import Tracer
 from mlic_fast.codec import Codec
 from mlic_fast.engine import path
+from mlic_fast.engine.cpu import CpuOps
 from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.engine.operations import Act, Operations
 from mlic_fast.engine.packed import PackedLayers, Segment
@@ -66,12 +68,18 @@ def place(layer: str) -> tuple[str, int | None, Parity | None]:
 def watched_kernels(codec: Codec, *, processor: bool = False) -> Iterator[Tracer]:
     """Like :func:`watched`, with a span for each kernel of an exact engine too.
 
-    Their details: ``operation``, ``layer``, ``bytes`` read and written, ``products``. Of the
-    reference engine the networks have spans.
+    Their details: ``operation``, ``layer``, ``bytes`` read and written, ``products``, and ``pool``:
+    whether it runs on the threads of the C++ kernels, whose nanoseconds are counted then (calls,
+    results, layouts; csrc/exact/pool.h). Of the reference engine the networks have spans.
     """
     engine = codec._engine
-    with watched(codec, processor=processor) as tracer, ExitStack() as stack:
-        parts = parts_of(engine)
+    parts = parts_of(engine)
+    on_pool = parts is not None and isinstance(parts.ops, CpuOps)
+    counters = exact.measured if on_pool else tuple
+    with watched(codec, processor=processor, counters=counters) as tracer, ExitStack() as stack:
+        if on_pool:
+            exact.measure(True)
+            stack.callback(exact.measure, False)
         if parts is not None:
             backends: list[tuple[Operations, PackedLayers]] = [(parts.ops, codec.packed)]
             if isinstance(parts.transforms, ExactTransforms):
@@ -129,7 +137,7 @@ def _epilogue_describer(name: str) -> Any:
     def describe(result: None, *args: Any, out: torch.Tensor) -> dict[str, Any]:
         products = out.numel() * out.shape[-1] if name == "normalise" else 0
         moved = sum(array.nbytes for array in (*_arrays(args), out))
-        return {"operation": name, "layer": "", "bytes": moved, "products": products}
+        return {"operation": name, "layer": "", "bytes": moved, "products": products, "pool": False}
 
     return describe
 
@@ -172,6 +180,7 @@ class _WatchedOperators(TorchDispatchMode):
                 "layer": "",
                 "bytes": moved,
                 "products": products,
+                "pool": False,
             }
 
         return describe
@@ -188,12 +197,12 @@ def _timed_operations(
             # A backend may call its arguments something else.
             known = getattr(Operations, name, None)
             signature = inspect.signature(known.__get__(ops) if known else method)
-            describe = _describer(packed, counter, name, signature)
+            describe = _describer(packed, counter, name, signature, isinstance(ops, CpuOps))
             yield name, tracer.wrap(KERNEL, name, method, describe)
 
 
 def _describer(
-    packed: PackedLayers, counter: Counter, name: str, signature: inspect.Signature
+    packed: PackedLayers, counter: Counter, name: str, signature: inspect.Signature, pool: bool
 ) -> Any:
     def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         arguments = signature.bind(*args, **kwargs).arguments
@@ -216,6 +225,7 @@ def _describer(
             "layer": names[0] if names else "",
             "bytes": moved,
             "products": counter.count(name, arguments, result),
+            "pool": pool,
         }
 
     return describe

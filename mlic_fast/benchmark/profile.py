@@ -36,9 +36,16 @@ from mlic_fast.benchmark.stages import (
     SYNTHESIS,
     seconds_by_stage,
 )
-from mlic_fast.benchmark.tracing import Span, Tracer, own_seconds, processor_time
+from mlic_fast.benchmark.tracing import (
+    Span,
+    Tracer,
+    own_counted,
+    own_seconds,
+    processor_time,
+)
 from mlic_fast.codec import Codec
 from mlic_fast.engine.exact_transforms import ExactTransforms
+from mlic_fast.engine.transforms import cpu_dtype
 from mlic_fast.errors import EngineError
 from mlic_fast.models.checkerboard import Parity
 
@@ -50,11 +57,30 @@ BEFORE_PASSES = "before the passes"
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the machine was measured to do a second: products of the two arithmetics, bytes."""
+    """What the machine was measured to do a second: products of the two arithmetics, bytes.
+
+    ``matrices``: of PyTorch's matrix product on the CPU, by the name of the dtype.
+    """
 
     matrix: float
     integer: float
     bandwidth: float
+    matrices: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Lost:
+    """Seconds of a kernel in which not all threads worked on its results.
+
+    Attributes:
+        waiting: threads waited for others, or for a processor.
+        layout: threads moved data: padding, packing, other orders.
+        serial: outside the threads: Python, checks, memory, tables of positions.
+    """
+
+    waiting: float = 0.0
+    layout: float = 0.0
+    serial: float = 0.0
 
 
 @dataclass
@@ -71,6 +97,7 @@ class Kernel:
     bytes: int = 0
     products: int = 0
     floor: float = 0.0
+    lost: Lost | None = None
 
 
 @dataclass
@@ -104,10 +131,12 @@ def measure_peaks(codec: Codec) -> Peaks:
     if parts is None:
         raise EngineError(f"the engine {codec.engine!r} can only be profiled --against another")
     device = codec.device
-    integers = integer_peak(device)
-    if isinstance(parts.transforms, ExactTransforms):
-        return Peaks(integers, integers, bandwidth(device))
-    return Peaks(matrix_peak(parts.transforms._dtype, device), integers, bandwidth(device))
+    integers = matrix = integer_peak(device)
+    if not isinstance(parts.transforms, ExactTransforms):
+        matrix = matrix_peak(parts.transforms._dtype, device)
+    dtypes = (torch.float32, cpu_dtype()) if device.type == "cpu" else ()
+    matrices = {str(t).removeprefix("torch."): matrix_peak(t, device) for t in dtypes}
+    return Peaks(matrix, integers, bandwidth(device), matrices)
 
 
 def profile(
@@ -156,6 +185,7 @@ def _reduce(
     if any(len(spans) != len(counted) for spans in runs):
         raise EngineError("the engine's kernels differ from run to run, so there is no median")
     own = _medians([list(own_seconds(spans).values()) for spans in runs])
+    losses = _losses(runs, own)
     whole = _medians([[span.seconds for span in spans] for spans in runs])
     stages: dict[str, list[float]] = defaultdict(list)
     for spans in runs:
@@ -167,9 +197,12 @@ def _reduce(
     kernels = []
     names = _passes(counted)
     callers = {span.parent for span in counted if span.kind == KERNEL}
-    for span, seconds, inclusive, pass_ in zip(counted, own, whole, names, strict=True):
+    for span, seconds, inclusive, pass_, lost in zip(
+        counted, own, whole, names, losses, strict=True
+    ):
         if span.kind == KERNEL and not (span in callers and span.name in NETWORK_METHODS):
             kernels.append(_kernel(span, pass_, seconds, peaks, calls_others=span in callers))
+            kernels[-1].lost = lost if span.details["pool"] else None
             networks[kernels[-1].network] += seconds
         elif span.kind == NETWORK:
             networks[place(span.name)[0]] += inclusive
@@ -185,6 +218,23 @@ def _reduce(
         passes=dict(passes),
         kernels=kernels,
     )
+
+
+def _losses(runs: list[list[Span]], own: list[float]) -> list[Lost]:
+    """Of every span, where threads of the C++ kernels are counted; all zero elsewhere."""
+    threads = torch.get_num_threads()
+    calls, results, layouts = (
+        _medians([[1e-9 * n for n in own_counted(spans, i).values()] for spans in runs])
+        for i in range(3)
+    )
+    return [
+        Lost(
+            waiting=max(0.0, call - (result + layout) / threads),
+            layout=layout / threads,
+            serial=max(0.0, seconds - call),
+        )
+        for seconds, call, result, layout in zip(own, calls, results, layouts, strict=True)
+    ]
 
 
 def _medians(runs: list[list[float]]) -> list[float]:
@@ -284,7 +334,8 @@ def describe(profiles: Sequence[Profile], peaks: Peaks) -> Row:
     ``baseline_ms`` and ``ratio`` of the second.
 
     A kernel's row has ``calls``, ``bytes``, ``products``; gigabytes and giga-products a second and
-    their shares of the peaks; its floor and how far it is above.
+    their shares of the peaks; its floor and how far it is above; on the CPU what is lost, see
+    :class:`Lost`. ``order`` is that of the calls.
     """
     ours = profiles[0]
     theirs = profiles[1] if len(profiles) > 1 else None
@@ -300,6 +351,7 @@ def describe(profiles: Sequence[Profile], peaks: Peaks) -> Row:
             "matrix_products_per_second": peaks.matrix,
             "integer_products_per_second": peaks.integer,
             "bytes_per_second": peaks.bandwidth,
+            "matrices": peaks.matrices,
         },
         "stages": [
             {
@@ -336,9 +388,13 @@ def describe(profiles: Sequence[Profile], peaks: Peaks) -> Row:
                 "network": k.network,
                 "layer": k.layer,
                 "operation": k.operation,
+                "pass": k.pass_,
+                "order": order,
                 **_row(k, ours.total, peaks),
             }
-            for k in sorted(ours.kernels, key=lambda k: k.floor - k.seconds)
+            for order, k in sorted(
+                enumerate(ours.kernels), key=lambda item: item[1].floor - item[1].seconds
+            )
         ],
     }
 
@@ -351,6 +407,13 @@ def _group(kernels: Iterable[Kernel], key: Callable[[Kernel], Hashable]) -> list
         )
         for name in ("seconds", "calls", "bytes", "products", "floor"):
             setattr(total, name, getattr(total, name) + getattr(kernel, name))
+        if kernel.lost is not None:
+            before = total.lost or Lost()
+            total.lost = Lost(
+                before.waiting + kernel.lost.waiting,
+                before.layout + kernel.lost.layout,
+                before.serial + kernel.lost.serial,
+            )
     return list(sums.values())
 
 
@@ -376,6 +439,7 @@ def _row(kernel: Kernel, total: float, peaks: Peaks) -> Row:
     free = kernel.stage in (ANALYSIS, SYNTHESIS)
     seconds = max(kernel.seconds, 1e-9)
     arithmetic = kernel.products / seconds / (peaks.matrix if free else peaks.integer)
+    lost = kernel.lost
     return {
         "ms": 1e3 * kernel.seconds,
         "share": kernel.seconds / total,
@@ -388,6 +452,7 @@ def _row(kernel: Kernel, total: float, peaks: Peaks) -> Row:
         "arithmetic_share": arithmetic,
         "floor_ms": 1e3 * kernel.floor,
         "above_floor_ms": 1e3 * (kernel.seconds - kernel.floor),
+        **({} if lost is None else {f"{name}_ms": 1e3 * t for name, t in vars(lost).items()}),
     }
 
 

@@ -54,12 +54,14 @@ class _TimedCoder:
 
 
 @contextmanager
-def watched(codec: Codec, *, processor: bool = False) -> Iterator[Tracer]:
+def watched(
+    codec: Codec, *, processor: bool = False, counters: Callable[[], tuple[float, ...]] = tuple
+) -> Iterator[Tracer]:
     """A tracer that knows the stages of the codec's engine while entered.
 
     The GPU engine runs without its CUDA graphs then, one thing after the other, which takes longer.
     """
-    tracer, engine = Tracer(codec.device, processor=processor), codec._engine
+    tracer, engine = Tracer(codec.device, processor=processor, counters=counters), codec._engine
     with ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:

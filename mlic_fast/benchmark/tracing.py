@@ -26,6 +26,7 @@ class Span:
         parent: the span within which this one lies; None for the whole.
         details: whatever the one who wrapped it wants to know of it.
         start, end: seconds from the start of the recording.
+        counted: by how much the counters of the tracer went on.
         wall_seconds, processor_seconds: of the whole alone: by the clock on the wall, and of all
             threads of the process on the processor.
     """
@@ -36,6 +37,7 @@ class Span:
     details: dict[str, Any]
     start: float = 0.0
     end: float = 0.0
+    counted: tuple[float, ...] = ()
     wall_seconds: float = 0.0
     processor_seconds: float = 0.0
 
@@ -88,12 +90,20 @@ class Tracer:
         device: whose clock to read.
         processor: on the CPU read the time that the process has had on the processor, so that
             waiting for one does not count. Only sensible with one thread.
+        counters: numbers that go on, to be read at the start and the end of every span.
 
     Attributes:
         open: during a recording, the innermost span that has begun and not ended.
     """
 
-    def __init__(self, device: torch.device | None = None, *, processor: bool = False) -> None:
+    def __init__(
+        self,
+        device: torch.device | None = None,
+        *,
+        processor: bool = False,
+        counters: Callable[[], tuple[float, ...]] = tuple,
+    ) -> None:
+        self._counters = counters
         self._device = device
         self._processor = processor
         self._clock = self._new_clock()
@@ -118,6 +128,7 @@ class Tracer:
                 return function(*args, **kwargs)
             span = Span(kind, name, self.open, {})
             self.open = span
+            before = self._counters()
             marks = [self._clock.mark()]
             self._spans.append((span, marks))
             try:
@@ -125,6 +136,7 @@ class Tracer:
             finally:
                 marks.append(self._clock.mark())
                 self.open = span.parent
+            span.counted = tuple(b - a for a, b in zip(before, self._counters(), strict=True))
             if self._detailed and details is not None:
                 self.open = None  # what they call is not to be recorded
                 span.details = details(result, *args, **kwargs)
@@ -178,8 +190,17 @@ def processor_time(device: torch.device) -> bool:
 
 def own_seconds(spans: list[Span]) -> dict[Span, float]:
     """Of each span the time that none of the spans within it takes."""
-    own = {span: span.seconds for span in spans}
+    return _own(spans, {span: span.seconds for span in spans})
+
+
+def own_counted(spans: list[Span], counter: int) -> dict[Span, float]:
+    """Of each span by how much a counter went on outside the spans within it; 0 without counters."""
+    return _own(spans, {s: s.counted[counter] if s.counted else 0.0 for s in spans})
+
+
+def _own(spans: list[Span], inclusive: dict[Span, float]) -> dict[Span, float]:
+    own = dict(inclusive)
     for span in spans:
         if span.parent is not None:
-            own[span.parent] -= span.seconds
+            own[span.parent] -= inclusive[span]
     return own

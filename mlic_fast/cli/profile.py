@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top", type=count, default=12, metavar="N", help="kernels to list (default: %(default)s)"
     )
     parser.add_argument(
+        "--layers", action="store_true", help="list all layers in the order of their calls"
+    )
+    parser.add_argument(
         "--before", metavar="FILE", help="an earlier --json: show which kernels got slower since"
     )
     parser.add_argument(
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         **profile.describe(profiles, peaks),
         "device_kernels": profile.device_kernels(codecs[0], way, image),
     }
-    _print(document, args.top)
+    _print(document, args.top, args.layers)
     if before is not None:
         _print_changes(before, document, args.top)
     if args.json:
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(document: dict[str, Any], top: int) -> None:
+def _print(document: dict[str, Any], top: int, all_layers: bool) -> None:
     peaks = document["peaks"]
     baseline = document["baseline"]
     print(describe(document["machine"]))
@@ -109,6 +112,10 @@ def _print(document: dict[str, Any], top: int) -> None:
         f"measured peaks: {peaks['matrix_products_per_second'] / 1e9:.0f} giga-products/s in g_a, "
         f"h_a, g_s; {peaks['integer_products_per_second'] / 1e9:.0f} in the entropy path; "
         f"{peaks['bytes_per_second'] / 1e9:.1f} GB/s"
+        + "".join(
+            f"; PyTorch's matrix product {name}: {peak / 1e9:.0f}"
+            for name, peak in peaks["matrices"].items()
+        )
     )
     print(
         f"\n{document['way']} of {document['width']}x{document['height']}, model "
@@ -119,6 +126,11 @@ def _print(document: dict[str, Any], top: int) -> None:
     )
     beside = f"{baseline:>12}{'ratio':>8}" if baseline else ""
     print("products, bytes and their shares of the measured peaks; the floor and what is above it")
+    if any("waiting_ms" in row for row in document["layers"]):
+        print(
+            "of that, ms in which not all threads computed: waiting for each other, layout (moving "
+            "data),\nserial (outside the threads)"
+        )
     print(f"\n{'stage':<34}{'ms':>9}{'share':>7}{beside}")
     for row in document["stages"]:
         print(f"{row['stage']:<34}{row['ms']:>9.2f}{row['share']:>7.1%}{_beside(row)}")
@@ -131,8 +143,12 @@ def _print(document: dict[str, Any], top: int) -> None:
     print(f"\n{'kernels, furthest above floor first':<48}{_COLUMNS}")
     for row in document["kernels"][:top]:
         print(f"{_kernel_name(row):<48}{_numbers(row)}")
-    print(f"\n{'single layers, likewise':<48}{_COLUMNS}")
-    for row in document["layers"][:top]:
+    layers, title = document["layers"][:top], "single layers, likewise"
+    if all_layers:
+        layers = sorted(document["layers"], key=lambda row: row["order"])
+        title = "layers in the order of their calls"
+    print(f"\n{title:<48}{_COLUMNS}")
+    for row in layers:
         print(f"{row['operation']} {row['layer']}"[:47].ljust(48) + _numbers(row))
     launched = document["device_kernels"]
     if launched:
@@ -157,7 +173,7 @@ def _print_changes(before: dict[str, Any], after: dict[str, Any], top: int) -> N
 
 _COLUMNS = (
     f"{'ms':>9}{'share':>7}{'calls':>7}{'MB':>9}{'GB/s':>7}{'peak':>6}"
-    f"{'Gprod':>8}{'/s':>7}{'peak':>6}{'floor':>8}{'above':>8}"
+    f"{'Gprod':>8}{'/s':>7}{'peak':>6}{'floor':>8}{'above':>8}{'waiting':>9}{'layout':>8}{'serial':>8}"
 )
 
 
@@ -167,7 +183,14 @@ def _numbers(row: dict[str, Any]) -> str:
         f"{row['gigabytes_per_second']:>7.1f}{row['bandwidth_share']:>6.0%}"
         f"{row['products'] / 1e9:>8.2f}{row['giga_products_per_second']:>7.0f}"
         f"{row['arithmetic_share']:>6.0%}{row['floor_ms']:>8.2f}{row['above_floor_ms']:>8.2f}"
+        + _lost(row)
     )
+
+
+def _lost(row: dict[str, Any]) -> str:
+    if "waiting_ms" not in row:
+        return " " * 25
+    return f"{row['waiting_ms']:>9.2f}{row['layout_ms']:>8.2f}{row['serial_ms']:>8.2f}"
 
 
 def _beside(row: dict[str, Any]) -> str:
