@@ -134,7 +134,7 @@ def measure_peaks(codec: Codec) -> Peaks:
     integers = matrix = integer_peak(device)
     if not isinstance(parts.transforms, ExactTransforms):
         matrix = matrix_peak(parts.transforms._dtype, device)
-    dtypes = (torch.float32, cpu_dtype()) if device.type == "cpu" else ()
+    dtypes = (torch.float32, cpu_dtype(native=True)) if device.type == "cpu" else ()
     matrices = {str(t).removeprefix("torch."): matrix_peak(t, device) for t in dtypes}
     return Peaks(matrix, integers, bandwidth(device), matrices)
 

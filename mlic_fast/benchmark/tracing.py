@@ -194,7 +194,7 @@ def own_seconds(spans: list[Span]) -> dict[Span, float]:
 
 
 def own_counted(spans: list[Span], counter: int) -> dict[Span, float]:
-    """Of each span by how much a counter went on outside the spans within it; 0 without counters."""
+    """Of each span by how much a counter went on outside the spans within it; 0 without one."""
     return _own(spans, {s: s.counted[counter] if s.counted else 0.0 for s in spans})
 
 
