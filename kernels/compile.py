@@ -48,7 +48,7 @@ TARGETS = tuple(int(name.removeprefix("sm")) for name in configs.SHARED_MEMORY)
 MODELS = {**PRESETS, "wide": MlicConfig(slices=5)}
 #: Kinds of sizes, and up to how many positions an image is small then: the smallest image stands
 #: for all.
-SIZES = {"least": 1 << 30, "small": 1 << 30, "large": 0}
+SIZES = {"least": 1 << 30, "small": 1 << 30, "large": 0, "parted": 1 << 30}
 
 #: In SASS: mma and wgmma, on int8 and in half precision.
 _TENSOR_CORES = re.compile(r"\b(IMMA|IGMMA|UTCIMMA|HMMA|HGMMA|UTCHMMA)\b[.\w]*")
@@ -134,21 +134,24 @@ def launches(config: MlicConfig, targets: Iterable[int]) -> Iterator[Variant]:
         return True  # it is not compiled now
 
     triton.knobs.runtime.jit_cache_hook = hook
-    before = configs.architecture, configs.SMALL_POSITIONS, configs.PRODUCT_SIZES
+    names = ("architecture", "SMALL_POSITIONS", "PRODUCT_SIZES", "PARTED_PROGRAMS")
+    before = {name: getattr(configs, name) for name in names}
     try:
         for target in targets:
             triton.runtime.driver.set_active(StubDriver(target))
             configs.architecture = cache(lambda _, target=target: f"sm{target}")
             for size, limit in SIZES.items():
                 configs.SMALL_POSITIONS = limit
-                configs.PRODUCT_SIZES = {} if size == "large" else {size: limit}
+                configs.PRODUCT_SIZES = {size: limit} if size in ("least", "small") else {}
+                configs.PARTED_PROGRAMS = limit if size == "parted" else 0
                 for encoding in (True, False):
                     work = partial(compile_path, ops, transforms, device, 1, 1, 2, encoding)
                     with torch.inference_mode(), compiling_only():
                         work()
     finally:
         triton.knobs.runtime.jit_cache_hook = None
-        configs.architecture, configs.SMALL_POSITIONS, configs.PRODUCT_SIZES = before
+        for name, value in before.items():
+            setattr(configs, name, value)
     yield from found.values()
 
 
@@ -178,7 +181,7 @@ def compile_one(number: int) -> Report:
         wrong.append("too much shared memory")
     if "tt.dot" in compiled.asm["ttir"] and not instruction:
         wrong.append("no tensor cores")
-    if variant.options["num_stages"] > 1 and not fetches_ahead(compiled.asm["ttgir"]):
+    if variant.options["num_stages"] > 1 and not fetches_ahead(compiled.asm["ptx"]):
         wrong.append("a loop fetches nothing ahead")
     exact = not variant.options["enable_fp_fusion"]
     if exact and (inexact := set(INEXACT.findall(compiled.asm["ptx"]))):

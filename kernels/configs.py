@@ -6,7 +6,7 @@ positions to fill the device with wide blocks, so narrow ones spread them over m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -14,12 +14,15 @@ import torch
 
 @dataclass(frozen=True)
 class Config:
-    """One launch: positions a program, warps, software stages; outputs a program, where not all."""
+    """One launch: positions a program, warps, software stages; outputs a program, where not all;
+    parts that the steps of a product are taken in.
+    """
 
     block: int
     warps: int = 4
     stages: int = 3
     outputs: int = 32
+    parts: int = 1
 
 
 #: Positions up to which an image is small: below, blocks of 64 leave most of 132 cores idle.
@@ -28,6 +31,10 @@ SMALL_POSITIONS = 4096
 #: the products of an MLIC++ decode of 768x512 take 2.19 ms with these three kinds of tiles, 2.18
 #: with the best of eight for each shape, and 2.39 with the best one for all.
 PRODUCT_SIZES = {"least": 1920, "small": 9216}
+#: A product of one input is taken in parts if it has so many steps at least, and so that there are
+#: as many programs at most, of as many steps at least. By the model of benchmarks/gpu_model.py that
+#: takes the 2.13 ms above to 1.97, with a second launch of 2 us for each of 69 products.
+PARTED_STEPS, PARTED_PROGRAMS, PART_STEPS = 18, 320, 4
 
 #: kernel -> (architecture, size) -> configuration; ``any`` serves all that have no entry.
 CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
@@ -37,6 +44,12 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("any", "small"): Config(32, outputs=64, stages=4),
         ("sm90", "large"): Config(64, outputs=64),  # with mma instead of wgmma it would spill
         ("any", "large"): Config(32, outputs=64, stages=4),
+        ("sm90", "parted"): Config(64, outputs=64),
+        ("any", "parted"): Config(32, outputs=64, stages=4),
+    },
+    "totals": {
+        ("interpreter", "any"): Config(128, outputs=128),
+        ("any", "any"): Config(16, outputs=64),
     },
     # 32 positions of the pass kernel would spill. Its stages are as many as shared memory holds.
     "pass": {
@@ -60,7 +73,7 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     },
     # Slices of more than 32 channels, which the published models do not have.
     "window_qkv_wide": {("any", "any"): Config(16)},
-    "window_fusion_wide": {("any", "any"): Config(16, warps=8, stages=2)},
+    "window_fusion_wide": {("any", "any"): Config(16, warps=8)},
     "linear_maxima": {("any", "any"): Config(64, warps=4)},
     "linear_contexts": {("any", "any"): Config(32)},
     "linear_apply": {
@@ -74,14 +87,14 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     },
     "normalise": {
         ("interpreter", "any"): Config(2048),
-        ("any", "any"): Config(64, warps=8, stages=2),
+        ("any", "any"): Config(64, warps=8),
     },
     "to_pixels": {
         ("interpreter", "any"): Config(4096),
         ("any", "any"): Config(256),
     },
     "softmax": {
-        ("any", "small"): Config(16, stages=2),
+        ("any", "small"): Config(16),
         ("any", "large"): Config(64, warps=4),
     },
 }
@@ -115,11 +128,24 @@ def config(kernel: str, device: torch.device, positions: int) -> Config:
     return _find(table, architecture(device), size)
 
 
-def product_config(device: torch.device, positions: int, outputs: int) -> Config:
-    """The configuration of a product of [positions, K] and [K, outputs]."""
+def product_config(
+    device: torch.device, positions: int, outputs: int, steps: int, inputs: int = 1
+) -> Config:
+    """The configuration of a product of [positions, K] and [K, outputs], K in ``steps`` blocks for
+    each of ``inputs``.
+    """
+    table, kind = CONFIGS["product"], architecture(device)
+    if inputs == 1 and steps >= PARTED_STEPS:
+        found = _find(table, kind, "parted")
+        if 0 < outputs % 64 <= 32:
+            found = replace(found, outputs=32)
+        tiles = -(-positions // found.block) * -(-outputs // found.outputs)
+        parts = min(PARTED_PROGRAMS // tiles, steps // PART_STEPS)
+        if parts > 1:
+            return replace(found, parts=parts)
     tiles = positions * -(-outputs // 64)
     size = next((name for name, most in PRODUCT_SIZES.items() if tiles <= most), "large")
-    return _find(CONFIGS["product"], architecture(device), size)
+    return _find(table, kind, size)
 
 
 def _find(table: dict[tuple[str, str], Config], architecture: str, size: str) -> Config:

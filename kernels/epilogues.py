@@ -1,9 +1,13 @@
 """What follows a convolution of the transforms, in one pass over its output (models/layers.py).
 
-    activate      y = gelu(x + bias) (+ residual)
+    from_pixels   x / 255, from planes to channels-last, with channels of zeros beside the three
+    activate      y = gelu(x + bias) (+ residual); or x + bias
     normalise     v = x + bias;  n[c] = beta[c] + sum over k of gamma[c, k] v[k]^2
                   y = v / sqrt(n), the inverse v * sqrt(n);  + branch + its bias
     to_pixels     round(255 clamp(x + bias, 0, 1)), from channels-last to planes
+
+The branch of normalise is what a convolution gave; or a 1x1 convolution of stride 2, whose input it
+reads instead, so that its output is never stored.
 
 The convolutions run without their biases. What they give is [B, H, W, C], contiguous, in half
 precision or float32; a subpixel convolution's is [B, H, W, 2, 2, C], its pixel shuffle done by
@@ -29,8 +33,13 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.kernels.configs import config
-from mlic_fast.kernels.functions import FREE, launch, rint
+from mlic_fast.kernels.functions import FREE, clamp, launch, rint
 from mlic_fast.models.layers import GDN
+
+#: Channels that images have for convolutions: those of tensor cores read so many at once.
+PADDED = 8
+
+_FLOAT16_MAX = tl.constexpr(65504.0)
 
 
 @dataclass(frozen=True)
@@ -46,25 +55,47 @@ class GdnWeights:
         """For arrays of a dtype."""
         gamma = gdn.gamma_reparam(gdn.gamma).detach().float().T.contiguous()
         beta = gdn.beta_reparam(gdn.beta).detach().float()
-        # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
-        if dtype is not torch.float32 and not triton.knobs.runtime.interpret:
-            gamma = gamma.to(torch.bfloat16)
-        return cls(gamma, beta, gdn.inverse)
+        dtype = torch.float32 if dtype is torch.float32 else torch.bfloat16
+        return cls(gamma.to(multiplied(dtype)), beta, gdn.inverse)
+
+
+def multiplied(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of weights for arrays of a dtype.
+
+    Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
+    """
+    wide = dtype is torch.bfloat16 and triton.knobs.runtime.interpret
+    return torch.float32 if wide else dtype
 
 
 # -- twins ------------------------------------------------------------------------------------
 
 
-def activate_twin(x: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
+def from_pixels_twin(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] -> float32 [B, H, W, PADDED]."""
+    return F.pad(images.permute(0, 2, 3, 1).float() / 255, (0, PADDED - 3))
+
+
+def activate_twin(
+    x: Tensor, bias: Tensor, residual: Tensor | None = None, *, gelu: bool = True
+) -> Tensor:
     """float32 [B, H, W, C] or [B, 2H, 2W, C]."""
-    y = F.gelu(_biased_twin(x, bias))
+    y = _biased_twin(x, bias)
+    y = F.gelu(y) if gelu else y
     return y if residual is None else y + residual.float()
 
 
 def normalise_twin(
-    x: Tensor, bias: Tensor, weights: GdnWeights, branch: Tensor, branch_bias: Tensor
+    x: Tensor,
+    bias: Tensor,
+    weights: GdnWeights,
+    branch: Tensor,
+    branch_bias: Tensor,
+    skip: Tensor | None = None,
 ) -> Tensor:
     """float32 [B, H, W, C]."""
+    if skip is not None:
+        branch = branch[:, ::2, ::2].float() @ skip.float()
     v = _biased_twin(x, bias)
     squares = (v * v).to(weights.gamma.dtype).float()
     norm = squares @ weights.gamma.float() + weights.beta
@@ -104,6 +135,17 @@ def _load(x, bias, m, c, positions, width, channels, SHUFFLED: tl.constexpr):
     return v.to(tl.float32) + b
 
 
+@triton.jit(do_not_specialize=("positions", "plane"))
+def _from_pixels_kernel(images, out, positions, plane, BLOCK_M: tl.constexpr, PADDED: tl.constexpr):
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = tl.arange(0, PADDED)
+    m_inside = (m < positions)[:, None]
+    at = ((m // plane)[:, None] * 3 + c[None, :]).to(tl.int64) * plane + (m % plane)[:, None]
+    x = tl.load(images + at, mask=m_inside & (c < 3)[None, :], other=0).to(tl.float32) / 255.0
+    at = m[:, None].to(tl.int64) * PADDED + c[None, :]
+    tl.store(out + at, x.to(out.dtype.element_ty), mask=m_inside)
+
+
 @triton.jit(do_not_specialize=("positions", "width"))
 def _activate_kernel(
     x,
@@ -113,18 +155,22 @@ def _activate_kernel(
     positions,
     width,
     channels,
+    GELU: tl.constexpr,
     SHUFFLED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    v = _load(x, bias, m, c, positions, width, channels, SHUFFLED)
-    y = v * (0.5 + 0.5 * tl.erf(v * 0.7071067811865476))
+    y = _load(x, bias, m, c, positions, width, channels, SHUFFLED)
+    if GELU:
+        y = y * (0.5 + 0.5 * tl.erf(y * 0.7071067811865476))
     at = m[:, None].to(tl.int64) * channels + c[None, :]
     inside = (m < positions)[:, None] & (c < channels)[None, :]
     if residual is not None:
         y += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    if out.dtype.element_ty == tl.float16:
+        y = clamp(y, _FLOAT16_MAX)
     tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
 
 
@@ -136,20 +182,29 @@ def _normalise_kernel(
     beta,
     branch,
     branch_bias,
+    skip,
     out,
     positions,
     width,
     channels,
+    skip_channels,
     INVERSE: tl.constexpr,
     SHUFFLED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     v = _load(x, bias, m, k, positions, width, channels, False)
-    squares = (v * v).to(gamma.dtype.element_ty)
+    squares = (v * v).to(gamma.dtype.element_ty)  # [M, K]
+    if skip is not None:  # even rows and columns of the block's input
+        s = tl.arange(0, BLOCK_S)
+        row = (2 * (m // width)).to(tl.int64) * (2 * width) + 2 * (m % width)
+        at = row[:, None] * skip_channels + s[None, :]
+        mask = (m < positions)[:, None] & (s < skip_channels)[None, :]
+        given = tl.load(branch + at, mask=mask, other=0.0).to(skip.dtype.element_ty)  # [M, S]
     for start in range(0, channels, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         c_inside = (c < channels)[None, :]
@@ -162,7 +217,16 @@ def _normalise_kernel(
         norm += tl.dot(squares, weights, input_precision="ieee")
         factor = tl.sqrt(norm) if INVERSE else tl.rsqrt(norm)
         y = _load(x, bias, m, c, positions, width, channels, False) * factor
-        y += _load(branch, branch_bias, m, c, positions, width, channels, SHUFFLED)
+        if skip is None:
+            y += _load(branch, branch_bias, m, c, positions, width, channels, SHUFFLED)
+        else:
+            weights = tl.load(
+                skip + s[:, None] * channels + c[None, :],
+                mask=(s < skip_channels)[:, None] & c_inside,
+                other=0.0,
+            )
+            y += tl.load(branch_bias + c, mask=c < channels, other=0.0)[None, :]
+            y += tl.dot(given, weights, input_precision="ieee")
         at = m[:, None].to(tl.int64) * channels + c[None, :]
         tl.store(out + at, y.to(out.dtype.element_ty), mask=(m < positions)[:, None] & c_inside)
 
@@ -181,8 +245,32 @@ def _to_pixels_kernel(x, bias, out, positions, plane, width, BLOCK_M: tl.constex
 # -- launchers --------------------------------------------------------------------------------
 
 
-def activate(x: Tensor, bias: Tensor, residual: Tensor | None = None, *, out: Tensor) -> None:
-    """``out`` may be ``x`` if that is not shuffled; ``residual`` has the shape of ``out``."""
+def from_pixels(images: Tensor, *, out: Tensor) -> None:
+    """uint8 [B, 3, H, W], contiguous -> ``out`` [B, H, W, PADDED]."""
+    *_, height, width = images.shape
+    positions = images.numel() // 3
+    block = config("to_pixels", out.device, positions)
+    launch(
+        _from_pixels_kernel,
+        (triton.cdiv(positions, block.block),),
+        images,
+        out,
+        positions,
+        height * width,
+        BLOCK_M=block.block,
+        PADDED=PADDED,
+        num_warps=block.warps,
+        **FREE,
+    )
+
+
+def activate(
+    x: Tensor, bias: Tensor, residual: Tensor | None = None, *, gelu: bool = True, out: Tensor
+) -> None:
+    """``out`` may be ``x`` if that is not shuffled; ``residual`` has the shape of ``out``.
+
+    Where ``out`` is float16, values beyond it become the largest one.
+    """
     *_, width, channels = out.shape
     positions = out.numel() // channels
     block = config("activate", out.device, positions)
@@ -196,6 +284,7 @@ def activate(x: Tensor, bias: Tensor, residual: Tensor | None = None, *, out: Te
         positions,
         width,
         channels,
+        GELU=gelu,
         SHUFFLED=x.dim() == 6,
         BLOCK_M=block.block,
         BLOCK_C=block.outputs,
@@ -210,10 +299,15 @@ def normalise(
     weights: GdnWeights,
     branch: Tensor,
     branch_bias: Tensor,
+    skip: Tensor | None = None,
     *,
     out: Tensor,
 ) -> None:
-    """``out`` may be ``branch`` if that is not shuffled, never ``x``."""
+    """``out`` may be ``branch`` if that is not shuffled, never ``x``.
+
+    With ``skip`` [K, C], ``branch`` is [B, 2H, 2W, K], of which even rows and columns are
+    multiplied, and not ``out``.
+    """
     *_, width, channels = out.shape
     positions = out.numel() // channels
     block = config("normalise", out.device, positions)
@@ -227,14 +321,17 @@ def normalise(
         weights.beta,
         branch,
         branch_bias,
+        skip,
         out,
         positions,
         width,
         channels,
+        0 if skip is None else skip.shape[0],
         INVERSE=weights.inverse,
         SHUFFLED=branch.dim() == 6,
         BLOCK_M=block.block,
         BLOCK_K=depth,
+        BLOCK_S=16 if skip is None else max(16, triton.next_power_of_2(skip.shape[0])),
         BLOCK_N=min(block.outputs, depth),
         num_warps=block.warps,
         num_stages=block.stages,

@@ -6,7 +6,8 @@
 then GELU, a residual, and the result as float32, as planes of int8, as both, as latents or as
 pixels. An implicit
 matrix product: [positions, taps * channels] times [taps * channels, outputs], whose left side is
-gathered from the activations and never stored.
+gathered from the activations and never stored. Where there are few positions and many steps of K,
+each program takes a part of them, and a second launch adds the parts: integers, so exactly.
 
 Shapes: x planes int8 [2, B, H, W, C]; weights int8 [2, blocks, O, BLOCK_K]; start (the bias, or
 the sum over the inputs before) and results [B, H, W, O], or [B, H, W/2, O] at the positions of one
@@ -14,7 +15,7 @@ colour.
 
 Operations: 4 products of int8 for each of B * H * W * taps * C * O. Bytes, with tiles of BLOCK_M x
 BLOCK_N: 2 * taps * C * (positions * O / BLOCK_N + O * positions / BLOCK_M), nearly all from the L2
-cache, plus the result once.
+cache, plus the result once; 8 * parts * positions * O more where the steps are in parts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.packed import Segment
+from mlic_fast.kernels.configs import config as launch_config
 from mlic_fast.kernels.configs import product_config
 from mlic_fast.kernels.functions import (
     from_planes,
@@ -53,7 +55,7 @@ _KEPT, _SQUEEZED = tl.constexpr(KEPT), tl.constexpr(SQUEEZED)
 _REAL, _SHUFFLED, _LATENTS = (tl.constexpr(kind) for kind in (REAL, SHUFFLED, LATENTS))
 _CARRIED, _SPREAD, _PIXELS = (tl.constexpr(kind) for kind in (CARRIED, SPREAD, PIXELS))
 #: Arguments whose value (1, or a multiple of 16) must not make another variant to compile.
-_SIZES = ("positions", "height", "width", "inputs", "side", "gelu_after")
+_SIZES = ("positions", "height", "width", "inputs", "side", "gelu_after", "parts")
 
 
 @dataclass(frozen=True)
@@ -145,29 +147,102 @@ def conv_twin(
     return r if residual is None else r + residual
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _conv_kernel(
+@triton.jit
+def _places(m, height, width, AT: tl.constexpr):
+    """Output position m -> image and row together, row, column of the full grid."""
+    out_width = width // 2 if AT >= 0 else width
+    image_row = m // out_width
+    row = image_row % height
+    column = m % out_width
+    if AT >= 0:
+        column = 2 * column + ((row + AT) & 1)
+    return image_row, row, column
+
+
+@triton.jit
+def _product(
     x,
     w,
-    scale,
-    start,
-    residual,
-    out,
-    out_scale,
-    real,
+    m,
+    n,
+    first_step,
+    last_step,
     positions,
     height,
     width,
     outputs,
-    inputs,
     channels,
     side,
-    gelu_after,
     x_plane,
     x_position,
-    x_input,
     w_plane,
-    start_position,
+    AT: tl.constexpr,
+    INPUT: tl.constexpr,
+    COLOUR: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """int32 [M, N]: the steps of one input from first_step up to last_step, modulo 2^32.
+
+    ``w`` begins with first_step.
+    """
+    k = tl.arange(0, BLOCK_K)
+    m_inside = m < positions
+    n_inside = n < outputs
+    image_row, row, column = _places(m, height, width, AT)
+    blocks = tl.cdiv(channels, BLOCK_K)
+    tap = first_step // blocks
+    first = first_step % blocks * BLOCK_K
+    dy = tap // side - side // 2
+    dx = tap % side - side // 2
+    w_tile = n[None, :] * BLOCK_K + k[:, None]  # [K, N]
+    hh = tl.zeros((m.shape[0], n.shape[0]), tl.int32)
+    mid = tl.zeros((m.shape[0], n.shape[0]), tl.int32)
+    ll = tl.zeros((m.shape[0], n.shape[0]), tl.int32)
+    for _ in range(first_step, last_step):
+        channel = first + k
+        y = row + dy
+        z = column + dx
+        there = m_inside & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+        if INPUT == _KEPT:
+            there = there & (((y + z) & 1) == COLOUR)
+        if INPUT == _SQUEEZED:
+            there = there & (((y + z) & 1) == COLOUR)
+            at = (image_row + dy) * (width // 2) + (z >> 1)
+        else:
+            at = (image_row + dy) * width + z
+        x_tile = x + at[:, None].to(tl.int64) * x_position + channel[None, :]  # [M, K]
+        mask = there[:, None] & (channel < channels)[None, :]
+        low = tl.load(x_tile, mask=mask, other=0)
+        high = tl.load(x_tile + x_plane, mask=mask, other=0)
+        w_low = tl.load(w + w_tile, mask=n_inside[None, :], other=0)
+        w_high = tl.load(w + w_plane + w_tile, mask=n_inside[None, :], other=0)
+        hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
+        w += outputs * BLOCK_K
+        # Selections: a branch here would keep the loads from being made ahead.
+        first += BLOCK_K
+        next_tap = first >= channels
+        first = tl.where(next_tap, 0, first)
+        dx += next_tap.to(tl.int32)
+        next_row = dx > side // 2
+        dx = tl.where(next_row, -(side // 2), dx)
+        dy += next_row.to(tl.int32)
+    return join_products(hh, mid, ll)
+
+
+@triton.jit
+def _finish(
+    r,
+    residual,
+    out,
+    out_scale,
+    real,
+    m,
+    n,
+    positions,
+    height,
+    width,
+    outputs,
+    gelu_after,
     residual_plane,
     residual_position,
     residual_scale,
@@ -175,70 +250,13 @@ def _conv_kernel(
     out_position,
     real_position,
     AT: tl.constexpr,
-    INPUT: tl.constexpr,
-    COLOUR: tl.constexpr,
     RESIDUAL: tl.constexpr,
     OUT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
 ):
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    m_inside = m < positions
+    """What becomes of the sums r, float32 [M, N], at output positions m and channels n."""
     n_inside = n < outputs
-    inside = m_inside[:, None] & n_inside[None, :]
-    # Output position m -> image and row together, row, column of the full grid.
-    out_width = width // 2 if AT >= 0 else width
-    image_row = m // out_width
-    row = image_row % height
-    column = m % out_width
-    if AT >= 0:
-        column = 2 * column + ((row + AT) & 1)
-
-    blocks = tl.cdiv(channels, BLOCK_K)
-    steps = side * side * blocks
-    r = tl.load(
-        start + m[:, None].to(tl.int64) * start_position + n[None, :], mask=inside, other=0.0
-    )
-    w_tile = w + (n[None, :] * BLOCK_K + k[:, None])
-    for i in range(inputs):
-        hh = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-        mid = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-        ll = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-        dy, dx, first = -(side // 2), -(side // 2), 0
-        for step in range(steps):
-            channel = first + k
-            y = row + dy
-            z = column + dx
-            there = m_inside & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-            if INPUT == _KEPT:
-                there = there & (((y + z) & 1) == COLOUR)
-            if INPUT == _SQUEEZED:
-                there = there & (((y + z) & 1) == COLOUR)
-                at = (image_row + dy) * (width // 2) + (z >> 1)
-            else:
-                at = (image_row + dy) * width + z
-            x_tile = x + at[:, None].to(tl.int64) * x_position + (i * x_input + channel)[None, :]
-            mask = there[:, None] & (channel < channels)[None, :]
-            low = tl.load(x_tile, mask=mask, other=0)
-            high = tl.load(x_tile + x_plane, mask=mask, other=0)
-            tile = w_tile + (i * steps + step).to(tl.int64) * (outputs * BLOCK_K)
-            w_low = tl.load(tile, mask=n_inside[None, :], other=0)
-            w_high = tl.load(tile + w_plane, mask=n_inside[None, :], other=0)
-            hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
-            # Selections: a branch here would keep the loads from being made ahead.
-            first += BLOCK_K
-            next_tap = first >= channels
-            first = tl.where(next_tap, 0, first)
-            dx += next_tap.to(tl.int32)
-            next_row = dx > side // 2
-            dx = tl.where(next_row, -(side // 2), dx)
-            dy += next_row.to(tl.int32)
-        factor = tl.load(scale + i * outputs + n, mask=n_inside, other=0.0)
-        r = r + join_products(hh, mid, ll).to(tl.float32) * factor[None, :]
-
+    inside = (m < positions)[:, None] & n_inside[None, :]
+    image_row, row, column = _places(m, height, width, AT)
     if gelu_after:
         r = gelu(r)
     if RESIDUAL > 0:
@@ -285,6 +303,224 @@ def _conv_kernel(
         store_planes(q, out + at, out_plane, inside)
 
 
+@triton.jit(do_not_specialize=_SIZES)
+def _conv_kernel(
+    x,
+    w,
+    scale,
+    start,
+    residual,
+    out,
+    out_scale,
+    real,
+    positions,
+    height,
+    width,
+    outputs,
+    inputs,
+    channels,
+    side,
+    gelu_after,
+    x_plane,
+    x_position,
+    x_input,
+    w_plane,
+    start_position,
+    residual_plane,
+    residual_position,
+    residual_scale,
+    out_plane,
+    out_position,
+    real_position,
+    AT: tl.constexpr,
+    INPUT: tl.constexpr,
+    COLOUR: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n_inside = n < outputs
+    inside = (m < positions)[:, None] & n_inside[None, :]
+    at = m[:, None].to(tl.int64) * start_position + n[None, :]
+    r = tl.load(start + at, mask=inside, other=0.0)
+    steps = side * side * tl.cdiv(channels, BLOCK_K)
+    for i in range(inputs):
+        total = _product(
+            x + i * x_input,
+            w + (i * steps).to(tl.int64) * (outputs * BLOCK_K),
+            m,
+            n,
+            0,
+            steps,
+            positions,
+            height,
+            width,
+            outputs,
+            channels,
+            side,
+            x_plane,
+            x_position,
+            w_plane,
+            AT,
+            INPUT,
+            COLOUR,
+            BLOCK_K,
+        )
+        factor = tl.load(scale + i * outputs + n, mask=n_inside, other=0.0)
+        r = r + total.to(tl.float32) * factor[None, :]
+    _finish(
+        r,
+        residual,
+        out,
+        out_scale,
+        real,
+        m,
+        n,
+        positions,
+        height,
+        width,
+        outputs,
+        gelu_after,
+        residual_plane,
+        residual_position,
+        residual_scale,
+        out_plane,
+        out_position,
+        real_position,
+        AT,
+        RESIDUAL,
+        OUT,
+    )
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _parts_kernel(
+    x,
+    w,
+    totals,
+    positions,
+    height,
+    width,
+    outputs,
+    channels,
+    side,
+    parts,
+    x_plane,
+    x_position,
+    x_input,
+    w_plane,
+    AT: tl.constexpr,
+    INPUT: tl.constexpr,
+    COLOUR: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """totals int32 [inputs, parts, positions, outputs]: each input's sum, over a part of its K."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    of = tl.program_id(2)
+    i = of // parts
+    part = of % parts
+    steps = side * side * tl.cdiv(channels, BLOCK_K)
+    first_step = part * steps // parts
+    total = _product(
+        x + i * x_input,
+        w + (i * steps + first_step).to(tl.int64) * (outputs * BLOCK_K),
+        m,
+        n,
+        first_step,
+        (part + 1) * steps // parts,
+        positions,
+        height,
+        width,
+        outputs,
+        channels,
+        side,
+        x_plane,
+        x_position,
+        w_plane,
+        AT,
+        INPUT,
+        COLOUR,
+        BLOCK_K,
+    )
+    at = (of.to(tl.int64) * positions + m[:, None]) * outputs + n[None, :]
+    tl.store(totals + at, total, mask=(m < positions)[:, None] & (n < outputs)[None, :])
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _totals_kernel(
+    totals,
+    scale,
+    start,
+    residual,
+    out,
+    out_scale,
+    real,
+    positions,
+    height,
+    width,
+    outputs,
+    inputs,
+    parts,
+    gelu_after,
+    start_position,
+    residual_plane,
+    residual_position,
+    residual_scale,
+    out_plane,
+    out_position,
+    real_position,
+    AT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n_inside = n < outputs
+    inside = (m < positions)[:, None] & n_inside[None, :]
+    at = m[:, None].to(tl.int64) * start_position + n[None, :]
+    r = tl.load(start + at, mask=inside, other=0.0)
+    at = m[:, None].to(tl.int64) * outputs + n[None, :]
+    for i in range(inputs):
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+        for _ in range(parts):
+            total += tl.load(totals + at, mask=inside, other=0)
+            at += positions.to(tl.int64) * outputs
+        factor = tl.load(scale + i * outputs + n, mask=n_inside, other=0.0)
+        r = r + total.to(tl.float32) * factor[None, :]
+    _finish(
+        r,
+        residual,
+        out,
+        out_scale,
+        real,
+        m,
+        n,
+        positions,
+        height,
+        width,
+        outputs,
+        gelu_after,
+        residual_plane,
+        residual_position,
+        residual_scale,
+        out_plane,
+        out_position,
+        real_position,
+        AT,
+        RESIDUAL,
+        OUT,
+    )
+
+
 def conv(
     x: Input,
     weights: ProductWeights,
@@ -325,7 +561,8 @@ def conv(
     """
     outputs = weights.outputs
     positions = grid.count // (1 if at == ALL else 2)
-    config = product_config(out.device, positions, outputs)
+    steps = weights.planes.shape[1] // inputs
+    config = product_config(out.device, positions, outputs, steps, inputs)
     kind, real = REAL if out_scale is None else PLANES, None
     if out.dtype == torch.uint8:
         kind = PIXELS
@@ -337,15 +574,8 @@ def conv(
         kind = SHUFFLED
     planes_of_residual = residual is not None and residual.dtype == torch.int8
     start = weights.bias if start is None else start
-    launch(
-        _conv_kernel,
-        (triton.cdiv(positions, config.block), triton.cdiv(outputs, config.outputs)),
-        x.planes,
-        weights.planes,
-        weights.scale,
-        start,
-        out if residual is None else residual,
-        out,
+    before = (start, out if residual is None else residual, out)
+    after = (
         weights.bias if out_scale is None else out_scale,
         weights.bias if real is None else real,
         positions,
@@ -353,13 +583,8 @@ def conv(
         grid.width,
         outputs,
         inputs,
-        weights.channels,
-        weights.kernel,
-        int(activation),
-        x.planes.stride(0),
-        x.planes.stride(3),
-        input_stride,
-        weights.planes.stride(0),
+    )
+    strides = (
         start.stride(2) if start.dim() > 1 else 0,
         residual.stride(0) if planes_of_residual else 0,  # type: ignore[union-attr]
         0 if residual is None else residual.stride(-2),
@@ -367,16 +592,74 @@ def conv(
         out.stride(0),
         out.stride(-2),
         0 if real is None else real.stride(-2),
+    )
+    ends = {"AT": at, "RESIDUAL": 0 if residual is None else 1 + planes_of_residual, "OUT": kind}
+    reads = {"INPUT": x.kind, "COLOUR": x.colour, "BLOCK_K": weights.block_k}
+    tile = {"BLOCK_M": config.block, "BLOCK_N": config.outputs}
+    tiles = triton.cdiv(positions, config.block), triton.cdiv(outputs, config.outputs)
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    if config.parts == 1:
+        launch(
+            _conv_kernel,
+            tiles,
+            x.planes,
+            weights.planes,
+            weights.scale,
+            *before,
+            *after,
+            weights.channels,
+            weights.kernel,
+            int(activation),
+            x.planes.stride(0),
+            x.planes.stride(3),
+            input_stride,
+            weights.planes.stride(0),
+            *strides,
+            **ends,
+            **reads,
+            **tile,
+            **options,
+        )
+        return
+    shape = inputs, config.parts, positions, outputs
+    totals = torch.empty(shape, dtype=torch.int32, device=out.device)
+    launch(
+        _parts_kernel,
+        (*tiles, inputs * config.parts),
+        x.planes,
+        weights.planes,
+        totals,
+        positions,
+        grid.height,
+        grid.width,
+        outputs,
+        weights.channels,
+        weights.kernel,
+        config.parts,
+        x.planes.stride(0),
+        x.planes.stride(3),
+        input_stride,
+        weights.planes.stride(0),
         AT=at,
-        INPUT=x.kind,
-        COLOUR=x.colour,
-        RESIDUAL=0 if residual is None else 1 + planes_of_residual,
-        OUT=kind,
-        BLOCK_M=config.block,
-        BLOCK_N=config.outputs,
-        BLOCK_K=weights.block_k,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        **reads,
+        **tile,
+        **options,
+    )
+    block = launch_config("totals", out.device, positions)
+    launch(
+        _totals_kernel,
+        (triton.cdiv(positions, block.block), triton.cdiv(outputs, block.outputs)),
+        totals,
+        weights.scale,
+        *before,
+        *after,
+        config.parts,
+        int(activation),
+        *strides,
+        **ends,
+        BLOCK_M=block.block,
+        BLOCK_N=block.outputs,
+        num_warps=block.warps,
     )
 
 

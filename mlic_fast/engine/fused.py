@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlic_fast.engine.per_image import to_unit
 from mlic_fast.kernels import epilogues
 from mlic_fast.models.layers import (
-    GDN,
     ResidualBlock,
     ResidualBlockUpsample,
     ResidualBlockWithStride,
@@ -28,8 +26,8 @@ from mlic_fast.models.transforms import AnalysisTransform, SynthesisTransform
 class FusedTransforms:
     """g_a, h_a and g_s in one dtype, like :class:`mlic_fast.engine.transforms.EngineTransforms`.
 
-    Biases, sums and latents are float32, and so is the last layer of g_s with its input. All
-    weights are copies.
+    Biases, sums and latents are float32. The last layer of g_s and its input are float16 where the
+    dtype is bfloat16: pixels of 8 bits need more than its 8 bits. All weights are copies.
     """
 
     def __init__(self, model: Transforms, dtype: torch.dtype) -> None:
@@ -43,13 +41,17 @@ class FusedTransforms:
         self._g_a = nn.Sequential(*_fused(g_a, dtype), _Biased(y, dtype))
         activated = (_Activated(each, dtype) for each in h_a if isinstance(each, nn.Conv2d))
         self._h_a = nn.Sequential(*activated, _Biased(z, dtype))
-        self._g_s = nn.Sequential(*_fused(g_s, dtype), _Residual(last, dtype, torch.float32))
-        self._last = _Pixels(pixels, torch.float32)
+        finest = torch.float32 if dtype is torch.float32 else torch.float16
+        self._g_s = nn.Sequential(*_fused(g_s, dtype), _Residual(last, dtype, finest))
+        self._last = _Pixels(pixels, finest)
 
     def analyse(self, images: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
-        x = to_unit(images).to(self._dtype, memory_format=torch.channels_last)
-        y = self._g_a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        batch, _, height, width = images.shape
+        shape = batch, height, width, epilogues.PADDED
+        x = torch.empty(shape, dtype=self._dtype, device=images.device)
+        epilogues.from_pixels(images.contiguous(), out=x)
+        y = self._g_a(x).permute(0, 3, 1, 2)
         if self._gain is not None:
             y = self._gain.apply(y, rate)
         z = self._h_a(y.to(self._dtype).permute(0, 2, 3, 1))
@@ -64,21 +66,26 @@ class FusedTransforms:
 
 
 class _Conv(nn.Module):
-    """A convolution without its bias: [B, H, W, I] -> [B, H, W, O], or [B, H, W, 2, 2, O]."""
+    """A convolution without its bias: [B, H, W, I] -> [B, H, W, O], or [B, H, W, 2, 2, O].
 
-    def __init__(self, conv: nn.Module, dtype: torch.dtype, stride: int | None = None) -> None:
+    One of the three colours takes them with zeros beside them.
+    """
+
+    def __init__(self, conv: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.subpixel = isinstance(conv, nn.Sequential)
         if isinstance(conv, nn.Sequential):
             conv, _ = conv  # and the pixel shuffle
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         weight, bias = conv.weight.detach(), conv.bias.detach().to(torch.float32, copy=True)
+        if conv.in_channels == 3:
+            weight = F.pad(weight, (0, 0, 0, 0, 0, epilogues.PADDED - 3))
         if self.subpixel:  # from (channel, row, column) to (row, column, channel)
             weight = weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
             bias = bias.unflatten(0, (-1, 2, 2)).permute(1, 2, 0).contiguous()
         self.weight = weight.to(dtype, copy=True, memory_format=torch.channels_last)
         self.bias = bias
-        self.stride, self.padding = stride or conv.stride, conv.padding
+        self.stride, self.padding = conv.stride, conv.padding
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.conv2d(
@@ -92,7 +99,10 @@ class _Biased(_Conv):
     """With its bias, and float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).float() + self.bias
+        y = super().forward(x)
+        out = torch.empty_like(y, dtype=torch.float32)
+        epilogues.activate(y, self.bias, gelu=False, out=out)
+        return out
 
 
 class _Activated(_Conv):
@@ -133,17 +143,38 @@ class _Residual(nn.Module):
         return out
 
 
-class _Normalised(nn.Module):
-    """ResidualBlockWithStride or ResidualBlockUpsample, by their convolutions."""
+class _Strided(nn.Module):
+    """ResidualBlockWithStride, its skip in the kernel of its GDN."""
 
-    def __init__(self, conv1: _Activated, conv2: _Conv, gdn: GDN, branch: _Conv) -> None:
+    def __init__(self, block: ResidualBlockWithStride, dtype: torch.dtype) -> None:
         super().__init__()
-        self.conv1, self.conv2, self.branch = conv1, conv2, branch
-        self.gdn = epilogues.GdnWeights.of(gdn, conv2.weight.dtype)
+        self.conv1, self.conv2 = _Activated(block.conv1, dtype), _Conv(block.conv2, dtype)
+        self.gdn = epilogues.GdnWeights.of(block.gdn, dtype)
+        skip = _Conv(block.skip, dtype)
+        weight = skip.weight[:, :, 0, 0].T.contiguous()
+        self.skip, self.skip_bias = weight.to(epilogues.multiplied(dtype)), skip.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(self.conv1(x))
+        out = torch.empty_like(y)
+        epilogues.normalise(
+            y, self.conv2.bias, self.gdn, x, self.skip_bias, self.skip, out=out
+        )
+        return out
+
+
+class _Upsampled(nn.Module):
+    """ResidualBlockUpsample."""
+
+    def __init__(self, block: ResidualBlockUpsample, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = _Activated(block.subpel_conv, dtype), _Conv(block.conv, dtype)
+        self.branch = _Conv(block.upsample, dtype)
+        self.gdn = epilogues.GdnWeights.of(block.igdn, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y, branch = self.conv2(self.conv1(x)), self.branch(x)
-        out = torch.empty_like(y) if self.branch.subpixel else branch
+        out = torch.empty_like(y)
         epilogues.normalise(y, self.conv2.bias, self.gdn, branch, self.branch.bias, out=out)
         return out
 
@@ -153,12 +184,9 @@ def _fused(blocks: Iterable[nn.Module], dtype: torch.dtype) -> Iterable[nn.Modul
         if isinstance(block, ResidualBlock):
             yield _Residual(block, dtype, dtype)
         elif isinstance(block, ResidualBlockWithStride):
-            skip = _Conv(block.skip, dtype, stride=2)  # only its backward pass is broken
-            conv1, conv2 = _Activated(block.conv1, dtype), _Conv(block.conv2, dtype)
-            yield _Normalised(conv1, conv2, block.gdn, skip)
+            yield _Strided(block, dtype)
         elif isinstance(block, ResidualBlockUpsample):
-            conv1, conv2 = _Activated(block.subpel_conv, dtype), _Conv(block.conv, dtype)
-            yield _Normalised(conv1, conv2, block.igdn, _Conv(block.upsample, dtype))
+            yield _Upsampled(block, dtype)
         else:
             raise TypeError(f"no block of the transforms: {type(block).__name__}")
 

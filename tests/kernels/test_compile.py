@@ -56,21 +56,44 @@ def test_report(tmp_path: Path, model: str, only: str) -> None:
     assert only in line and line[42:].split()[0] == "90"
 
 
-AHEAD = """
-  %copy_9 = ttg.async_commit_group tokens %copy_8 loc(#loc1)
-  %r:2 = scf.for %i = %c0 to %n step %c1 iter_args(%a = %cst, %token = %copy_9) {
-    %w = ttg.async_wait %token {num = 0 : i32} loc(#loc1)
-    %copy_12 = ttg.async_commit_group tokens %copy_11 loc(#loc1)
-    scf.yield %b, %copy_12
+def test_a_loop_that_fetches_nothing_ahead_is_found(tmp_path: Path) -> None:
+    """The product kernel as it was, when branches kept its loads from being made ahead."""
+    script = Path(__file__).with_name("compile_branches.py")
+    done = run(str(script), cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [True, False]
+
+
+LOOP = """
+$L__BB0_1:                              // %.lr.ph
+                                        //   Parent Loop BB0_0 Depth=1
+                                        // =>  This Inner Loop Header: Depth=2
+{}
+  @%p1 bra $L__BB0_1;
 """
+COPY, PRODUCT = "cp.async.commit_group;", "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"
 
 
-def test_loops_that_fetch_nothing_ahead_are_found() -> None:
-    """As the product kernel was, when branches kept its loads from being made ahead."""
+@pytest.mark.parametrize(
+    ("body", "ahead"),
+    [
+        (["cp.async.wait_group 1;", PRODUCT, COPY], True),
+        (["cp.async.wait_group 0;", COPY, PRODUCT], True),
+        (["cp.async.wait_group 0;", PRODUCT, COPY], False),  # too few stages
+        (["cp.async.wait_group 0;", COPY], False),
+        (["ld.global.b32 %r1, [%rd1];", PRODUCT], False),
+        ([PRODUCT], True),  # of what is there
+        (["ld.global.b32 %r1, [%rd1];"], True),
+    ],
+)
+def test_copies_in_flight(body: list[str], ahead: bool) -> None:
     from mlic_fast.kernels.ptx import fetches_ahead
 
-    assert fetches_ahead(AHEAD)
-    assert not fetches_ahead(AHEAD + "%v = ttg.async_wait %copy_7, %copy_12 {num = 0 : i32}")
+    loop = LOOP.format("\n".join(body))
+    assert fetches_ahead(loop) == ahead
+    header = "$L__BB0_0: // =>This Loop Header: Depth=1"
+    outer = f"{header}\n{COPY}\ncp.async.wait_group 0;\n{loop}\n@%p2 bra.uni $L__BB0_0;"
+    assert fetches_ahead(outer) == ahead  # what stands around the innermost loop does not matter
 
 
 @pytest.mark.parametrize(

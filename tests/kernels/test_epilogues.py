@@ -99,6 +99,21 @@ def test_activate_and_shuffle(
     check(out, expected, kernel.activate_twin(x, bias))
 
 
+def test_bias_alone(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, bias = random(*shape, device=device, dtype=dtype), random(shape[3], device=device)
+    out = nan_like(x, torch.float32)
+    kernel.activate(x, bias, gelu=False, out=out)
+    assert torch.equal(out, x.float() + bias)
+    assert torch.equal(out, kernel.activate_twin(x, bias, gelu=False))
+
+
+def test_beyond_float16(device: torch.device) -> None:
+    x = torch.tensor([3e38, 1e5, -1e5, 3.0], device=device).reshape(1, 1, 1, 4)
+    out = nan_like(x, torch.float16)
+    kernel.activate(x, torch.zeros(4, device=device), gelu=False, out=out)
+    assert out.flatten().tolist() == [65504, 65504, -65504, 3]
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_normalise(
     device: torch.device, shape: tuple[int, ...], dtype: torch.dtype, inverse: bool
@@ -147,6 +162,36 @@ def test_squares_beyond_float16(device: torch.device) -> None:
     branch, zero, out = torch.zeros_like(x), torch.zeros(16, device=device), nan_like(x, x.dtype)
     kernel.normalise(x, zero, kernel.GdnWeights.of(gdn, x.dtype), branch, zero, out=out)
     torch.testing.assert_close(out.float(), gdn(planar(x)).permute(0, 2, 3, 1), rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize("inputs", [3, 40])
+def test_normalise_with_a_skip_of_stride_2(
+    device: torch.device, shape: tuple[int, ...], dtype: torch.dtype, inputs: int
+) -> None:
+    channels = shape[3]
+    gdn = GDN(channels).to(device).requires_grad_(False)
+    weights = kernel.GdnWeights.of(gdn, dtype)
+    x, bias = random(*shape, device=device, dtype=dtype), random(channels, device=device)
+    given = random(shape[0], 2 * shape[1], 2 * shape[2], inputs, device=device, dtype=dtype)
+    skip = (random(inputs, channels, device=device) / 8).to(kernel.multiplied(dtype))
+    its_bias, out = random(channels, device=device), nan_like(x, dtype)
+    kernel.normalise(x, bias, weights, given, its_bias, skip, out=out)
+    kernel_1x1 = skip.float().T[:, :, None, None]
+    branch = nn.functional.conv2d(planar(given), kernel_1x1, its_bias, stride=2)
+    twin = kernel.normalise_twin(x, bias, weights, given, its_bias, skip)
+    check(out, gdn(planar(x + bias)) + branch, twin, NORMALISED)
+
+
+@pytest.mark.parametrize("size", [(2, 3, 5), (1, 1, 1), (1, 33, 65)])
+def test_from_pixels(device: torch.device, size: tuple[int, int, int]) -> None:
+    batch, height, width = size
+    images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, device=device)
+    expected = kernel.from_pixels_twin(images)
+    for dtype in DTYPES:
+        out = nan_like(expected, dtype)
+        kernel.from_pixels(images, out=out)
+        torch.testing.assert_close(out.float(), expected, **TOLERANCES[dtype])
+        assert not out[..., 3:].any()
 
 
 @pytest.mark.parametrize("size", [(2, 3, 5), (1, 1, 1), (1, 33, 65)])

@@ -13,9 +13,18 @@ from mlic_fast.engine import arithmetic as spec
 from mlic_fast.engine.arithmetic import Act, Float, Int16
 from mlic_fast.engine.packed import Layer, Segment
 from mlic_fast.kernels import depthwise, products
+from mlic_fast.kernels.configs import Config
 from mlic_fast.kernels.functions import from_planes
 from mlic_fast.kernels.grid import KEPT, SQUEEZED, Input, Positions
 from mlic_fast.models.checkerboard import Parity
+
+
+@pytest.fixture(params=[1, 3], autouse=True)
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every product as it is; and in parts, more than some have steps, of several tiles."""
+    if request.param > 1:
+        tile = Config(16, outputs=32, parts=request.param)
+        monkeypatch.setattr(products, "product_config", lambda *_: tile)
 
 
 def expected_sum(
