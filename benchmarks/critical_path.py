@@ -217,12 +217,12 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
     a, shape, products = arguments, (), 0
     # Some arrays of a product stand for another that is not there.
     moved = sum(tensor.nbytes for tensor in _tensors(arguments))
-    if kernel == "conv":
+    if kernel in ("conv", "parts"):
         steps = a["side"] ** 2 * -(-a["channels"] // a["BLOCK_K"])
-        parts = math.prod(grid[2:])  # of the sum over K
-        shape = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], a["inputs"], -(-steps // parts))
-        products = a["positions"] * a["outputs"] * a["inputs"] * a["channels"] * a["side"] ** 2
-        moved += (a["inputs"] - 1) * a["x"].nbytes  # the others lie beside the first
+        inputs, parts = a.get("inputs", 1), a.get("parts", 1)
+        shape = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], inputs, -(-steps // parts))
+        products = a["positions"] * a["outputs"] * inputs * a["channels"] * a["side"] ** 2
+        moved += (inputs - 1) * a["x"].nbytes  # the others lie beside the first
     elif kernel == "pass":
         layer0, layer2, layer4 = (a[f"PADDED{i}"] // 64 for i in (0, 2, 4))
         steps = layer0 * sum(-(-width // a["BLOCK_K"]) for width in a["WIDTHS"])
@@ -231,6 +231,8 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
         hidden = a["PADDED0"] * a["PADDED2"] + a["PADDED2"] * a["PADDED4"]
         hidden += 2 * a["PADDED4"] * a["CHANNELS"] + a["HIDDEN"] * sum(a["WIDTHS"])
         products = a["positions"] * hidden
+    elif kernel == "depthwise":
+        shape = (a["ROWS"],)
     elif kernel == "fusion":
         shape = (a["C"], (2 * a["C"] // a["CHUNK"]) * -(-25 * a["C"] // a["STEP"]))
         products = a["windows"] * (25 * 2 + 4 + 8 + 8) * a["C"] ** 2

@@ -15,7 +15,7 @@ import torch
 @dataclass(frozen=True)
 class Config:
     """One launch: positions a program, warps, software stages; outputs a program, where not all;
-    parts that the steps of a product are taken in.
+    parts that the steps of a product are taken in; rows of a depthwise convolution.
     """
 
     block: int
@@ -23,6 +23,7 @@ class Config:
     stages: int = 3
     outputs: int = 32
     parts: int = 1
+    rows: int = 1
 
 
 #: Positions up to which an image is small: below, blocks of 64 leave most of 132 cores idle.
@@ -49,7 +50,7 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     },
     "totals": {
         ("interpreter", "any"): Config(128, outputs=128),
-        ("any", "any"): Config(16, outputs=64),
+        ("any", "any"): Config(32, outputs=64),
     },
     # 32 positions of the pass kernel would spill. Its stages are as many as shared memory holds.
     "pass": {
@@ -59,6 +60,11 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     "elements": {
         ("interpreter", "any"): Config(512, outputs=128),
         ("any", "any"): Config(32),
+    },
+    "depthwise": {
+        ("interpreter", "any"): Config(512, outputs=128, rows=2),
+        ("any", "small"): Config(32, rows=2),
+        ("any", "large"): Config(32, rows=4),
     },
     "scales": {("any", "any"): Config(1, warps=1, outputs=64)},
     "window_qkv": {
@@ -87,7 +93,9 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     },
     "normalise": {
         ("interpreter", "any"): Config(2048),
-        ("any", "any"): Config(64, warps=8),
+        ("sm90", "any"): Config(64, warps=8),
+        ("sm100", "any"): Config(64, warps=8),
+        ("any", "any"): Config(32, outputs=16),  # others have less shared memory
     },
     "to_pixels": {
         ("interpreter", "any"): Config(4096),

@@ -202,9 +202,10 @@ def _normalise_kernel(
     if skip is not None:  # even rows and columns of the block's input
         s = tl.arange(0, BLOCK_S)
         row = (2 * (m // width)).to(tl.int64) * (2 * width) + 2 * (m % width)
-        at = row[:, None] * skip_channels + s[None, :]
-        mask = (m < positions)[:, None] & (s < skip_channels)[None, :]
-        given = tl.load(branch + at, mask=mask, other=0.0).to(skip.dtype.element_ty)  # [M, S]
+        inside = (m < positions)[:, None] & (s < skip_channels)[None, :]
+        given = tl.load(
+            branch + row[:, None] * skip_channels + s[None, :], mask=inside, other=0.0
+        ).to(skip.dtype.element_ty)  # [M, S]
     for start in range(0, channels, BLOCK_N):
         c = start + tl.arange(0, BLOCK_N)
         c_inside = (c < channels)[None, :]
@@ -220,13 +221,13 @@ def _normalise_kernel(
         if skip is None:
             y += _load(branch, branch_bias, m, c, positions, width, channels, SHUFFLED)
         else:
-            weights = tl.load(
+            skip_weights = tl.load(
                 skip + s[:, None] * channels + c[None, :],
                 mask=(s < skip_channels)[:, None] & c_inside,
                 other=0.0,
             )
             y += tl.load(branch_bias + c, mask=c < channels, other=0.0)[None, :]
-            y += tl.dot(given, weights, input_precision="ieee")
+            y += tl.dot(given, skip_weights, input_precision="ieee")
         at = m[:, None].to(tl.int64) * channels + c[None, :]
         tl.store(out + at, y.to(out.dtype.element_ty), mask=(m < positions)[:, None] & c_inside)
 

@@ -157,9 +157,7 @@ class _Strided(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(self.conv1(x))
         out = torch.empty_like(y)
-        epilogues.normalise(
-            y, self.conv2.bias, self.gdn, x, self.skip_bias, self.skip, out=out
-        )
+        epilogues.normalise(y, self.conv2.bias, self.gdn, x, self.skip_bias, self.skip, out=out)
         return out
 
 
