@@ -42,11 +42,9 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     "product": {
         ("interpreter", "any"): Config(128, outputs=128),
         ("any", "least"): Config(16, outputs=64, stages=4),
-        ("any", "small"): Config(32, outputs=64),  # with four stages one kind would spill
         ("sm90", "large"): Config(64, outputs=64),  # with mma instead of wgmma it would spill
-        ("any", "large"): Config(32, outputs=64, stages=4),
         ("sm90", "parted"): Config(64, outputs=64),
-        ("any", "parted"): Config(32, outputs=64, stages=4),
+        ("any", "any"): Config(32, outputs=64),  # with four stages one would spill
     },
     "totals": {
         ("interpreter", "any"): Config(128, outputs=128),

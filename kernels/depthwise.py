@@ -4,8 +4,8 @@
     out[y, x, c] = quantise(gelu?(bias[c] + float(sum[y, x, c]) * scale[c]))
 
 zeros outside. Planes int8 [2, B, H, W, C] -> [2, B, H, W, C]. No matrix product: 9 multiplications
-a value, bound by instructions. With R rows a program, bytes: 4 a value from device memory, 6 (R + 2)
-/ R from the caches.
+a value, bound by instructions. Bytes, with R rows a program: 4 a value from device memory,
+6 (R + 2) / R from the caches.
 """
 
 from __future__ import annotations

@@ -379,11 +379,13 @@ def stages(weights: PassWeights, config: configs.Config, shared_memory: int) -> 
     """Software stages: those of the configuration, or as many as shared memory holds.
 
     With s stages the weights of s - 1 blocks of outputs are in shared memory, beside the contexts.
+    One block would be waited for as soon as its copy has begun, so two stages are none.
     """
     contexts = sum(_round_up(width, _BLOCK_K) for width in weights.widths)
     ahead = 2 * _BLOCK_N * (contexts + weights.layer2.shape[2])
     beside = config.block * (2 * contexts + 3 * 4 * _BLOCK_N)
-    return max(1, min(config.stages, 1 + (shared_memory - beside) // ahead))
+    most = min(config.stages, 1 + (shared_memory - beside) // ahead)
+    return most if most > 2 else 1
 
 
 def entropy_parameters(
