@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from mlic_fast import bitstream, images, sections, targets
 from mlic_fast.engine import Engine, create_engine, gpu_possible, gpu_problem
@@ -33,12 +31,15 @@ from mlic_fast.errors import (
     UnsupportedStreamError,
     WrongModelError,
 )
-from mlic_fast.images import Picture
+from mlic_fast.images import Picture, Pixels
 from mlic_fast.inspection import stream_bytes
 from mlic_fast.metadata import NONE, Metadata, from_sections
 from mlic_fast.models.config import ALIGNMENT
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from mlic_fast.models.mlic import MlicModel, Transforms
 
 Output = Literal["torch", "numpy", "pil"]
@@ -95,6 +96,8 @@ class Codec:
     @property
     def device(self) -> torch.device:
         """Where it runs."""
+        import torch
+
         return torch.device(self._device)
 
     @property
@@ -104,7 +107,7 @@ class Codec:
     def __repr__(self) -> str:
         return (
             f"Codec({self.packed.config.variant}, id={self.model_id.hex()}, "
-            f"engine={self.engine!r}, device={str(self.device)!r})"
+            f"engine={self.engine!r}, device={self._device!r})"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -221,7 +224,7 @@ class Codec:
         with surroundings():
             size = _hyper_size(header)
             (latents,) = self._engine.decode_latents([(payload, header.lanes)], size)
-        return _tensor(latents).contiguous()
+        return images.as_tensor(images.contiguous(latents))
 
     def warmup(self, sizes: Iterable[tuple[int, int]], batch: int = 1) -> None:
         """Prepare for images of these sizes, (width, height) each, in batches of ``batch``.
@@ -234,13 +237,11 @@ class Codec:
         """
         for width, height in sizes:
             bitstream.check_size(width, height)
-            images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
+            images = np.zeros((batch, height, width, 3), np.uint8)
             for _ in range(2):
                 self.decompress(self.compress(images))
 
     def _compress_to(self, picture: Picture, size: int | None, psnr: float | None) -> bytes:
-        from mlic_fast.evaluation.metrics import psnr as psnr_of
-
         if not self.packed.config.rates:
             raise QualityError("this model has a single rate: it meets no target")
         image, carried = picture.pixels, _sections(picture)
@@ -255,11 +256,14 @@ class Codec:
             if size is not None:
                 return targets.largest_within(encode, size)
             assert psnr is not None
-            return targets.smallest_reaching(
-                encode,
-                lambda data: psnr_of(image, self.decompress(data)[:3].to(image.device)),
-                psnr,
-            )
+            from mlic_fast.evaluation.metrics import psnr as psnr_of
+
+            original = images.as_tensor(image)
+
+            def reached(data: bytes) -> float:
+                return psnr_of(original, self.decompress(data)[:3].to(original.device))
+
+            return targets.smallest_reaching(encode, reached, psnr)
 
     def _compress(self, pictures: Sequence[Picture], quality: int) -> list[bytes]:
         """Streams in the order of the pictures, those of equal size in batches."""
@@ -287,10 +291,10 @@ class Codec:
                         )
         return [streams[number] for number in range(len(pictures))]
 
-    def _for_engine(self, batch: Tensor) -> Any:
+    def _for_engine(self, batch: Any) -> Any:
         if self._engine.arrays == "numpy":
-            return batch.cpu().numpy()
-        return batch.to(self.device)
+            return batch if isinstance(batch, np.ndarray) else batch.cpu().numpy()
+        return images.as_tensor(batch).to(self.device)
 
     def _stream(
         self, picture: Picture, quality: int, payload: bytes, lanes: int, carried: bytes
@@ -306,7 +310,7 @@ class Codec:
         )
         return bitstream.write(header, payload, carried)
 
-    def _decompress(self, opened: Sequence[bitstream.Stream]) -> list[Tensor]:
+    def _decompress(self, opened: Sequence[bitstream.Stream]) -> list[Pixels]:
         """Images [3, H, W] in the order of the streams, those of equal size in batches."""
         groups: dict[tuple[int, int, int], list[int]] = {}
         for number, (header, _, _) in enumerate(opened):
@@ -323,8 +327,7 @@ class Codec:
                         self._rate(quality),
                     )
                     for number, image in zip(part, pixels, strict=True):
-                        cropped = images.crop(_tensor(image), height, width)
-                        decoded[number] = cropped.contiguous()
+                        decoded[number] = images.contiguous(images.crop(image, height, width))
         return [decoded[number] for number in range(len(opened))]
 
     def _open(self, data: Any, max_pixels: int) -> bitstream.Stream:
@@ -532,29 +535,40 @@ def _hyper_size(header: bitstream.Header) -> tuple[int, int]:
     return -(-header.height // ALIGNMENT), -(-header.width // ALIGNMENT)
 
 
-def _tensor(x: Any) -> Tensor:
-    """An array as a tensor on the CPU, whatever the default device is; a tensor as it is."""
-    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
-
-
 def _sections(picture: Picture) -> bytes:
     contents = picture.metadata.to_contents()
     if picture.alpha is not None:
-        contents[sections.ALPHA] = sections.alpha_content(picture.alpha.cpu().numpy())
+        contents[sections.ALPHA] = sections.alpha_content(_array(picture.alpha))
     return sections.join(contents)
 
 
-def _batch(each: Sequence[Tensor]) -> Tensor:
-    return each[0][None] if len(each) == 1 else torch.stack(list(each))
+def _array(x: Any) -> Any:
+    return x if isinstance(x, np.ndarray) else x.cpu().numpy()
+
+
+def _batch(each: Sequence[Pixels]) -> Any:
+    """Of tensors a tensor, else an array."""
+    if len(each) == 1:
+        return each[0][None]
+    if not all(map(images.is_tensor, each)):
+        return np.stack([_array(image) for image in each])
+    import torch
+
+    return torch.stack(list(map(images.as_tensor, each)))
 
 
 def _converted(
-    image: Tensor, alpha: npt.NDArray[np.uint8] | None, metadata: Metadata, output: Output
+    image: Pixels, alpha: npt.NDArray[np.uint8] | None, metadata: Metadata, output: Output
 ) -> Any:
-    if alpha is not None:
-        image = torch.cat([image, torch.from_numpy(alpha)[None].to(image.device)])
     if output == "torch":
-        return image
+        image = images.as_tensor(image)
+        if alpha is None:
+            return image
+        import torch
+
+        return torch.cat([image, images.as_tensor(alpha)[None].to(image.device)])
+    if alpha is not None:
+        image = np.concatenate([_array(image), alpha[None]])
     return images.to_array(image) if output == "numpy" else images.to_pil(image, metadata)
 
 

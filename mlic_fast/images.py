@@ -26,15 +26,15 @@ import os
 import secrets
 import stat
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Union
+from typing import IO, TYPE_CHECKING, Any, Union
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from .bitstream import MAX_PIXELS, check_size
@@ -48,6 +48,12 @@ from .image_files import (
 )
 from .metadata import NONE, Metadata, exif_elsewhere, from_info
 
+if TYPE_CHECKING:
+    import torch
+
+#: uint8, a tensor where one was given; else an array, so that PyTorch need not be imported.
+Pixels = Union[npt.NDArray[np.uint8], "torch.Tensor"]
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -59,13 +65,20 @@ class Picture:
         metadata: what is known of it. Without a profile the pixels are sRGB.
     """
 
-    pixels: torch.Tensor
-    alpha: torch.Tensor | None = None
+    pixels: Pixels
+    alpha: Pixels | None = None
     metadata: Metadata = NONE
 
 
 ImageSource = Union[
-    str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, npt.NDArray[Any], torch.Tensor, Picture
+    str,
+    "os.PathLike[str]",
+    bytes,
+    IO[bytes],
+    Image.Image,
+    npt.NDArray[Any],
+    "torch.Tensor",
+    Picture,
 ]
 
 # Suffix -> Pillow's format and options. The lossy formats are written at a quality that adds little
@@ -118,7 +131,7 @@ def load_image(source: ImageSource) -> torch.Tensor:
         raise UnsupportedImageError(
             "the image has transparent pixels; flatten it onto a background first"
         )
-    return picture.pixels
+    return as_tensor(picture.pixels)
 
 
 def load_picture(source: ImageSource, *, metadata: bool = True) -> Picture:
@@ -134,7 +147,7 @@ def load_picture(source: ImageSource, *, metadata: bool = True) -> Picture:
         return source if metadata else Picture(source.pixels, source.alpha)
     if isinstance(source, Image.Image):
         return _from_pil(source, "the image", metadata)
-    if isinstance(source, torch.Tensor):
+    if is_tensor(source):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -145,6 +158,8 @@ def load_picture(source: ImageSource, *, metadata: bool = True) -> Picture:
     if hasattr(source, "read"):  # all of it at once: pipes cannot be sought in
         return _from_open(io.BytesIO(source.read()), "the image", metadata)
     if hasattr(source, "__dlpack__"):
+        import torch
+
         with _reading("the array"):
             return _from_tensor(torch.from_dlpack(source))
     raise UnsupportedImageError(
@@ -155,12 +170,33 @@ def load_picture(source: ImageSource, *, metadata: bool = True) -> Picture:
 
 def is_several(source: Any) -> bool:
     """Whether it is a list of images, or an array or tensor of several."""
-    if isinstance(source, (np.ndarray, torch.Tensor)):
-        return source.ndim == 4
+    if isinstance(source, np.ndarray) or is_tensor(source):
+        return bool(source.ndim == 4)
     return isinstance(source, (list, tuple))
 
 
-def pad(x: torch.Tensor, multiple: int = 64) -> torch.Tensor:
+def is_tensor(x: object) -> bool:
+    """Whether it is a tensor of PyTorch, which is not imported for this."""
+    if "torch" not in sys.modules:
+        return False
+    import torch
+
+    return isinstance(x, torch.Tensor)
+
+
+def as_tensor(x: Any) -> torch.Tensor:
+    """An array as a tensor on the CPU, whatever the default device is; a tensor as it is."""
+    import torch
+
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+
+
+def contiguous(x: Any) -> Any:
+    """An array or tensor."""
+    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
+
+
+def pad(x: Any, multiple: int = 64) -> Any:
     """Repeat the last column and row of [..., H, W] up to multiples of ``multiple``.
 
     Edges that go on cost fewer bits, and look better near them, than a step to black.
@@ -168,27 +204,30 @@ def pad(x: torch.Tensor, multiple: int = 64) -> torch.Tensor:
     height, width = x.shape[-2:]
     if height % multiple == width % multiple == 0:
         return x
-    rows = torch.arange(height + -height % multiple, device=x.device).clamp(max=height - 1)
-    columns = torch.arange(width + -width % multiple, device=x.device).clamp(max=width - 1)
+    rows: Any = np.minimum(np.arange(height + -height % multiple), height - 1)
+    columns: Any = np.minimum(np.arange(width + -width % multiple), width - 1)
+    if not isinstance(x, np.ndarray):
+        rows, columns = as_tensor(rows).to(x.device), as_tensor(columns).to(x.device)
     return x[..., rows, :][..., columns]
 
 
-def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def crop(x: Any, height: int, width: int) -> Any:
     """Undo `pad`: the top left [..., height, width] of ``x`` (a view)."""
     return x[..., :height, :width]
 
 
-def to_array(image: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """uint8 tensor [3 or 4, H, W] on any device -> contiguous uint8 array [H, W, 3 or 4]."""
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (3, 4):
+def to_array(image: Pixels) -> npt.NDArray[np.uint8]:
+    """uint8 [3 or 4, H, W] on any device -> contiguous uint8 array [H, W, 3 or 4]."""
+    if _dtype_name(image.dtype) != "uint8" or image.ndim != 3 or image.shape[0] not in (3, 4):
         raise UnsupportedImageError(
             f"expected a uint8 tensor [3, H, W], got {_dtype_name(image.dtype)} {list(image.shape)}"
         )
-    return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+    planes = image if isinstance(image, np.ndarray) else image.cpu().numpy()
+    return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
 
-def to_pil(image: torch.Tensor, metadata: Metadata) -> Image.Image:
-    """uint8 tensor [3 or 4, H, W] -> RGB or RGBA image that has the metadata in its ``info``."""
+def to_pil(image: Pixels, metadata: Metadata) -> Image.Image:
+    """uint8 [3 or 4, H, W] -> RGB or RGBA image that has the metadata in its ``info``."""
     picture = Image.fromarray(to_array(image))
     picture.info.update(metadata.to_info())
     return picture
@@ -204,9 +243,8 @@ def check_save_suffix(path: str | os.PathLike[str]) -> None:
         )
 
 
-def save_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
-    """Write a uint8 tensor [3 or 4, H, W] to a file whose suffix, one of `SAVE_SUFFIXES`, is the
-    format.
+def save_image(image: Pixels, path: str | os.PathLike[str]) -> None:
+    """Write uint8 [3 or 4, H, W] to a file whose suffix, one of `SAVE_SUFFIXES`, is the format.
 
     .jpg and .avif lose a little (quality 95 and 90, 4:4:4), all others are lossless. Raises
     `UnsupportedImageError` for other suffixes and for an image that the format cannot hold, and
@@ -216,7 +254,7 @@ def save_image(image: torch.Tensor, path: str | os.PathLike[str]) -> None:
     write_atomically(path, image_bytes(image, Path(path).suffix))
 
 
-def image_bytes(image: torch.Tensor, suffix: str, metadata: Metadata = NONE) -> bytes:
+def image_bytes(image: Pixels, suffix: str, metadata: Metadata = NONE) -> bytes:
     """What `save_image` writes to a file of this suffix, with what metadata the format holds:
     .bmp and .ppm none, cICP and gamma .png alone.
     """
@@ -411,7 +449,7 @@ def _from_pil(picture: Image.Image, name: str, wanted: bool) -> Picture:
     if profile and (opaque.mode != "RGB" or not wanted):
         opaque = _to_srgb(opaque, profile, name)
         metadata = replace(metadata, icc_profile=None, cicp=None, gamma=None)
-    pixels = torch.from_numpy(np.array(opaque.convert("RGB"))).permute(2, 0, 1).contiguous()
+    pixels = np.array(np.asarray(opaque.convert("RGB")).transpose(2, 0, 1), order="C")
     return Picture(pixels, alpha, metadata)
 
 
@@ -424,21 +462,21 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if method is None else picture.transpose(method)
 
 
-def _apart(picture: Image.Image) -> tuple[Image.Image, torch.Tensor | None]:
+def _apart(picture: Image.Image) -> tuple[Image.Image, Pixels | None]:
     """The picture in mode L, RGB or CMYK, and alpha [H, W] if a pixel is not opaque."""
     grey, alpha = picture.mode in _GREY_MODES, None
     if picture.has_transparency_data:
         if picture.mode == "La":  # Pillow has no direct conversion
             picture = picture.convert("LA")
         picture = picture.convert("RGBA")
-        alpha = _unless_opaque(torch.from_numpy(np.array(picture.getchannel("A"))))
+        alpha = _unless_opaque(np.array(picture.getchannel("A")))
     if picture.mode == "CMYK":
         return picture, alpha
     return picture.convert("L" if grey else "RGB"), alpha
 
 
-def _unless_opaque(alpha: torch.Tensor) -> torch.Tensor | None:
-    return alpha.contiguous() if alpha.numel() and int(alpha.min()) < 255 else None
+def _unless_opaque(alpha: Any) -> Pixels | None:
+    return contiguous(alpha) if 0 not in alpha.shape and int(alpha.min()) < 255 else None
 
 
 def _to_srgb(picture: Image.Image, profile: bytes, name: str) -> Image.Image:
@@ -498,11 +536,11 @@ def _from_array(array: npt.NDArray[Any]) -> Picture:
             f"{list(array.shape)}; a single image with its channels first can be given as a tensor"
         )
     check_size(array.shape[1], array.shape[0])
-    return _from_channels(torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C")))
+    return _from_channels(np.array(array.transpose(2, 0, 1), order="C"))
 
 
-def _from_tensor(tensor: torch.Tensor) -> Picture:
-    _check_uint8(tensor.dtype == torch.uint8, tensor.dtype)
+def _from_tensor(tensor: Any) -> Picture:
+    _check_uint8(_dtype_name(tensor.dtype) == "uint8", tensor.dtype)
     if tensor.device.type == "meta":
         raise UnsupportedImageError("a tensor on the device 'meta' has no pixels")
     if tensor.ndim != 3 or tensor.shape[0] not in (3, 4):
@@ -514,9 +552,9 @@ def _from_tensor(tensor: torch.Tensor) -> Picture:
     return _from_channels(tensor)
 
 
-def _from_channels(image: torch.Tensor) -> Picture:
+def _from_channels(image: Any) -> Picture:
     """uint8 [3 or 4, H, W]."""
-    return Picture(image[:3].contiguous(), _unless_opaque(image[3]) if len(image) == 4 else None)
+    return Picture(contiguous(image[:3]), _unless_opaque(image[3]) if len(image) == 4 else None)
 
 
 def _check_uint8(right: bool, dtype: object) -> None:

@@ -39,14 +39,14 @@ class StoringCodec:
         image = picture.pixels
         _, height, width = image.shape
         header = Header(0, 8, MODEL_ID, quality or 0, width, height)
-        return bitstream.write(header, zlib.compress(image.numpy().tobytes()))
+        return bitstream.write(header, zlib.compress(np.asarray(image).tobytes()))
 
-    def decompress(self, data: bytes, max_pixels: int = 1 << 27) -> torch.Tensor:
+    def decompress(self, data: bytes, output: str, max_pixels: int = 1 << 27) -> np.ndarray:
         header, payload = bitstream.read(data)
         if header.model_id != MODEL_ID:
             raise WrongModelError("made with another model")
-        pixels = np.frombuffer(zlib.decompress(payload), dtype=np.uint8).copy()
-        return torch.from_numpy(pixels).reshape(3, header.height, header.width)
+        pixels = np.frombuffer(zlib.decompress(payload), dtype=np.uint8)
+        return pixels.reshape(3, header.height, header.width).transpose(1, 2, 0)
 
 
 @pytest.fixture
@@ -547,6 +547,20 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
             ["bash", "-c", script + asked], check=True, capture_output=True, text=True
         )
         assert found.stdout.split() == ["--output", "--output-dir"]
+
+
+def test_encoding_and_decoding_need_no_pytorch(folder: Path) -> None:
+    """It takes longer to import than a picture to encode."""
+    script = (
+        "import sys; from mlic_fast.cli import main\n"
+        "assert main(['encode', 'a.png', '-v', '--device', 'cpu']) == 0\n"
+        "assert main(['decode', 'a.mlic', 'back.png', '--device', 'cpu']) == 0\n"
+        "assert main(['info', 'a.mlic']) == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    data = mlic_fast.load(device="cpu").compress("a.png")
+    assert (folder / "a.mlic").read_bytes() == data
 
 
 def test_ctrl_c_in_a_process_leaves_no_traceback(folder: Path) -> None:

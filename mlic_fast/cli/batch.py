@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -49,17 +50,13 @@ def run_batch(
     """
     if as_json and any(str(job.target) == STREAM for job in jobs):
         raise UsageError("--json and the output - would both go to stdout; name a file")
-    from tqdm import tqdm
-
     steps = prepare() if any(job.problem is None for job in jobs) else None
     failures = 0
     start = time.perf_counter()
-    # disable=None: no bar where stderr is not a terminal.
-    silent = quiet or not jobs[1:]
-    with tqdm(total=len(jobs), unit="file", leave=False, disable=True if silent else None) as bar:
+    with _progress(len(jobs), quiet) as bar:
         for job, outcome in _outcomes(jobs, steps):
             result = {"input": str(job.source), **outcome}
-            with bar.external_write_mode(file=sys.stderr):
+            with bar.external_write_mode(file=sys.stderr) if bar is not None else nullcontext():
                 if "error" in result:
                     failures += 1
                     print_error(result["error"])
@@ -67,7 +64,8 @@ def run_batch(
                     print(json.dumps(result), flush=True)
                 elif not ("error" in result or quiet or result.get("output") == STREAM):
                     print("\n".join(map(printable, describe(result).splitlines())), flush=True)
-            bar.update()
+            if bar is not None:
+                bar.update()
     seconds = time.perf_counter() - start
     done = len(jobs) - failures
     if done > 1 and not (quiet or as_json):
@@ -75,6 +73,17 @@ def run_batch(
     if failures and len(jobs) > 1:
         print_error(f"{failures} of {len(jobs)} files failed")
     return 1 if failures else 0
+
+
+def _progress(files: int, quiet: bool) -> AbstractContextManager[Any]:
+    """A bar with rate and time left; None for a single file."""
+    if quiet or files == 1:
+        return nullcontext()
+    from tqdm import tqdm
+
+    # disable=None: no bar where stderr is not a terminal.
+    bar: AbstractContextManager[Any] = tqdm(total=files, unit="file", leave=False, disable=None)
+    return bar
 
 
 def _outcomes(jobs: list[Job], steps: Steps | None) -> Iterator[tuple[Job, Result]]:

@@ -29,8 +29,7 @@ from mlic_fast.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from mlic_fast.images import Pixels
     from mlic_fast.metadata import Metadata
 
 
@@ -102,13 +101,14 @@ def _decoder(args: argparse.Namespace) -> Steps:
         source = open_input(job.source)
         return source.read_bytes() if isinstance(source, Path) else source.read()
 
-    def decode(data: bytes) -> tuple[Tensor, Metadata, int, float]:
+    def decode(data: bytes) -> tuple[Pixels, Metadata, int, float]:
         start = time.perf_counter()
         metadata = info(data).metadata if args.metadata == "all" else NONE
-        image = codec.decompress(data, max_pixels=args.max_pixels).cpu()
+        image = codec.decompress(data, output="numpy", max_pixels=args.max_pixels)
+        image = image.transpose(2, 0, 1)
         return image, metadata, len(data), time.perf_counter() - start
 
-    def write(job: Job, decoded: tuple[Tensor, Metadata, int, float]) -> Result:
+    def write(job: Job, decoded: tuple[Pixels, Metadata, int, float]) -> Result:
         image, metadata, size, seconds = decoded
         assert job.target is not None
         if args.output_dir is not None:

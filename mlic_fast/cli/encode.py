@@ -19,9 +19,7 @@ from mlic_fast.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mlic_fast.images import Picture
+    from mlic_fast.images import Picture, Pixels
 
 SUFFIX = ".mlic"
 
@@ -88,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     return run_batch(jobs, lambda: _encoder(args), describe, as_json=args.json, quiet=args.quiet)
 
 
-def result_of(job: Job, image: Tensor, size: int, seconds: float) -> Result:
+def result_of(job: Job, image: Pixels, size: int, seconds: float) -> Result:
     """What ``--json`` prints of an image [3 or 4, H, W] whose stream has ``size`` bytes."""
     _, height, width = image.shape
     return {
