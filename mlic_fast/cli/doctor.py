@@ -58,7 +58,7 @@ def examine() -> dict[str, Any]:
         "cpu": {
             **{"name": machine["cpu"], "cores": machine["cores"], "threads": machine["threads"]},
             "instruction_sets": machine["instruction_sets"],
-            "residual_transforms": str(cpu_dtype(native=True)).removeprefix("torch."),
+            "residual_transforms": str(cpu_dtype()).removeprefix("torch."),
         },
         "gpus": [_gpu(gpu) for gpu in gpus],
         "gpu_problem": problem,

@@ -65,7 +65,7 @@ def rate_tensor(rate: float | None) -> Tensor | None:
     return None if rate is None else torch.tensor([rate], dtype=torch.float32)
 
 
-def cpu_dtype(native: bool) -> torch.dtype:
+def cpu_dtype(native: bool = True) -> torch.dtype:
     """float32; with ``native`` bfloat16 where this CPU multiplies it natively."""
     if not native:
         return torch.float32
