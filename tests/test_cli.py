@@ -530,7 +530,7 @@ def test_verbose(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["encode", "a.png", "-v", "--quiet"])
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("shtab", reason="shtab is not installed")
     assert main(["completion", shell]) == 0

@@ -7,7 +7,7 @@ import argparse
 from mlic_fast.cli import make_parser
 from mlic_fast.errors import MlicError
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 #: Options and arguments that take something else than a file.
 _NO_FILES = {"device", "engine", "against"}
 
@@ -21,8 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Prints a script. To load it in every shell:\n"
         "  bash  mlic-fast completion bash > ~/.local/share/bash-completion/completions/mlic-fast\n"
-        "  zsh   mlic-fast completion zsh > ~/.zfunc/_mlic-fast, with ~/.zfunc in fpath\n"
-        "  tcsh  mlic-fast completion tcsh >> ~/.tcshrc"
+        "  zsh   mlic-fast completion zsh > ~/.zfunc/_mlic-fast, with ~/.zfunc in fpath"
     )
     parser.add_argument("shell", choices=SHELLS, help="whose language the script is in")
 
