@@ -147,7 +147,7 @@ def coded_symbols() -> tuple[Array, Array]:
     recorder = codec._engine._ops = Recorder(codec._engine._ops)
     codec.compress(synthetic_photograph(768, 512))
     _, *symbols = recorder.symbols  # the first are those of z
-    passes = [np.moveaxis(x, -1, 1).reshape(-1) for x in (*symbols, *recorder.indexes)]
+    passes = [x.reshape(-1) for x in (*symbols, *recorder.indexes)]
     return np.stack(passes[: len(symbols)]), np.stack(passes[len(symbols) :])
 
 

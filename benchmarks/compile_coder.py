@@ -24,6 +24,7 @@ KERNELS = {
     "decode, cells in global memory": "decode_kernelILb0E",
     "finish": "finish_kernel",
     "prepare": "prepare_kernel",
+    "collect": "collect_kernel",
     "write": "write_kernel",
 }
 

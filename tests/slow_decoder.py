@@ -138,13 +138,83 @@ def read_alpha(content: bytes, width: int, height: int) -> list[list[int]]:
     return rows
 
 
+class RunTables(NamedTuple):
+    """Section 4, "Runs": what a run table has beside its own entries."""
+
+    near: int
+    longest: int
+    starts: list[int]
+    values: Table
+    value_symbols: list[int]
+
+
+def start_entries(before: Sequence[int], weights: int, slots: int) -> list[int]:
+    """Where entries begin, from the sums of the weights before each."""
+    room = slots - len(before)
+    return [i + w * room // weights for i, w in enumerate(before)]
+
+
+def run_tables_of(number: int, table: Table) -> RunTables | None:
+    """None if it is a plain table."""
+    precision, minimum, f = table
+    total = 2**precision
+    frequency = {minimum + e: f[e] for e in range(len(f) - 1)}
+    zero = frequency.get(0, 0)
+    if 4 * zero < total:
+        return None
+    other = total - zero
+    longest = min(256 if number < 64 else 32, -(-3 * total // other))
+    near = 0 if 64 * other < total else 2
+    classes = [v for v in range(-near, near + 1) if v != 0]
+    before, left = [], 2**32
+    for _ in range(longest):
+        passed = 0
+        for v in [*classes, None]:
+            before.append(2**32 - left + (left * passed >> precision))
+            passed += 0 if v is None else frequency.get(v, 0)
+        left = left * zero >> precision
+    before.append(2**32 - left)
+    starts = start_entries(before, 2**32, 2**14)
+
+    lowest, highest = min(minimum, -near - 1), max(minimum + len(f) - 2, near + 1)
+    symbols = [v for v in range(lowest, highest + 1) if abs(v) > near]
+    weights = [frequency.get(v, 0) for v in symbols] + [f[-1]]
+    before = [sum(weights[:e]) for e in range(len(weights))]
+    value_precision = max(precision, 14)
+    value_starts = start_entries(before, sum(weights), 2**value_precision)
+    ends = [*value_starts[1:], 2**value_precision]
+    frequencies = [end - start for start, end in zip(value_starts, ends, strict=True)]
+    return RunTables(near, longest, starts, Table(value_precision, lowest, frequencies), symbols)
+
+
+class Lane:
+    """What a lane has still to code of the runs of a section."""
+
+    def __init__(self, places: range, index_at: Sequence[int]) -> None:
+        self.places = list(places)
+        self.index_at = index_at
+        self.further: int | None = None
+
+    def is_done(self) -> bool:
+        return not self.places and self.further is None
+
+    def left_in_list(self) -> int:
+        """How many of its next symbols have the same table."""
+        own = self.index_at[self.places[0]]
+        return next(
+            (i for i, place in enumerate(self.places) if self.index_at[place] != own),
+            len(self.places),
+        )
+
+
 class Payload:
     """Section 4: decodes one pass after the other."""
 
     def __init__(self, tables: Sequence[Table], payload: bytes, lanes: int) -> None:
         self.tables = tables
+        self.runs = [run_tables_of(number, table) for number, table in enumerate(tables)]
         self.group_size = min(lanes, 32)
-        self.tail_lanes = min(max(lanes // 4, 2), 32)
+        self.tail_lanes = min(max(lanes // 8, 2), 32)
         groups = lanes // self.group_size
         source = Bytes(payload)
         lengths = [source.take_leb128(2**32 - 1) for _ in range(groups - 1)]
@@ -193,55 +263,155 @@ class Payload:
         self.renormalise(lane)
         return value
 
-    def entry(self, lane: int, table: Table) -> int:
+    def slot(self, lane: int, precision: int) -> int:
+        return self.states[lane] % 2**precision
+
+    def take(self, lane: int, precision: int, start: int, end: int) -> None:
         x = self.states[lane]
-        slot = x % 2**table.precision
+        self.states[lane] = (end - start) * (x >> precision) + x % 2**precision - start
+        self.renormalise(lane)
+
+    def entry(self, lane: int, table: Table) -> int:
+        slot = self.slot(lane, table.precision)
         start = entry = 0
         while slot >= start + table.frequencies[entry]:
             start += table.frequencies[entry]
             entry += 1
-        x = table.frequencies[entry] * (x >> table.precision) + slot - start
-        self.states[lane] = x
-        self.renormalise(lane)
+        self.take(lane, table.precision, start, start + table.frequencies[entry])
         return entry
 
     def decode_pass(self, indexes: Sequence[int]) -> list[int]:
+        """Section 4, "A pass"."""
+        order = sorted(
+            range(len(indexes)), key=lambda i: (self.runs[indexes[i]] is None, indexes[i], i)
+        )
+        index_at = [indexes[i] for i in order]
+        values = [0] * len(indexes)
+        begin = 0
+        while begin < len(values):
+            end = len(values)
+            if not self.has_retired:
+                end = min(end, begin + self.before_tail)
+                self.before_tail -= end - begin
+            self.decode_part(range(begin, end), index_at, values)
+            self.retire_if_due()
+            begin = end
         symbols = [0] * len(indexes)
-        if not symbols:
-            return symbols
-        coded = list(range(len(indexes)))
-        if 0 in indexes and self.bits(0, 1) == 1:
-            coded = [place for place in coded if indexes[place] != 0]
-        lanes = len(self.states)
-        for step in range(0, len(coded), lanes):
-            places = coded[step : step + lanes]  # of the symbols on lanes 0, 1, 2 ..
-            for first in range(0, len(places), self.group_size):
-                group = range(first, min(first + self.group_size, len(places)))
-                self.decode_group(group, places, indexes, symbols)
-        self.before_tail -= 1
-        self.retire_if_due()
+        for i, value in zip(order, values, strict=True):
+            symbols[i] = value
         return symbols
 
-    def decode_group(
-        self, group: range, places: list[int], indexes: Sequence[int], symbols: list[int]
+    def decode_part(self, part: range, index_at: Sequence[int], values: list[int]) -> None:
+        runs = [place for place in part if self.runs[index_at[place]] is not None]
+        plain = [place for place in part if self.runs[index_at[place]] is None]
+        escaped: list[int] = []
+        for group in range(len(self.states) // self.group_size or 1):
+            self.decode_runs(runs, group, index_at, values, escaped)
+            self.decode_plain(plain, group, index_at, values, escaped)
+        self.decode_escapes(sorted(escaped), index_at, values)
+
+    def lanes_of(self, group: int) -> range:
+        size = min(self.group_size, len(self.states))
+        return range(group * size, (group + 1) * size)
+
+    def decode_runs(
+        self,
+        places: Sequence[int],
+        group: int,
+        index_at: Sequence[int],
+        values: list[int],
+        escaped: list[int],
     ) -> None:
-        escaped: dict[int, int] = {}  # lane: u
-        for lane in group:
-            table = self.tables[indexes[places[lane]]]
-            entry = self.entry(lane, table)
-            if entry == len(table.frequencies) - 1:
-                escaped[lane] = 0
+        if not places:
+            return
+        lanes = {
+            lane: Lane(range(places[0] + lane, places[-1] + 1, len(self.states)), index_at)
+            for lane in self.lanes_of(group)
+        }
+        while not all(lane.is_done() for lane in lanes.values()):
+            for number, lane in lanes.items():
+                if not lane.is_done():
+                    self.decode_event(number, lane, values, escaped)
+
+    def decode_event(self, number: int, lane: Lane, values: list[int], escaped: list[int]) -> None:
+        if lane.further is not None:
+            runs = self.runs[lane.index_at[lane.further]]
+            assert runs is not None
+            entry = self.entry(number, runs.values)
+            if entry == len(runs.value_symbols):
+                escaped.append(lane.further)
             else:
-                symbols[places[lane]] = table.minimum + entry
-        for turn in range(12):
-            for lane in sorted(escaped):
-                digit = self.bits(lane, 4)
-                if (digit == 0 and turn > 0) or (digit >= 8 and turn == 10):
-                    raise Corrupt("escape")
-                escaped[lane] += (digit & 7) * 8**turn
-                if digit < 8:
-                    table = self.tables[indexes[places[lane]]]
-                    symbols[places[lane]] = unfold(escaped.pop(lane), table)
+                values[lane.further] = runs.value_symbols[entry]
+            lane.further = None
+            return
+        runs = self.runs[lane.index_at[lane.places[0]]]
+        assert runs is not None
+        classes = [v for v in range(-runs.near, runs.near + 1) if v != 0]
+        most = min(runs.longest, lane.left_in_list())
+        last = most * (len(classes) + 1)
+        slot = self.slot(number, 14)
+        if slot >= runs.starts[last]:
+            self.take(number, 14, runs.starts[last], 2**14)
+            del lane.places[:most]
+            return
+        entry = max(e for e in range(last) if runs.starts[e] <= slot)
+        self.take(number, 14, runs.starts[entry], runs.starts[entry + 1])
+        zeros, kind = divmod(entry, len(classes) + 1)
+        place = lane.places[zeros]
+        del lane.places[: zeros + 1]
+        if kind < len(classes):
+            values[place] = classes[kind]
+        else:
+            lane.further = place
+
+    def decode_plain(
+        self,
+        places: Sequence[int],
+        group: int,
+        index_at: Sequence[int],
+        values: list[int],
+        escaped: list[int],
+    ) -> None:
+        lanes = self.lanes_of(group)
+        for k, place in enumerate(places):
+            lane = k % len(self.states)
+            if lane in lanes:
+                table = self.tables[index_at[place]]
+                entry = self.entry(lane, table)
+                values[place] = table.minimum + entry
+                if entry == len(table.frequencies) - 1:
+                    escaped.append(place)
+
+    def decode_escapes(
+        self, escaped: Sequence[int], index_at: Sequence[int], values: list[int]
+    ) -> None:
+        size = min(self.group_size, len(self.states))
+        for first in range(0, len(escaped), size):
+            u = {
+                (first + i) % len(self.states): (place, 0)
+                for i, place in enumerate(escaped[first : first + size])
+            }
+            for turn in range(12):
+                for lane in sorted(u):
+                    place, value = u[lane]
+                    digit = self.bits(lane, 4)
+                    if (digit == 0 and turn > 0) or (digit >= 8 and turn == 10):
+                        raise Corrupt("escape")
+                    u[lane] = place, value + (digit & 7) * 8**turn
+                    if digit < 8:
+                        place, value = u.pop(lane)
+                        values[place] = self.unfold(value, index_at[place])
+
+    def unfold(self, u: int, index: int) -> int:
+        runs, table = self.runs[index], self.tables[index]
+        minimum = table.minimum
+        maximum = minimum + len(table.frequencies) - 2
+        if runs is not None:
+            minimum, maximum = runs.value_symbols[0], runs.value_symbols[-1]
+        symbol = maximum + 1 + u // 2 if u % 2 == 0 else minimum - 1 - u // 2
+        if not -(2**31) <= symbol < 2**31:
+            raise Corrupt("symbol")
+        return symbol
 
     def digest(self) -> int:
         """Section 4, "The end"."""
@@ -254,14 +424,6 @@ class Payload:
         if any(others) or low >= 2**16 or high >= 2**16:
             raise Corrupt("end states")
         return low | high << 16
-
-
-def unfold(u: int, table: Table) -> int:
-    maximum = table.minimum + len(table.frequencies) - 2
-    symbol = maximum + 1 + u // 2 if u % 2 == 0 else table.minimum - 1 - u // 2
-    if not -(2**31) <= symbol < 2**31:
-        raise Corrupt("symbol")
-    return symbol
 
 
 def decode_payload(

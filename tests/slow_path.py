@@ -400,10 +400,9 @@ class Model:
 
 
 def decode_pass(payload: Payload, indexes: Ints) -> Ints:
-    """Streams are in (channel, row, column) order."""
     height, width, channels = indexes.shape
-    symbols = payload.decode_pass(np.moveaxis(indexes, -1, 0).ravel().tolist())
-    return np.moveaxis(np.array(symbols, np.int64).reshape(channels, height, width), 0, -1)
+    symbols = payload.decode_pass(indexes.ravel().tolist())
+    return np.array(symbols, np.int64).reshape(height, width, channels)
 
 
 def pixel_shuffle(x: Activation) -> Activation:

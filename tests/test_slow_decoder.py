@@ -69,7 +69,9 @@ def random_tables(draw: st.DrawFn) -> list[Table]:
     tables = []
     for _ in range(draw(st.integers(1, 4))):
         precision = draw(st.sampled_from([1, 5, 14, 16]))
-        cuts = draw(st.sets(st.integers(1, 2**precision - 1), min_size=1, max_size=6))
+        # From the top on: a run table if the first symbol is zero.
+        low = draw(st.sampled_from([1, max(1, 2**precision * 7 // 8)]))
+        cuts = draw(st.sets(st.integers(low, 2**precision - 1), min_size=1, max_size=6))
         edges = [0, *sorted(cuts), 2**precision]
         frequencies = [b - a for a, b in pairwise(edges)]
         minimum = draw(st.sampled_from([0, -2, 40, -(2**31), 2**31 - 10]))
@@ -93,8 +95,7 @@ def random_passes(draw: st.DrawFn, tables: list[Table]) -> list[Pass]:
         rare = draw(st.sampled_from([0.0, 0.05, 1.0]))
         far = rng.integers(INT32.min, INT32.max, count, endpoint=True) >> rng.integers(0, 31, count)
         symbols = np.where(kinds < rare, far, symbols)
-        if draw(st.booleans()):
-            symbols[indexes == 0] = 0
+        symbols[rng.random(count) < draw(st.sampled_from([0.0, 0.7, 0.99]))] = 0
         symbols = symbols.clip(INT32.min, INT32.max)
         passes.append((symbols.tolist(), indexes.tolist()))
     return passes
@@ -228,8 +229,11 @@ def test_the_example_of_the_text() -> None:
     text = (Path(__file__).parents[1] / "docs" / "format.md").read_text()
     example = text[text.index("## 7. Example") :]
     data = bytes.fromhex(re.findall(r"```\n([0-9a-f \n]+)```", example)[0])
-    tables = [Table(14, -1, [96, 16128, 96, 64]), Table(5, -2, [1, 5, 18, 5, 1, 2])]
-    passes = [([0, 1, -3, 0, 2], [1, 1, 1, 1, 1]), ([0, 0, -1, 0, 300], [0, 0, 1, 0, 1])]
+    tables = [Table(14, -1, [96, 16128, 96, 64]), Table(5, -2, [5, 7, 7, 6, 5, 2])]
+    passes = [
+        ([0, 1, -3, 0, 2], [1, 1, 1, 1, 1]),
+        ([0, 0, -1, 0, 300, 0, 1], [0, 0, 1, 0, 1, 0, 0]),
+    ]
     payload, lanes = encode(as_tables(tables), passes, 0x12345678, 2)
     assert data == bitstream.write(Header(1, lanes, b"\x01\x02\x03\x04", 60, 40, 30), payload)
     container = slow_decoder.read_container(data)

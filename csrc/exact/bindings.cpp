@@ -305,13 +305,13 @@ class Kernels {
     run_.colour(act, positions_of(parity), width, squeezed, to);
   }
 
-  // Scales and means [B, H, W/2, C]; integers [C, B, H, W/2]; latents [B, H, W, C].
+  // Scales and means [B, H, W/2, C]; integers alike; latents [B, H, W, C].
   void scale_indexes(const py::array& scales, const py::array& bounds, py::array out) const {
     const View<float> view(scales, "scales");
     const Shape half = shape_of(scales);
     const Contiguous<float> b(bounds, {bounds.size()}, "bounds");
     require(bounds.size() < 256, "there are too many bounds");
-    auto* to = output<uint8_t>(out, {half[3], half[0], half[1], half[2]}, "the output");
+    auto* to = output<uint8_t>(out, half, "the output");
     const auto bound_count = static_cast<int>(bounds.size());
     const py::gil_scoped_release release;
     run_.scale_indexes(view.data(), view.stride(), half[0] * half[1] * half[2], half[3], b.data(),
@@ -324,7 +324,7 @@ class Kernels {
     const exact::Latents latents =
         latents_of(y, means, parity, const_cast<float*>(view.data()), view.stride());
     const Shape half = shape_of(means);
-    auto* to = output<int32_t>(out, {half[3], half[0], half[1], half[2]}, "the output");
+    auto* to = output<int32_t>(out, half, "the output");
     const py::gil_scoped_release release;
     run_.symbols(latents, m.data(), m.stride(), to);
   }
@@ -333,7 +333,7 @@ class Kernels {
                py::array y) const {
     const View<float> m(means, "means");
     const Shape half = shape_of(means);
-    const Contiguous<int32_t> s(symbols, {half[3], half[0], half[1], half[2]}, "symbols");
+    const Contiguous<int32_t> s(symbols, half, "symbols");
     float* to = output<float>(y, shape_of(y), "latents");
     const exact::Latents latents = latents_of(y, means, parity, to, half[3]);
     const py::gil_scoped_release release;

@@ -61,22 +61,11 @@ void copy_padded_row(const Act& x, ptrdiff_t border, ptrdiff_t channels, ptrdiff
 
 // ---- Latents ----
 
-// Positions that a task turns round at a time; that latents are fetched ahead of their use; reals
+// Positions that a task takes at a time; that latents are fetched ahead of their use; reals
 // in a line of the cache.
 constexpr ptrdiff_t kRun = 64;
 constexpr ptrdiff_t kAhead = 4;
 constexpr ptrdiff_t kLine = 16;
-
-// to[n, c] = from[n, c] for other strides of positions and channels.
-template <class T>
-void transpose(const T* from, ptrdiff_t positions, ptrdiff_t channels, ptrdiff_t from_position,
-               ptrdiff_t from_channel, T* to, ptrdiff_t to_position, ptrdiff_t to_channel) {
-  for (ptrdiff_t c = 0; c < channels; ++c) {
-    for (ptrdiff_t n = 0; n < positions; ++n) {
-      to[n * to_position + c * to_channel] = from[n * from_position + c * from_channel];
-    }
-  }
-}
 
 // ---- Attention ----
 
@@ -438,27 +427,23 @@ void Runner::scale_indexes(const float* scales, ptrdiff_t stride, ptrdiff_t posi
   parallel_for(divide_up(positions, kRun), threads, [&](ptrdiff_t task) {
     const ptrdiff_t first = task * kRun;
     const ptrdiff_t count = std::min(kRun, positions - first);
-    const auto tile = buffer<uint8_t>(count * channels);
-    for (ptrdiff_t n = 0; n < count; ++n) {
-      kernels->scale_indexes(scales + (first + n) * stride, bounds, bound_count,
-                             tile.get() + n * channels, channels);
+    for (ptrdiff_t n = first; n < first + count; ++n) {
+      kernels->scale_indexes(scales + n * stride, bounds, bound_count, out + n * channels,
+                             channels);
     }
-    transpose(tile.get(), count, channels, channels, 1, out + first, 1, positions);
   });
 }
 
 void Runner::symbols(const Latents& y, const float* means, ptrdiff_t stride, int32_t* out) const {
   const ptrdiff_t half = y.width / 2;
   parallel_for(y.rows, threads, [&](ptrdiff_t row) {
-    const auto tile = buffer<int32_t>(half * y.channels);
     for (ptrdiff_t j = 0; j < half; ++j) {
       // The latents lie too far apart for the machine to foresee.
       const float* ahead = y.squeezed(row, std::min(j + kAhead, half - 1));
       for (ptrdiff_t c = 0; c < y.channels; c += kLine) __builtin_prefetch(ahead + c);
       kernels->symbols(y.squeezed(row, j), means + (row * half + j) * stride,
-                       tile.get() + j * y.channels, y.channels);
+                       out + (row * half + j) * y.channels, y.channels);
     }
-    transpose(tile.get(), half, y.channels, y.channels, 1, out + row * half, 1, y.rows * half);
   });
 }
 
@@ -466,14 +451,12 @@ void Runner::decoded(const int32_t* symbols, const float* means, ptrdiff_t strid
                      const Latents& y) const {
   const ptrdiff_t half = y.width / 2;
   parallel_for(y.rows, threads, [&](ptrdiff_t row) {
-    const auto tile = buffer<int32_t>(half * y.channels);
-    transpose(symbols + row * half, half, y.channels, 1, y.rows * half, tile.get(), y.channels, 1);
     if (clear) {
       float* first = y.data + row * y.width * y.stride;
       for (ptrdiff_t x = 0; x < y.width; ++x) std::fill_n(first + x * y.stride, y.channels, 0.0f);
     }
     for (ptrdiff_t j = 0; j < half; ++j) {
-      kernels->decoded(tile.get() + j * y.channels, means + (row * half + j) * stride,
+      kernels->decoded(symbols + (row * half + j) * y.channels, means + (row * half + j) * stride,
                        y.squeezed(row, j), y.channels);
     }
   });

@@ -15,8 +15,8 @@
 //      any x >= 2^16, 1 also holds for words that no encoder wrote: damaged data give wrong
 //      symbols, never a state out of range.
 //
-// Nothing in 3 and 4 needs the same bits for every symbol: a flag (1 bit), a digit (4 bits),
-// tables of 14 and of 16 bits follow one another on a lane.
+// Nothing in 3 and 4 needs the same bits for every symbol: a digit (4 bits), tables of 14 and of 16
+// bits follow one another on a lane.
 #pragma once
 
 #include <cstdint>
@@ -32,12 +32,11 @@ namespace mlic::rans {
 constexpr uint32_t kLowest = 1u << 16;  // the smallest state
 constexpr uint32_t kMinLanes = 2;       // lanes 0 and 1 carry the digest
 constexpr uint32_t kMaxLanes = 1024;
-constexpr uint32_t kGroupLanes = 32;   // lanes that share a stream of words, at most
-constexpr uint32_t kFlagBits = 1;      // "all symbols of the floor table are zero"
-constexpr uint32_t kFloorTable = 0;    // the table that the flag is about
-constexpr uint32_t kDigitBits = 4;     // a digit of an escape: "more follow" above ..
-constexpr uint32_t kDigitPayload = 3;  // .. bits of payload
-constexpr uint32_t kMaxDigits = 11;    // 33 bits, enough for any int32 beyond any table
+constexpr uint32_t kGroupLanes = 32;          // lanes that share a stream of words, at most
+constexpr uint32_t kDigitBits = 4;            // a digit of an escape: "more follow" above ..
+constexpr uint32_t kDigitPayload = 3;         // .. bits of payload
+constexpr uint32_t kMaxSymbols = 0x7fffffff;  // of a payload
+constexpr uint32_t kMaxDigits = 11;           // 33 bits, enough for any int32 beyond any table
 
 MLIC_HD bool is_lane_count(uint32_t lanes) {
   return lanes >= kMinLanes && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0;
@@ -45,22 +44,21 @@ MLIC_HD bool is_lane_count(uint32_t lanes) {
 
 MLIC_HD uint32_t groups_of(uint32_t lanes) { return lanes < kGroupLanes ? 1 : lanes / kGroupLanes; }
 
-// Lanes that code the last passes. The others have retired by then: an encoder, which goes
+// Lanes that code the last symbols. The others have retired by then: an encoder, which goes
 // backwards, starts them late, each from a word that was written before, so that their starts cost
 // nothing.
 MLIC_HD uint32_t tail_of(uint32_t lanes) {
-  const uint32_t quarter = lanes / 4;
-  return quarter < kMinLanes ? kMinLanes : quarter < kGroupLanes ? quarter : kGroupLanes;
+  const uint32_t part = lanes / 8;
+  return part < kMinLanes ? kMinLanes : part < kGroupLanes ? part : kGroupLanes;
 }
 
-// Twice the lanes for twice the bytes: a lane costs half a byte at its end, and two bytes at its
-// start if it is one of the tail's: 0.1 to 0.25 % of the payload.
+// A lane costs half a byte at its end, and two bytes at its start if it is one of the tail's, 0.8
+// in all: 0.1 to 0.2 % of the payload.
+constexpr uint64_t kLaneBytes = 400;
+
 MLIC_HD uint32_t choose_lanes(uint64_t payload_bytes) {
-  if (payload_bytes < 1024) return kMinLanes;
-  uint32_t lanes = 8;
-  for (uint64_t limit = 6 * 1024; payload_bytes >= limit && lanes < kMaxLanes; limit *= 2) {
-    lanes *= 2;
-  }
+  uint32_t lanes = kMinLanes;
+  while (lanes < kMaxLanes && payload_bytes >= 2 * lanes * kLaneBytes) lanes *= 2;
   return lanes;
 }
 
@@ -98,15 +96,99 @@ struct Table {
   uint8_t hint_shift;  // hint slot >> hint_shift is the entry from which to search
 };
 
+// ---- Runs of zeros ----
+
+// A table is a run table if a quarter of it or more is zero. Its symbols are then coded as runs:
+// how many zeros come next, and the class of what ends them. The symbols -near .. near have a class
+// each but for zero; those in the last class follow as entries of another table. Where it is rare
+// that anything but zero comes, there is the last class alone.
+constexpr uint32_t kRunBits = 14;
+constexpr uint32_t kLongestRun = 256;        // in tables 0 .. 63
+constexpr uint32_t kLongestChannelRun = 32;  // in others, whose lists are short
+constexpr uint32_t kScaleTables = 64;
+constexpr uint32_t kNoRuns = ~0u;
+
+struct Classes {
+  uint32_t near;  // 0 or 2
+
+  MLIC_HD uint32_t count() const { return 2 * near + 1; }
+  MLIC_HD uint32_t last() const { return 2 * near; }
+
+  // Of a symbol that is not zero.
+  MLIC_HD uint32_t of(int32_t symbol) const {
+    const auto n = static_cast<uint32_t>(symbol) + near;
+    if (n > 2 * near) return last();
+    return symbol < 0 ? n : n - 1;
+  }
+
+  // The inverse; 0 of the last class.
+  MLIC_HD int32_t symbol(uint32_t number) const {
+    const auto n = static_cast<int32_t>(number - near);
+    return n < 0 ? n : number == last() ? 0 : n + 1;
+  }
+
+  // The run of an entry of a table of runs: number / count(). Numbers are below 2^11.
+  MLIC_HD uint32_t run_of(uint32_t number) const {
+    return near == 0 ? number : number * 13108 >> 16;
+  }
+
+  // The table of symbols of the last class has no place for the others.
+  MLIC_HD int32_t open_gap(int32_t symbol) const {
+    return symbol + static_cast<int32_t>(near) < 0 ? symbol
+                                                   : symbol + static_cast<int32_t>(count());
+  }
+  MLIC_HD int32_t close_gap(int32_t symbol) const {
+    return symbol < 0 ? symbol : symbol - static_cast<int32_t>(count());
+  }
+};
+
+// What a table of a set has for runs.
+struct RunTable {
+  Table runs;      // entry run * classes + class; the last is `limit` zeros and nothing after
+  Table values;    // those of the last class; the last entry is the escape
+  uint32_t first;  // the first entry of runs
+  uint32_t limit;  // zeros, at most 256
+  Classes classes;
+  uint32_t tails;         // encoder entry tails + n: a list of n < limit symbols ends in zeros
+  int32_t lowest;         // the smallest symbol of values
+  uint32_t lowest_entry;  // and its entry
+};
+
+MLIC_HD int32_t value_of(const RunTable& table, uint32_t entry) {
+  return table.classes.open_gap(
+      static_cast<int32_t>(entry - table.lowest_entry + static_cast<uint32_t>(table.lowest)));
+}
+
+// The inverse, of a symbol that has an entry.
+MLIC_HD uint32_t entry_of_value(const RunTable& table, int32_t symbol) {
+  return table.lowest_entry + static_cast<uint32_t>(table.classes.close_gap(symbol) - table.lowest);
+}
+
 struct TableSet {
   const Table* tables;
   const Entry* entries;
   const uint32_t* hints;
-  const int32_t* minima;  // the smallest symbol of each table
+  const int32_t* minima;       // the smallest symbol of each table
+  const uint32_t* run_tables;  // of each table its number in runs, or kNoRuns
+  const RunTable* runs;
 };
 
 MLIC_HD int32_t symbol_of(const Table& table, uint32_t entry) {
   return static_cast<int32_t>(entry + table.offset);
+}
+
+// The symbols that a table has entries for: minimum .. beyond - 1.
+struct Bounds {
+  int64_t minimum;
+  int64_t beyond;
+};
+
+MLIC_HD Bounds bounds_of(const TableSet& set, uint32_t table) {
+  if (set.run_tables[table] == kNoRuns) {
+    return {set.minima[table], symbol_of(set.tables[table], set.tables[table].escape)};
+  }
+  const RunTable& run = set.runs[set.run_tables[table]];
+  return {run.lowest, value_of(run, run.values.escape)};
 }
 
 // ---- Decoding ----
@@ -133,12 +215,13 @@ MLIC_HD uint32_t decode_bits(uint32_t bits, uint32_t& x) {
 
 // ---- Encoding ----
 
+constexpr uint32_t kBit = 1u << 16;  // the unit of costs is a part of a bit
+
 // An entry made ready for encoding: reciprocal = ceil(2^(32 + bits) / freq).
 struct EncoderEntry {
   uint64_t reciprocal;
   uint16_t freq;
   uint16_t start;
-  uint16_t cost;  // bits, 8.8 fixed point
   uint8_t bits;
 };
 

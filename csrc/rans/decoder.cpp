@@ -6,7 +6,6 @@
 #include <numeric>
 
 #include "rans/errors.h"
-#include "rans/indexes.h"
 
 namespace mlic::rans {
 namespace {
@@ -147,106 +146,209 @@ template <class Index>
 void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_open();
-  if (count > std::numeric_limits<uint32_t>::max()) {
-    throw std::invalid_argument("a pass has at most 2^32 - 1 symbols");
+  if (count > kMaxSymbols) {
+    throw std::invalid_argument("a payload has at most 2^31 - 1 symbols");
   }
   if (count == 0) return;
-  narrow_indexes(indexes, count, tables_->size(), indexes_);
+  order_.sort(*tables_, indexes, count);
+  symbol_at_.resize(count);
+  order_.place([at = symbol_at_.data()](uint32_t place, uint32_t symbol) { at[place] = symbol; });
   corrupt_ = true;  // unless the end is reached
-  bool skips_floor = false;
-  if (has_floor(indexes_)) {
-    skips_floor = decode_bits(kFlagBits, states_[0]) != 0;
-    advance(groups_[0], states_[0]);
+  std::fill(symbols, symbols + count, 0);
+  const auto end = static_cast<uint32_t>(count);
+  uint32_t tail = retired_ ? 0 : end;
+  if (!retired_ && until_tail_ <= end) tail = until_tail_;
+  decode_part({0, tail}, symbols);
+  if (!retired_) {
+    until_tail_ -= tail;
+    if (until_tail_ == 0) retire();
   }
-  if (skips_floor) {
-    std::fill(symbols, symbols + count, 0);
-    find_coded(indexes_, positions_);
-    decode_symbols(positions_.size(), positions_.data(), symbols);
-  } else {
-    decode_symbols(count, AllPositions(), symbols);
-  }
-  if (!retired_ && --until_tail_ == 0) retire();
+  decode_part({tail, end}, symbols);
   corrupt_ = false;
 }
 
 template void Decoder::decode(const uint8_t*, size_t, int32_t*);
 template void Decoder::decode(const int32_t*, size_t, int32_t*);
 
-template <class Positions>
-void Decoder::decode_symbols(size_t count, Positions positions, int32_t* symbols) {
+// Groups of lanes do not depend on one another, so each goes through all of its symbols at once.
+void Decoder::decode_part(Section part, int32_t* symbols) {
+  if (part.begin == part.end) return;
+  const uint32_t runs_end = std::clamp(order_.runs_end(), part.begin, part.end);
+  escapes_.clear();
+  for (size_t group = 0; group < groups_.size(); ++group) {
+    decode_runs({part.begin, runs_end}, group, symbols);
+    decode_plain({runs_end, part.end}, group, symbols);
+  }
+  if (!escapes_.empty()) decode_escapes(symbols);
+}
+
+// Where a lane is in its runs.
+struct Decoder::Run {
+  uint32_t place;          // the lane's next symbol,
+  uint32_t list;           // in this list
+  uint32_t further;        // place of a symbol that is still to come,
+  const RunTable* values;  // from this table, or null
+};
+
+// Lanes do not wait for one another at the ends of lists, so a step has events of several lists. A
+// branch that depends on what is decoded would be mispredicted too often; what is left of them is
+// rare.
+void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
+  const auto lanes = static_cast<uint32_t>(states_.size());
+  const uint32_t width = std::min(lanes, kGroupLanes);
+  const uint64_t first_place = section.begin + g * width;
+  if (first_place >= section.end) return;
+  const TableSet set = tables_->view();
+  const uint32_t* symbol_at = symbol_at_.data();
+  Group& group = groups_[g];
+  uint32_t* states = states_.data() + g * width;
+  uint32_t shift = 0;  // log2(lanes)
+  while (1u << shift < lanes) ++shift;
+  run_lists_.clear();
+  for (const List& list : order_.lists()) {
+    if (list.end <= section.begin || list.begin >= section.end) continue;
+    run_lists_.push_back({std::min(list.end, section.end), set.runs + set.run_tables[list.table]});
+  }
+  run_lists_.push_back({~0u, nullptr});
+  const RunList* lists = run_lists_.data();
+
+  std::array<Run, kGroupLanes> runs;
+  std::array<uint32_t, kGroupLanes> active;
+  uint32_t active_count = 0;
+  const auto find_list = [&](Run& run) {
+    while (run.place >= lists[run.list].end) ++run.list;
+  };
+  for (; active_count < width && first_place + active_count < section.end; ++active_count) {
+    runs[active_count] = {static_cast<uint32_t>(first_place) + active_count, 0, 0, nullptr};
+    find_list(runs[active_count]);
+    active[active_count] = active_count;
+  }
+  const uint16_t* next = group.next;
+  while (active_count > 0) {
+    uint32_t going_on = 0;
+    for (uint32_t i = 0; i < active_count; ++i) {
+      const uint32_t lane = active[i];
+      Run& run = runs[lane];
+      uint32_t x = states[lane];
+      if (run.values != nullptr) {
+        const uint32_t entry = decode_entry(set, run.values->values, x);
+        if (entry == run.values->values.escape) {
+          escapes_.push_back(run.further);
+        } else {
+          symbols[symbol_at[run.further]] = value_of(*run.values, entry);
+        }
+        run.values = nullptr;
+      } else {
+        const RunList& list = lists[run.list];
+        const RunTable& table = *list.table;
+        const Classes classes = table.classes;
+        const uint32_t longest = std::min(table.limit, (list.end - run.place + lanes - 1) >> shift);
+        const uint32_t last =
+            table.first + classes.count() * longest;  // so many zeros, nothing after
+        const uint32_t slot = x & table.runs.mask;
+        uint32_t entry = set.hints[table.runs.hints + (slot >> table.runs.hint_shift)];
+        while (slot - start_of(set.entries[entry]) >= freq_of(set.entries[entry])) ++entry;
+        const bool ends = entry < last;
+        entry = std::min(entry, last);
+        const uint32_t start = start_of(set.entries[entry]);
+        const uint32_t freq = ends ? freq_of(set.entries[entry]) : (1u << kRunBits) - start;
+        x = freq * (x >> kRunBits) + slot - start;
+        const uint32_t number = entry - table.first;
+        const uint32_t zeros = classes.run_of(number);
+        const uint32_t kind = ends ? number - zeros * classes.count() : classes.last();
+        const uint32_t place = run.place + ((zeros - !ends) << shift);
+        symbols[symbol_at[place]] = classes.symbol(kind);  // zero is what is there before
+        if (ends && kind == classes.last()) {
+          run.further = place;
+          run.values = &table;
+        }
+        run.place = place + lanes;
+        run.list += run.place >= list.end;
+        if (run.place >= lists[run.list].end) find_list(run);
+      }
+      active[going_on] = lane;
+      going_on += run.place < section.end || run.values != nullptr;
+      const uint32_t needed = 0u - needs_word(x);  // a mask
+      states[lane] = x << (needed & 16) | (needed & *next);
+      next += needed & 1;
+    }
+    // May have read kGroupLanes words past the end, in the next group or the pad.
+    if (next > group.end) throw_too_short();
+    active_count = going_on;
+  }
+  group.next = next;
+}
+
+void Decoder::decode_plain(Section section, size_t group, int32_t* symbols) {
   switch (std::min<size_t>(states_.size(), kGroupLanes)) {
     case 2:
-      return decode_blocks<2>(count, positions, symbols);
+      return decode_plain<2>(section, group, symbols);
     case 4:
-      return decode_blocks<4>(count, positions, symbols);
+      return decode_plain<4>(section, group, symbols);
     case 8:
-      return decode_blocks<8>(count, positions, symbols);
+      return decode_plain<8>(section, group, symbols);
     case 16:
-      return decode_blocks<16>(count, positions, symbols);
+      return decode_plain<16>(section, group, symbols);
     default:
-      return decode_blocks<32>(count, positions, symbols);
+      return decode_plain<32>(section, group, symbols);
   }
 }
 
-// A block is what one step gives one group: up to kWidth symbols, one a lane.
-template <uint32_t kWidth, class Positions>
-void Decoder::decode_blocks(size_t count, Positions positions, int32_t* symbols) {
+template <uint32_t kWidth>
+void Decoder::decode_plain(Section section, size_t g, int32_t* symbols) {
   const TableSet set = tables_->view();
-  const uint16_t* indexes = indexes_.data();
-  const size_t groups = groups_.size();
-  size_t g = 0;
-  for (size_t k = 0; k < count; k += kWidth) {
-    Group& group = groups_[g];
-    uint32_t* states = states_.data() + g * kWidth;
+  const uint32_t* symbol_at = symbol_at_.data();
+  Group& group = groups_[g];
+  uint32_t* states = states_.data() + g * kWidth;
+  const List* list = order_.lists().data();
+  for (uint64_t k = section.begin + g * kWidth; k < section.end; k += states_.size()) {
+    while (k >= list->end) ++list;
+    const List* own = list;
     const uint16_t* next = group.next;
-    bool escapes = false;
-    const auto decode_lane = [&](size_t lane) {
-      const size_t position = positions[k + lane];
-      const Table& table = set.tables[indexes[position]];
+    const auto decode_lane = [&](size_t lane, const Table& table) {
       uint32_t x = states[lane];
       const uint32_t entry = decode_entry(set, table, x);
-      const uint32_t needed = 0u - needs_word(x);  // a mask, as a branch would be mispredicted
+      const uint32_t needed = 0u - needs_word(x);
       states[lane] = x << (needed & 16) | (needed & *next);
       next += needed & 1;
-      symbols[position] = symbol_of(table, entry);
-      escapes |= entry == table.escape;
+      symbols[symbol_at[k + lane]] = symbol_of(table, entry);
+      if (entry == table.escape) escapes_.push_back(static_cast<uint32_t>(k + lane));
     };
-    // May read kWidth words past the end, in the next group or the pad, before it is checked.
-    const size_t lanes = std::min<size_t>(kWidth, count - k);
-    if (lanes == kWidth) {
-      for (size_t lane = 0; lane < kWidth; ++lane) decode_lane(lane);
+    if (k + kWidth <= std::min(list->end, section.end)) {
+      const Table table = set.tables[list->table];
+      for (size_t lane = 0; lane < kWidth; ++lane) decode_lane(lane, table);
     } else {
-      for (size_t lane = 0; lane < lanes; ++lane) decode_lane(lane);
+      const size_t width = std::min<size_t>(kWidth, section.end - k);
+      for (size_t lane = 0; lane < width; ++lane) {
+        while (k + lane >= own->end) ++own;
+        decode_lane(lane, set.tables[own->table]);
+      }
     }
     if (next > group.end) throw_too_short();
     group.next = next;
-    if (escapes) {
-      std::array<uint32_t, kWidth> at;
-      for (size_t lane = 0; lane < lanes; ++lane) {
-        at[lane] = static_cast<uint32_t>(positions[k + lane]);
-      }
-      decode_escapes(group, states, lanes, at.data(), symbols);
-    }
-    if (++g == groups) g = 0;
   }
 }
 
-// Rounds of one digit a lane, in lane order, until no lane of the block has an escape in flight.
-void Decoder::decode_escapes(Group& group, uint32_t* states, size_t lanes,
-                             const uint32_t* positions, int32_t* symbols) {
-  const TableSet set = tables_->view();
-  const auto table_of = [&](size_t lane) -> const Table& {
-    return set.tables[indexes_[positions[lane]]];
-  };
-  std::array<uint64_t, kGroupLanes> u{};
-  uint32_t in_flight = 0;  // a bit a lane
-  for (size_t lane = 0; lane < lanes; ++lane) {
-    const Table& table = table_of(lane);
-    const bool escapes = symbols[positions[lane]] == symbol_of(table, table.escape);
-    in_flight |= static_cast<uint32_t>(escapes) << lane;
+// The rest of the escaped symbols of a part, in the order of their places, one a lane.
+void Decoder::decode_escapes(int32_t* symbols) {
+  std::sort(escapes_.begin(), escapes_.end());
+  const size_t width = std::min<size_t>(states_.size(), kGroupLanes);
+  size_t g = 0;
+  for (size_t k = 0; k < escapes_.size(); k += width) {
+    decode_escapes(groups_[g], states_.data() + g * width, escapes_.data() + k,
+                   std::min(width, escapes_.size() - k), symbols);
+    if (++g == groups_.size()) g = 0;
   }
+}
+
+// Rounds of one digit a lane, in lane order, until no lane has digits left.
+void Decoder::decode_escapes(Group& group, uint32_t* states, const uint32_t* places, size_t count,
+                             int32_t* symbols) {
+  const TableSet set = tables_->view();
+  std::array<uint64_t, kGroupLanes> u{};
+  uint32_t in_flight = count < 32 ? (1u << count) - 1 : ~0u;  // a bit a lane
   for (uint32_t round = 0; in_flight != 0; ++round) {
-    for (size_t lane = 0; lane < lanes; ++lane) {
+    for (size_t lane = 0; lane < count; ++lane) {
       if ((in_flight >> lane & 1) == 0) continue;
       const uint32_t digit = decode_bits(kDigitBits, states[lane]);
       advance(group, states[lane]);
@@ -256,13 +358,13 @@ void Decoder::decode_escapes(Group& group, uint32_t* states, size_t lanes,
       u[lane] = add_digit(u[lane], digit, round);
       if (!is_last_digit(digit)) continue;
       in_flight &= ~(1u << lane);
-      const int32_t minimum = set.minima[indexes_[positions[lane]]];
-      const int32_t beyond = symbol_of(table_of(lane), table_of(lane).escape);
-      const int64_t symbol = escaped_symbol(minimum, beyond, u[lane]);
+      const uint32_t at = symbol_at_[places[lane]];
+      const Bounds bounds = bounds_of(set, order_.table_at(at));
+      const int64_t symbol = escaped_symbol(bounds.minimum, bounds.beyond, u[lane]);
       if (symbol != static_cast<int32_t>(symbol)) {
         throw CorruptStream(Error::kRange);
       }
-      symbols[positions[lane]] = static_cast<int32_t>(symbol);
+      symbols[at] = static_cast<int32_t>(symbol);
     }
   }
 }

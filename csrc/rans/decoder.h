@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "rans/order.h"
 #include "rans/tables.h"
 
 namespace mlic::rans {
@@ -34,13 +35,25 @@ class Decoder {
     const uint16_t* end;
   };
 
-  // The next symbols: the k-th goes to symbols[positions[k]] and has the table
-  // indexes_[positions[k]].
-  template <class Positions>
-  void decode_symbols(size_t count, Positions positions, int32_t* symbols);
-  template <uint32_t kWidth, class Positions>
-  void decode_blocks(size_t count, Positions positions, int32_t* symbols);
-  void decode_escapes(Group& group, uint32_t* states, size_t lanes, const uint32_t* positions,
+  // Consecutive places of a pass that are coded alike on a number of lanes: place begin + i is on
+  // lane i mod lanes.
+  struct Section {
+    uint32_t begin;
+    uint32_t end;
+  };
+  struct Run;
+  struct RunList {
+    uint32_t end;  // in the section
+    const RunTable* table;
+  };
+
+  void decode_part(Section part, int32_t* symbols);
+  void decode_runs(Section section, size_t group, int32_t* symbols);
+  void decode_plain(Section section, size_t group, int32_t* symbols);
+  template <uint32_t kWidth>
+  void decode_plain(Section section, size_t group, int32_t* symbols);
+  void decode_escapes(int32_t* symbols);
+  void decode_escapes(Group& group, uint32_t* states, const uint32_t* places, size_t count,
                       int32_t* symbols);
   void advance(Group& group, uint32_t& state);
   void read_states(Reader& reader, uint32_t lanes);
@@ -51,10 +64,12 @@ class Decoder {
   std::vector<uint16_t> words_;   // room for those of retired lanes, all groups, a pad
   std::vector<uint32_t> states_;  // of all lanes
   std::vector<Group> groups_;
-  std::vector<uint16_t> indexes_;    // of the current pass
-  std::vector<uint32_t> positions_;  // of its coded symbols if some are skipped
+  Order order_;                      // of the current pass
+  std::vector<uint32_t> symbol_at_;  // of each place
+  std::vector<uint32_t> escapes_;    // places, of the current part
+  std::vector<RunList> run_lists_;   // of the current section
   std::mutex mutex_;
-  uint32_t until_tail_ = 0;  // passes
+  uint32_t until_tail_ = 0;  // symbols
   bool retired_ = false;
   ptrdiff_t spare_ = 0;  // words that may be left at the end, all zero
   bool finished_ = false;

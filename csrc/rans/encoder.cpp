@@ -1,11 +1,12 @@
 #include "rans/encoder.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 
 #include "rans/errors.h"
-#include "rans/indexes.h"
 
 namespace mlic::rans {
 namespace {
@@ -54,133 +55,243 @@ template <class Index>
 void Encoder::encode(const int32_t* symbols, const Index* indexes, size_t count) {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_open();
-  if (count > std::numeric_limits<uint32_t>::max()) {
-    throw std::invalid_argument("a pass has at most 2^32 - 1 symbols");
+  if (count > kMaxSymbols - symbols_) {
+    throw std::invalid_argument("a payload has at most 2^31 - 1 symbols");
   }
   if (count == 0) return;
-  narrow_indexes(indexes, count, tables_->size(), indexes_);
-  int32_t nonzero = 0;  // in the floor table
-  for (size_t i = 0; i < count; ++i) nonzero |= symbols[i] & -int32_t{indexes_[i] == kFloorTable};
-  const bool has_flag = has_floor(indexes_);
-  if (has_flag && nonzero == 0) {
-    find_coded(indexes_, positions_);
-    add_symbols(positions_.size(), positions_.data(), symbols);
-    passes_.push_back({entries_.size(), Flag::kSkipped});
-  } else {
-    add_symbols(count, AllPositions(), symbols);
-    passes_.push_back({entries_.size(), has_flag ? Flag::kCoded : Flag::kAbsent});
-  }
+  order_.sort(*tables_, indexes, count);
+  sorted_.resize(count);
+  order_.place([symbols, sorted = sorted_.data()](uint32_t place, uint32_t symbol) {
+    sorted[place] = symbols[symbol];
+  });
+  Pass pass;
+  pass.lists = order_.lists();
+  pass.count = order_.count();
+  pass.runs_end = order_.runs_end();
+  add_runs(pass);
+  add_plain(pass);
+  passes_.push_back(std::move(pass));
+  symbols_ += count;
 }
 
 template void Encoder::encode(const int32_t*, const uint8_t*, size_t);
 template void Encoder::encode(const int32_t*, const int32_t*, size_t);
 
-template <class Positions>
-void Encoder::add_symbols(size_t count, Positions positions, const int32_t* symbols) {
-  const TableSet set = tables_->view();
-  const size_t begin = entries_.size();
-  entries_.resize(begin + count);
-  for (size_t k = 0; k < count; ++k) {
-    const int32_t symbol = symbols[positions[k]];
-    const uint16_t index = indexes_[positions[k]];
-    const Table& table = set.tables[index];
-    const uint32_t first = static_cast<uint32_t>(set.minima[index]) - table.offset;
-    uint32_t entry = static_cast<uint32_t>(symbol) - table.offset;
-    if (entry - first >= table.escape - first) {
-      entry = table.escape;
-      const int32_t beyond = symbol_of(table, table.escape);
-      escapes_.push_back({begin + k, escape_of(set.minima[index], beyond, symbol)});
+namespace {
+
+uint32_t entry_of(const Table& table, int32_t minimum, int32_t symbol) {
+  const uint32_t first = static_cast<uint32_t>(minimum) - table.offset;
+  const uint32_t entry = static_cast<uint32_t>(symbol) - table.offset;
+  return entry - first < table.escape - first ? entry : table.escape;
+}
+
+uint64_t cost_of_digits(const Table& table, int32_t minimum, int32_t symbol) {
+  return kBit * kDigitBits *
+         count_digits(escape_of(minimum, symbol_of(table, table.escape), symbol));
+}
+
+// Appends the places begin .. end - 1 whose symbol is not zero.
+void find_nonzero(const int32_t* symbols, uint32_t begin, uint32_t end,
+                  std::vector<uint32_t>& places) {
+  constexpr uint32_t kBlock = 16;
+  size_t count = places.size();
+  for (uint32_t i = begin; i < end; i += kBlock) {
+    const uint32_t block_end = std::min(i + kBlock, end);
+    int32_t any = 0;
+    for (uint32_t j = i; j < block_end; ++j) any |= symbols[j];
+    if (any == 0) continue;
+    places.resize(count + kBlock);
+    for (uint32_t j = i; j < block_end; ++j) {
+      places[count] = j;
+      count += symbols[j] != 0;
     }
-    entries_[begin + k] = entry;
+  }
+  places.resize(count);
+}
+
+}  // namespace
+
+void Encoder::add_runs(Pass& pass) {
+  const TableSet set = tables_->view();
+  for (const List& list : pass.lists) {
+    if (list.begin >= pass.runs_end) break;
+    const Table& table = set.tables[list.table];
+    const RunTable& run = set.runs[set.run_tables[list.table]];
+    const int32_t minimum = set.minima[list.table];
+    const int32_t beyond = value_of(run, run.values.escape);
+    places_.clear();
+    find_nonzero(sorted_.data(), list.begin, list.end, places_);
+    const uint64_t zeros = list.end - list.begin - places_.size();
+    uint64_t cost = zeros * tables_->cost(entry_of(table, minimum, 0));
+    for (const uint32_t place : places_) {
+      const int32_t symbol = sorted_[place];
+      const uint32_t entry = entry_of(table, minimum, symbol);
+      cost += tables_->cost(entry);
+      if (entry == table.escape) cost += cost_of_digits(table, minimum, symbol);
+      const uint32_t number = run.classes.of(symbol);
+      uint32_t value = 0;
+      if (number == run.classes.last()) {
+        if (symbol < run.lowest || symbol >= beyond) {
+          value = run.values.escape;
+          pass.escapes.push_back({place, escape_of(run.lowest, beyond, symbol)});
+        } else {
+          value = entry_of_value(run, symbol);
+        }
+      }
+      pass.endings.push_back({place, number, value});
+    }
+    pass.costs.push_back(cost);
   }
 }
 
-uint64_t Encoder::estimate_bytes() const {
-  const EncoderEntry* table = tables_->encoder_entries();
-  uint64_t cost = 0;  // 1/256 bit
-  for (const uint32_t entry : entries_) cost += table[entry].cost;
-  for (const Escape& escape : escapes_) cost += 256 * kDigitBits * count_digits(escape.u);
-  for (const Pass& pass : passes_) cost += pass.flag == Flag::kAbsent ? 0 : 256 * kFlagBits;
-  return cost >> 11;
+void Encoder::add_plain(Pass& pass) {
+  const TableSet set = tables_->view();
+  pass.entries.resize(pass.count - pass.runs_end);
+  for (const List& list : pass.lists) {
+    if (list.end <= pass.runs_end) continue;
+    const Table table = set.tables[list.table];
+    const int32_t minimum = set.minima[list.table];
+    uint64_t cost = 0;
+    for (uint32_t place = list.begin; place < list.end; ++place) {
+      const int32_t symbol = sorted_[place];
+      const uint32_t entry = entry_of(table, minimum, symbol);
+      if (entry == table.escape) {
+        pass.escapes.push_back({place, escape_of(minimum, symbol_of(table, entry), symbol)});
+        cost += cost_of_digits(table, minimum, symbol);
+      }
+      pass.entries[place - pass.runs_end] = entry;
+      cost += tables_->cost(entry);
+    }
+    pass.costs.push_back(cost);
+  }
+}
+
+// Where the symbols begin that give the words that lanes are started from: as many bits as a word
+// for each lane.
+Encoder::Part Encoder::begin_of_tail() const {
+  uint64_t missing = uint64_t{kBit} * kWordBits * lanes_;
+  for (size_t p = passes_.size(); p-- > 0;) {
+    const Pass& pass = passes_[p];
+    for (size_t i = pass.lists.size(); i-- > 0;) {
+      const List& list = pass.lists[i];
+      const uint64_t cost = pass.costs[i];
+      if (cost >= missing) {
+        const uint64_t symbols = (missing * (list.end - list.begin) + cost - 1) / cost;
+        return {p, list.end - static_cast<uint32_t>(symbols), 0};
+      }
+      missing -= cost;
+    }
+  }
+  return {0, 0, 0};
 }
 
 // Codes events in the reverse of the decoder's order, each group's words from the back of a buffer
 // of its own.
 class Encoder::Writer {
  public:
-  // room[g]: the largest number of events of group g, each worth one word at most.
-  Writer(uint32_t lanes, uint32_t digest, const std::vector<size_t>& room)
-      : states_(lanes, kLowest) {
+  Writer(const EncoderEntry* entries, uint32_t lanes, uint32_t digest)
+      : entries_(entries), states_(lanes, kLowest), words_(groups_of(lanes)) {
     states_[0] += digest & 0xffff;
     states_[1] += digest >> 16;
-    for (const size_t words : room) {
-      buffers_.emplace_back(
-          new uint16_t[words + 1]);  // one more, as put() writes before it decides
-      fronts_.push_back(buffers_.back().get() + words + 1);
-      ends_.push_back(fronts_.back());
-    }
   }
 
-  template <uint32_t kWidth>
-  void put_block(size_t group, const EncoderEntry* table, const uint32_t* entries, size_t count) {
-    uint32_t* states = states_.data() + group * kWidth;
-    uint16_t* front = fronts_[group];
-    const auto put = [&](size_t lane) {
-      const EncoderEntry& e = table[entries[lane]];
-      uint32_t x = states[lane];
-      const bool sheds = must_shed(x, e);
-      front[-1] = static_cast<uint16_t>(x);
-      front -= sheds;
-      x = sheds ? x >> 16 : x;
-      states[lane] = encode_entry(x, e);
-    };
-    if (count == kWidth) {
-      for (size_t lane = kWidth; lane-- > 0;) put(lane);
-    } else {
-      for (size_t lane = count; lane-- > 0;) put(lane);
+  // Makes room for a number of events of a group, each worth a word at most.
+  void reserve(size_t group, size_t events) {
+    Words& words = words_[group];
+    if (words.front > events) return;
+    const size_t used = words.buffer.size() - words.front;
+    std::vector<uint16_t> larger(2 * (used + events + 1));  // one more, as put() writes before it
+                                                            // decides
+    std::copy(words.buffer.begin() + static_cast<ptrdiff_t>(words.front), words.buffer.end(),
+              larger.end() - static_cast<ptrdiff_t>(used));
+    words.buffer = std::move(larger);
+    words.front = words.buffer.size() - used;
+  }
+
+  // Puts entries on some lanes of a group, the last first.
+  void put(size_t group, size_t lane, const uint32_t* entries, size_t count) {
+    uint32_t* states = states_.data() + lane;
+    uint16_t* front = words_[group].buffer.data() + words_[group].front;
+    const uint16_t* const before = front;
+    for (size_t i = count; i-- > 0;) put(entries_[entries[i]], states[i], front);
+    words_[group].front -= static_cast<size_t>(before - front);
+  }
+
+  // Puts what each lane of a group has: of those that have an event in a step, the last first.
+  void put_steps(size_t group, size_t first_lane, size_t width,
+                 const std::vector<uint32_t>* events) {
+    uint32_t* states = states_.data() + first_lane;
+    uint16_t* front = words_[group].buffer.data() + words_[group].front;
+    const uint16_t* const before = front;
+    std::array<const uint32_t*, kGroupLanes> of_lane;
+    std::array<size_t, kGroupLanes> counts;
+    size_t steps = 0;
+    for (size_t lane = 0; lane < width; ++lane) {
+      of_lane[lane] = events[lane].data();
+      counts[lane] = events[lane].size();
+      steps = std::max(steps, counts[lane]);
     }
-    fronts_[group] = front;
+    for (size_t step = steps; step-- > 0;) {
+      for (size_t lane = width; lane-- > 0;) {
+        if (step < counts[lane]) put(entries_[of_lane[lane][step]], states[lane], front);
+      }
+    }
+    words_[group].front -= static_cast<size_t>(before - front);
   }
 
   void put_bits(size_t group, size_t lane, uint32_t value, uint32_t bits) {
     uint32_t& x = states_[lane];
+    Words& words = words_[group];
     if (must_shed_bits(x, bits)) {
-      *--fronts_[group] = static_cast<uint16_t>(x);
+      words.buffer[--words.front] = static_cast<uint16_t>(x);
       x >>= 16;
     }
     x = encode_bits(x, value, bits);
   }
 
-  // Of the first group.
-  size_t words() const { return static_cast<size_t>(ends_[0] - fronts_[0]); }
-
   // Starts the lanes from number tail on, from words as far as there are any.
   void start_lanes(size_t tail) {
+    Words& words = words_[0];
     for (size_t lane = tail; lane < states_.size(); ++lane) {
-      states_[lane] = kLowest + (words() > 0 ? *fronts_[0]++ : 0);
+      const bool any = words.front < words.buffer.size();
+      states_[lane] = kLowest + (any ? words.buffer[words.front++] : 0);
     }
   }
 
-  // until_tail: passes before those that the tail codes.
-  std::vector<uint8_t> payload(size_t until_tail) const {
+  // until_tail: symbols before those that the tail codes.
+  std::vector<uint8_t> payload(uint64_t until_tail) const {
     std::vector<uint8_t> bytes;
-    for (size_t g = 0; g + 1 < fronts_.size(); ++g) {
-      append_leb128(bytes, static_cast<size_t>(ends_[g] - fronts_[g]));
+    for (size_t g = 0; g + 1 < words_.size(); ++g) {
+      append_leb128(bytes, words_[g].buffer.size() - words_[g].front);
     }
     if (tail_of(static_cast<uint32_t>(states_.size())) < states_.size()) {
       append_leb128(bytes, until_tail);
     }
     append_states(bytes);
-    for (size_t g = 0; g < fronts_.size(); ++g) {
-      std::for_each(fronts_[g], ends_[g], [&](uint16_t word) {
-        bytes.push_back(static_cast<uint8_t>(word));
-        bytes.push_back(static_cast<uint8_t>(word >> 8));
-      });
+    for (const Words& words : words_) {
+      for (size_t i = words.front; i < words.buffer.size(); ++i) {
+        bytes.push_back(static_cast<uint8_t>(words.buffer[i]));
+        bytes.push_back(static_cast<uint8_t>(words.buffer[i] >> 8));
+      }
     }
     return bytes;
   }
 
  private:
+  struct Words {
+    std::vector<uint16_t> buffer;
+    size_t front = 0;
+  };
+
+  static void put(const EncoderEntry& entry, uint32_t& state, uint16_t*& front) {
+    uint32_t x = state;
+    const bool sheds = must_shed(x, entry);
+    front[-1] = static_cast<uint16_t>(x);
+    front -= sheds;
+    x = sheds ? x >> 16 : x;
+    state = encode_entry(x, entry);
+  }
+
   void append_states(std::vector<uint8_t>& bytes) const {
     {
       BitWriter nibbles(bytes);
@@ -192,98 +303,139 @@ class Encoder::Writer {
     }
   }
 
+  const EncoderEntry* entries_;
   std::vector<uint32_t> states_;
-  std::vector<std::unique_ptr<uint16_t[]>> buffers_;
-  std::vector<uint16_t*> fronts_;
-  std::vector<uint16_t*> ends_;
+  std::vector<Words> words_;
 };
 
-// Rounds of one digit a lane, in reverse; [first, last) are the escapes of one block, which begins
-// at entry begin.
-void Encoder::put_escapes(Writer& writer, size_t group, size_t first_lane, size_t begin,
-                          const Escape* first, const Escape* last) {
-  for (uint32_t round = kMaxDigits; round-- > 0;) {
-    for (const Escape* escape = last; escape-- != first;) {
-      if (round >= count_digits(escape->u)) continue;
-      writer.put_bits(group, first_lane + escape->position - begin, digit_of(escape->u, round),
-                      kDigitBits);
+// What the lanes code of the runs of a part, each in its own order.
+class Encoder::Runs {
+ public:
+  Runs(const TableSet& set, uint32_t lanes)
+      : set_(set), lanes_(lanes), events_(lanes), next_(lanes) {}
+
+  // Places begin .. end - 1 of a pass.
+  void collect(const Pass& pass, uint32_t begin, uint32_t end) {
+    for (auto& events : events_) events.clear();
+    for (uint32_t lane = 0; lane < lanes_; ++lane) next_[lane] = begin + lane;
+    auto ending = std::lower_bound(pass.endings.begin(), pass.endings.end(), begin,
+                                   [](const Ending& e, uint32_t place) { return e.place < place; });
+    for (const List& list : pass.lists) {
+      if (list.end <= begin || list.begin >= end) continue;
+      const uint32_t list_end = std::min(list.end, end);
+      const RunTable& table = set_.runs[set_.run_tables[list.table]];
+      for (; ending != pass.endings.end() && ending->place < list_end; ++ending) {
+        const uint32_t lane = (ending->place - begin) & (lanes_ - 1);
+        const uint32_t zeros = put_zeros(table, lane, ending->place);
+        events_[lane].push_back(table.first + zeros * table.classes.count() + ending->number);
+        if (ending->number == table.classes.last()) events_[lane].push_back(ending->value);
+        next_[lane] += lanes_;
+      }
+      for (uint32_t lane = 0; lane < lanes_; ++lane) {
+        const uint32_t zeros = put_zeros(table, lane, list_end);
+        if (zeros > 0) events_[lane].push_back(table.tails + zeros);
+      }
     }
   }
-}
 
-// One pass on the first lanes; escapes_end is that of the escapes up to it, and moves before it.
-template <uint32_t kWidth>
-void Encoder::put_pass(Writer& writer, size_t p, size_t lanes, const Escape*& escapes_end) const {
-  const size_t groups = lanes / kWidth;
-  const size_t pass_begin = p == 0 ? 0 : passes_[p - 1].end;
-  const size_t count = passes_[p].end - pass_begin;
-  for (size_t block = (count + kWidth - 1) / kWidth; block-- > 0;) {
-    const size_t group = block % groups;
-    const size_t begin = pass_begin + block * kWidth;
-    const Escape* escapes = escapes_end;
-    while (escapes != escapes_.data() && escapes[-1].position >= begin) --escapes;
-    if (escapes != escapes_end) {
-      put_escapes(writer, group, group * kWidth, begin, escapes, escapes_end);
+  // Those of a lane and the ones after it.
+  const std::vector<uint32_t>* of(uint32_t lane) const { return events_.data() + lane; }
+
+ private:
+  // Codes the longest runs on a lane's way to a place, and goes there; returns the zeros left.
+  uint32_t put_zeros(const RunTable& table, uint32_t lane, uint32_t place) {
+    if (next_[lane] >= place) return 0;
+    uint32_t zeros = (place - next_[lane] + lanes_ - 1) / lanes_;
+    next_[lane] += zeros * lanes_;
+    for (; zeros >= table.limit; zeros -= table.limit) {
+      events_[lane].push_back(table.first + table.limit * table.classes.count());
     }
-    escapes_end = escapes;
-    writer.put_block<kWidth>(group, tables_->encoder_entries(), entries_.data() + begin,
-                             std::min<size_t>(kWidth, passes_[p].end - begin));
+    return zeros;
   }
-  const Flag flag = passes_[p].flag;
-  if (flag != Flag::kAbsent) writer.put_bits(0, 0, flag == Flag::kSkipped, kFlagBits);
-}
 
-void Encoder::put_pass(Writer& writer, size_t p, size_t lanes, const Escape*& escapes_end) const {
-  switch (std::min<size_t>(lanes, kGroupLanes)) {
-    case 2:
-      return put_pass<2>(writer, p, lanes, escapes_end);
-    case 4:
-      return put_pass<4>(writer, p, lanes, escapes_end);
-    case 8:
-      return put_pass<8>(writer, p, lanes, escapes_end);
-    case 16:
-      return put_pass<16>(writer, p, lanes, escapes_end);
-    default:
-      return put_pass<32>(writer, p, lanes, escapes_end);
+  TableSet set_;
+  uint32_t lanes_;
+  std::vector<std::vector<uint32_t>> events_;
+  std::vector<uint32_t> next_;  // the lane's next place
+};
+
+void Encoder::put_part(Writer& writer, Runs& runs, Part part, uint32_t lanes) const {
+  const Pass& pass = passes_[part.pass];
+  const uint32_t width = std::min(lanes, kGroupLanes), groups = lanes / width;
+  const uint32_t runs_end = std::clamp(pass.runs_end, part.begin, part.end);
+  runs.collect(pass, part.begin, runs_end);
+
+  // The digits of escapes.
+  const auto find = [&](uint32_t place) {
+    return std::lower_bound(pass.escapes.begin(), pass.escapes.end(), place,
+                            [](const Escape& e, uint32_t p) { return e.place < p; });
+  };
+  const auto first = find(part.begin), last = find(part.end);
+  const auto escapes = static_cast<size_t>(last - first);
+  for (size_t block = (escapes + width - 1) / width; block-- > 0;) {
+    const size_t begin = block * width, group = block % groups;
+    const size_t count = std::min<size_t>(width, escapes - begin);
+    writer.reserve(group, count * kMaxDigits);
+    for (uint32_t round = kMaxDigits; round-- > 0;) {
+      for (size_t i = count; i-- > 0;) {
+        const uint64_t u = first[static_cast<ptrdiff_t>(begin + i)].u;
+        if (round >= count_digits(u)) continue;
+        writer.put_bits(group, group * width + i, digit_of(u, round), kDigitBits);
+      }
+    }
+  }
+
+  const uint32_t* entries = pass.entries.data() + (runs_end - pass.runs_end);
+  const size_t plain = part.end - runs_end;
+  for (uint32_t group = 0; group < groups; ++group) {
+    const std::vector<uint32_t>* events = runs.of(group * width);
+    size_t count = plain / groups + 2 * width;
+    for (uint32_t lane = 0; lane < width; ++lane) count += events[lane].size();
+    writer.reserve(group, count);
+    for (size_t block = (plain + lanes - 1) / lanes; block-- > 0;) {
+      const size_t begin = block * lanes + group * width;
+      if (begin < plain) {
+        writer.put(group, group * width, entries + begin, std::min<size_t>(width, plain - begin));
+      }
+    }
+    writer.put_steps(group, group * width, width, events);
   }
 }
 
 std::vector<uint8_t> Encoder::write(uint32_t digest) const {
   const uint32_t tail = tail_of(lanes_);
-  Writer writer(lanes_, digest, measure_room());
-  const Escape* escapes_end = escapes_.data() + escapes_.size();
-  size_t p = passes_.size();
-  while (p > 0 && writer.words() < lanes_ - tail) put_pass(writer, --p, tail, escapes_end);
-  const size_t until_tail = p;
-  writer.start_lanes(tail);
-  while (p > 0) put_pass(writer, --p, lanes_, escapes_end);
-  return writer.payload(until_tail);
-}
-
-// The largest number of events of each group, the first of which may have the tail.
-std::vector<size_t> Encoder::measure_room() const {
-  const size_t width = std::min(lanes_, kGroupLanes);
-  std::vector<size_t> room(lanes_ / width);
-  const Escape* escape = escapes_.data();
-  const Escape* escapes_end = escape + escapes_.size();
-  size_t begin = 0;
-  for (const Pass& pass : passes_) {
-    for (size_t& words : room) words += (pass.end - begin + lanes_ - 1) / lanes_ * width;
-    room[0] += pass.end - begin + (pass.flag != Flag::kAbsent ? 1 : 0);
-    for (; escape != escapes_end && escape->position < pass.end; ++escape) {
-      room[(escape->position - begin) / width % room.size()] += count_digits(escape->u);
-      room[0] += count_digits(escape->u);
+  Writer writer(tables_->encoder_entries(), lanes_, digest);
+  const Part cut = tail < lanes_ ? begin_of_tail() : Part{0, 0, 0};
+  uint64_t until_tail = 0;
+  {
+    Runs runs(tables_->view(), tail);
+    for (size_t p = passes_.size(); p-- > cut.pass;) {
+      put_part(writer, runs, {p, p == cut.pass ? cut.begin : 0, passes_[p].count}, tail);
     }
-    begin = pass.end;
   }
-  return room;
+  writer.start_lanes(tail);
+  if (!passes_.empty()) {
+    Runs runs(tables_->view(), lanes_);
+    until_tail = cut.begin;
+    put_part(writer, runs, {cut.pass, 0, cut.begin}, lanes_);
+    for (size_t p = cut.pass; p-- > 0;) {
+      until_tail += passes_[p].count;
+      put_part(writer, runs, {p, 0, passes_[p].count}, lanes_);
+    }
+  }
+  return writer.payload(until_tail);
 }
 
 std::vector<uint8_t> Encoder::finish(uint32_t digest) {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_open();
   finished_ = true;
-  if (lanes_ == 0) lanes_ = choose_lanes(estimate_bytes());
+  if (lanes_ == 0) {
+    uint64_t cost = 0;
+    for (const Pass& pass : passes_)
+      cost = std::accumulate(pass.costs.begin(), pass.costs.end(), cost);
+    lanes_ = choose_lanes(cost / (8 * kBit));
+  }
   return write(digest);
 }
 

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "rans/order.h"
 #include "rans/tables.h"
 
 namespace mlic::rans {
@@ -27,36 +28,46 @@ class Encoder {
   uint32_t lanes() const { return lanes_; }  // 0 while not chosen
 
  private:
-  enum class Flag : uint8_t { kAbsent, kCoded, kSkipped };
-  struct Pass {
-    size_t end;  // of its entries in entries_
-    Flag flag;
+  struct Ending {  // a symbol that ends a run
+    uint32_t place;
+    uint32_t number;  // of its class
+    uint32_t value;   // its entry, in the last class
   };
   struct Escape {
-    size_t position;  // in entries_
+    uint32_t place;
     uint64_t u;
   };
+  struct Pass {
+    std::vector<List> lists;
+    std::vector<uint64_t> costs;  // of the lists, about, the same on every machine
+    uint32_t count;
+    uint32_t runs_end;              // places before are of run tables,
+    std::vector<Ending> endings;    // those of them that are not zero,
+    std::vector<uint32_t> entries;  // and the others
+    std::vector<Escape> escapes;
+  };
+  // Consecutive places of a pass.
+  struct Part {
+    size_t pass;
+    uint32_t begin;
+    uint32_t end;
+  };
   class Writer;  // collects the words of all groups
+  class Runs;    // collects what lanes code of runs
 
   void check_open() const;
-  // The symbols to be coded: the k-th is symbols[positions[k]].
-  template <class Positions>
-  void add_symbols(size_t count, Positions positions, const int32_t* symbols);
-  uint64_t estimate_bytes() const;  // of the payload, the same on every machine
-  std::vector<size_t> measure_room() const;
+  void add_runs(Pass& pass);
+  void add_plain(Pass& pass);
+  Part begin_of_tail() const;
   std::vector<uint8_t> write(uint32_t digest) const;
-  void put_pass(Writer& writer, size_t p, size_t lanes, const Escape*& escapes_end) const;
-  template <uint32_t kWidth>
-  void put_pass(Writer& writer, size_t p, size_t lanes, const Escape*& escapes_end) const;
-  static void put_escapes(Writer& writer, size_t group, size_t first_lane, size_t begin,
-                          const Escape* first, const Escape* last);
+  void put_part(Writer& writer, Runs& runs, Part part, uint32_t lanes) const;
 
   std::shared_ptr<const Tables> tables_;
-  std::vector<uint32_t> entries_;  // numbers of encoder entries, in coding order
   std::vector<Pass> passes_;
-  std::vector<Escape> escapes_;
-  std::vector<uint16_t> indexes_;    // of the current pass
-  std::vector<uint32_t> positions_;  // of its coded symbols if some are skipped
+  size_t symbols_ = 0;  // of all passes
+  Order order_;         // of the current pass
+  std::vector<int32_t> sorted_;
+  std::vector<uint32_t> places_;
   std::mutex mutex_;
   uint32_t lanes_;
   bool finished_ = false;

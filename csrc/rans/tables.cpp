@@ -14,6 +14,7 @@ constexpr uint32_t kMaxEntries = 1 << 15;  // of one table
 constexpr uint32_t kHintsPerEntry = 8;     // keeps the search after a hint short,
 constexpr uint32_t kMinHintBits = 8;       // mostly none in narrow tables,
 constexpr uint32_t kMaxHintBits = 11;      // and the hints of a wide table within 8 KiB
+constexpr uint64_t kRare = 64;             // a table with less than 1 / 64 beside zero
 
 uint32_t floor_log2(uint32_t value) {
   uint32_t result = 0;
@@ -21,24 +22,23 @@ uint32_t floor_log2(uint32_t value) {
   return result;
 }
 
-// bits - log2(freq) in 8.8 fixed point, by squaring, in integers: the same on every machine.
-uint16_t cost_of(uint32_t freq, uint32_t bits) {
+// bits - log2(freq) in 1/kBit, by squaring, in integers: the same on every machine.
+uint32_t cost_of(uint32_t freq, uint32_t bits) {
   const uint32_t whole = floor_log2(freq);
   uint64_t mantissa = static_cast<uint64_t>(freq) << (31 - whole);  // [1, 2) as 1.31
   uint32_t log2 = whole;
-  for (int i = 0; i < 8; ++i) {
+  for (uint32_t bit = kBit; bit > 1; bit /= 2) {
     mantissa = mantissa * mantissa >> 31;
-    const uint32_t bit = static_cast<uint32_t>(mantissa >> 32);
-    mantissa >>= bit;
-    log2 = log2 << 1 | bit;
+    const auto carry = static_cast<uint32_t>(mantissa >> 32);
+    mantissa >>= carry;
+    log2 = log2 << 1 | carry;
   }
-  return static_cast<uint16_t>((bits << 8) - log2);
+  return bits * kBit - log2;
 }
 
 EncoderEntry make_encoder_entry(uint32_t start, uint32_t freq, uint8_t bits) {
   const uint64_t one = uint64_t{1} << (32 + bits);
-  return {(one + freq - 1) / freq, static_cast<uint16_t>(freq), static_cast<uint16_t>(start),
-          cost_of(freq, bits), bits};
+  return {(one + freq - 1) / freq, static_cast<uint16_t>(freq), static_cast<uint16_t>(start), bits};
 }
 
 }  // namespace
@@ -71,29 +71,115 @@ Tables::Tables(const uint16_t* frequencies, size_t frequency_count, const int32_
     if (std::accumulate(f, f + size, uint64_t{0}) != uint64_t{1} << bits[i]) {
       throw std::invalid_argument(name + ": frequencies must sum to 2^precision");
     }
-    add_table(f, size, minima[i], bits[i]);
+    std::vector<uint32_t> starts(size, 0);
+    std::partial_sum(f, f + size - 1, starts.begin() + 1);
+    const auto first = static_cast<uint32_t>(entries_.size());
+    tables_.push_back(make_table(starts, bits[i]));
+    tables_.back().offset = static_cast<uint32_t>(minima[i]) - first;
+    minima_.push_back(minima[i]);
+    costs_.resize(first);  // those of runs have none
+    for (uint32_t e = 0; e < size; ++e) costs_.push_back(cost_of(f[e], bits[i]));
+    add_runs(f, size, minima[i], bits[i]);
     used += size;
+  }
+  costs_.resize(entries_.size());
+  for (const bool has_runs : {true, false}) {
+    for (size_t i = 0; i < table_count; ++i) {
+      if ((run_tables_[i] != kNoRuns) == has_runs) {
+        coding_order_.push_back(static_cast<uint16_t>(i));
+      }
+    }
   }
   if (used != frequency_count)
     throw std::invalid_argument("there are more frequencies than entries");
 }
 
-void Tables::add_table(const uint16_t* frequencies, uint32_t size, int32_t minimum, uint8_t bits) {
+void Tables::add_entry(uint32_t start, uint32_t freq, uint32_t bits) {
+  entries_.push_back(start | freq << 16);
+  encoder_entries_.push_back(make_encoder_entry(start, freq, static_cast<uint8_t>(bits)));
+}
+
+Table Tables::make_table(const std::vector<uint32_t>& starts, uint32_t bits) {
   const auto first = static_cast<uint32_t>(entries_.size());
-  uint32_t start = 0;
-  for (uint32_t i = 0; i < size; ++i) {
-    entries_.push_back(start | uint32_t{frequencies[i]} << 16);
-    encoder_entries_.push_back(make_encoder_entry(start, frequencies[i], bits));
-    start += frequencies[i];
+  for (size_t i = 0; i < starts.size(); ++i) {
+    const uint32_t end = i + 1 < starts.size() ? starts[i + 1] : 1u << bits;
+    add_entry(starts[i], end - starts[i], bits);
   }
   Table table{};
-  table.escape = first + size - 1;
-  table.offset = static_cast<uint32_t>(minimum) - first;
+  table.escape = static_cast<uint32_t>(entries_.size()) - 1;
   table.mask = static_cast<uint16_t>((1u << bits) - 1);
-  table.bits = bits;
+  table.bits = static_cast<uint8_t>(bits);
   add_hints(table, first);
-  tables_.push_back(table);
-  minima_.push_back(minimum);
+  return table;
+}
+
+// What runs of a table are coded with: docs/format.md, "Runs". All in integers, so that every
+// machine makes the same.
+void Tables::add_runs(const uint16_t* frequencies, uint32_t size, int32_t minimum, uint32_t bits) {
+  const int64_t highest = int64_t{minimum} + size - 2;
+  const auto frequency = [&](int64_t symbol) -> uint64_t {
+    return symbol < minimum || symbol > highest ? 0 : frequencies[symbol - minimum];
+  };
+  const uint64_t total = uint64_t{1} << bits, zero = frequency(0);
+  if (4 * zero < total) {
+    run_tables_.push_back(kNoRuns);
+    return;
+  }
+  const uint64_t other = total - zero;
+  const uint64_t longest = run_tables_.size() < kScaleTables ? kLongestRun : kLongestChannelRun;
+  const auto limit = static_cast<uint32_t>(std::min(longest, (3 * total + other - 1) / other));
+
+  const Classes classes{other * kRare < total ? 0u : 2u};
+  const uint32_t count = classes.count();
+
+  // Entry i begins at i + (weight of those before) * (slots - number of entries) / (all weights).
+  constexpr uint64_t kSlots = uint64_t{1} << kRunBits;
+  const uint32_t value_bits = std::max(bits, kRunBits);
+  constexpr uint64_t kWhole = uint64_t{1} << 32;
+  std::vector<uint32_t> starts;
+  const uint64_t run_room = kSlots - (count * limit + 1);
+  const auto add_start = [&](uint64_t before, uint64_t weights, uint64_t room) {
+    starts.push_back(static_cast<uint32_t>(starts.size() + before * room / weights));
+  };
+  uint64_t left = kWhole;  // probability of a run that is not shorter
+  for (uint32_t run = 0; run < limit; ++run) {
+    uint64_t before = 0;  // frequencies of the classes before
+    for (uint32_t number = 0; number < count; ++number) {
+      add_start(kWhole - left + (left * before >> bits), kWhole, run_room);
+      if (number != classes.last()) before += frequency(classes.symbol(number));
+    }
+    left = left * zero >> bits;
+  }
+  add_start(kWhole - left, kWhole, run_room);
+  RunTable table{};
+  table.first = static_cast<uint32_t>(entries_.size());
+  table.limit = limit;
+  table.classes = classes;
+  table.runs = make_table(starts, kRunBits);
+  table.tails = static_cast<uint32_t>(entries_.size()) - 1;
+  for (uint32_t n = 1; n < limit; ++n) {
+    const uint32_t start = starts[count * n];
+    add_entry(start, static_cast<uint32_t>(kSlots) - start, kRunBits);
+  }
+
+  const auto near = static_cast<int32_t>(classes.near);
+  table.lowest = std::min(minimum, -near - 1);
+  table.lowest_entry = static_cast<uint32_t>(entries_.size());
+  std::vector<uint64_t> weights;
+  for (int64_t symbol = table.lowest; symbol <= std::max<int64_t>(highest, near + 1); ++symbol) {
+    if (symbol < -near || symbol > near) weights.push_back(frequency(symbol));
+  }
+  weights.push_back(frequencies[size - 1]);
+  const uint64_t all = std::accumulate(weights.begin(), weights.end(), uint64_t{0});
+  starts.clear();
+  uint64_t before = 0;
+  for (const uint64_t weight : weights) {
+    add_start(before, all, (uint64_t{1} << value_bits) - weights.size());
+    before += weight;
+  }
+  table.values = make_table(starts, value_bits);
+  run_tables_.push_back(static_cast<uint32_t>(runs_.size()));
+  runs_.push_back(table);
 }
 
 void Tables::add_hints(Table& table, uint32_t first) {
@@ -112,8 +198,9 @@ void Tables::add_hints(Table& table, uint32_t first) {
 }
 
 size_t Tables::bytes() const {
-  return tables_.size() * sizeof(Table) + entries_.size() * sizeof(Entry) +
-         (hints_.size() + minima_.size()) * sizeof(uint32_t);
+  return tables_.size() * sizeof(Table) + runs_.size() * sizeof(RunTable) +
+         entries_.size() * sizeof(Entry) +
+         (hints_.size() + minima_.size() + run_tables_.size()) * sizeof(uint32_t);
 }
 
 }  // namespace mlic::rans

@@ -18,16 +18,31 @@ class Tables {
   Tables(const uint16_t* frequencies, size_t frequency_count, const int32_t* sizes,
          const int32_t* minima, const uint8_t* bits, size_t table_count);
 
-  TableSet view() const { return {tables_.data(), entries_.data(), hints_.data(), minima_.data()}; }
+  TableSet view() const {
+    return {tables_.data(), entries_.data(),    hints_.data(),
+            minima_.data(), run_tables_.data(), runs_.data()};
+  }
   size_t size() const { return tables_.size(); }
+  // The order of tables in a pass: those with runs, then the others.
+  const std::vector<uint16_t>& coding_order() const { return coding_order_; }
   const EncoderEntry* encoder_entries() const { return encoder_entries_.data(); }
+  // What an entry of one of the tables costs, in 1/kBit bit.
+  uint32_t cost(uint32_t entry) const { return costs_[entry]; }
+  size_t entry_count() const { return entries_.size(); }
   size_t bytes() const;  // of the decoder's part
 
  private:
-  void add_table(const uint16_t* frequencies, uint32_t size, int32_t minimum, uint8_t bits);
+  // Appends a table whose entries begin where `starts` says, and end at 2^bits.
+  Table make_table(const std::vector<uint32_t>& starts, uint32_t bits);
+  void add_entry(uint32_t start, uint32_t freq, uint32_t bits);
   void add_hints(Table& table, uint32_t first);
+  void add_runs(const uint16_t* frequencies, uint32_t size, int32_t minimum, uint32_t bits);
 
   std::vector<Table> tables_;
+  std::vector<RunTable> runs_;
+  std::vector<uint32_t> run_tables_;
+  std::vector<uint16_t> coding_order_;
+  std::vector<uint32_t> costs_;
   std::vector<Entry> entries_;
   std::vector<uint32_t> hints_;
   std::vector<int32_t> minima_;

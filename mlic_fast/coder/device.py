@@ -104,10 +104,10 @@ class _Coder:
             raise ValueError(f"a pass has at most {_core.MAX_CHANNELS} channels")
 
     def _check_channels(self, x: Tensor, first: int) -> None:
-        if not 1 <= first <= self._tables.count - x.shape[-1]:
+        if not 0 <= first <= self._tables.count - x.shape[-1]:
             raise ValueError(
-                f"{x.shape[-1]} channels need as many tables from number {first} on, not the "
-                f"floor table; there are {self._tables.count} tables"
+                f"{x.shape[-1]} channels need as many tables from number {first} on; there are "
+                f"{self._tables.count} tables"
             )
 
 
@@ -141,9 +141,9 @@ class DeviceDecoder(_Coder):
         self._scratch = (
             self._empty(batch * _core.STATE_BYTES),
             self._empty(batch * (self.capacity // 2 + _core.RETURNED_WORDS), dtype=torch.int16),
-            self._empty(batch * symbols, dtype=torch.int64),
+            self._empty(batch * _core.DECODER_SCRATCH * symbols, dtype=torch.int32),
         )
-        states, words, records = (x.data_ptr() for x in self._scratch)
+        states, words, scratch = (x.data_ptr() for x in self._scratch)
         self._core = _core.Decoder(
             image=tables._image,
             tables=tables._bytes.data_ptr(),
@@ -155,7 +155,7 @@ class DeviceDecoder(_Coder):
             payloads=self._input.data_ptr() + self._payloads_at,
             states=states,
             words=words,
-            records=records,
+            scratch=scratch,
             results=self.results.data_ptr(),
         )
 
@@ -265,12 +265,13 @@ class DeviceEncoder(_Coder):
         self.digests = torch.zeros(batch, dtype=torch.int32, device=self.device)
         self._results = self._empty(batch, 3, dtype=torch.int32)
         self._payloads = self._empty(batch, self.capacity)
+        events = _core.event_room(symbols) + _core.MAX_PASSES * _core.event_room(0)
         self._scratch = (
-            self._empty(batch * symbols, dtype=torch.int64),
+            self._empty(batch * (3 * symbols + events), dtype=torch.int32),
             self._empty(batch * _core.INFO_BYTES),
             self._empty(batch * page_count * _core.PAGE_BYTES),
         )
-        records, infos, pages = (x.data_ptr() for x in self._scratch)
+        scratch, infos, pages = (x.data_ptr() for x in self._scratch)
         self._recorded: list[Tensor] = []
         self._core = _core.Encoder(
             image=tables._image,
@@ -279,10 +280,11 @@ class DeviceEncoder(_Coder):
             batch=batch,
             capacity=self.capacity,
             symbols=symbols,
+            events=events,
             lanes=lanes or 0,
             page_count=page_count,
             digests=self.digests.data_ptr(),
-            records=records,
+            scratch=scratch,
             infos=infos,
             pages=pages,
             payloads=self._payloads.data_ptr(),
@@ -326,7 +328,7 @@ class DeviceEncoder(_Coder):
         self._recorded += [symbols] if indexes is None else [symbols, indexes]
 
     def finish(self) -> None:
-        """Codes what was recorded, in two launches."""
+        """Codes what was recorded, in three launches."""
         with self._guard():
             self._core.finish(self._stream())
 

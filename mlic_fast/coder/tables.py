@@ -25,7 +25,7 @@ DTYPES = {
 class Tables:
     """A set of T tables: entry e of a table is its symbol minimum + e, its last entry the escape.
 
-    Table 0 is the floor table: a pass whose symbols of table 0 are all zero skips them.
+    Tables that are mostly zero are coded as runs of zeros (docs/format.md).
 
     Attributes:
         frequencies: uint16, the entries of all tables one after another. Each is at least 1; those

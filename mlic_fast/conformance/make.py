@@ -232,7 +232,7 @@ class _Drawn:
         return np.clip(np.rint(x), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)
 
     def _add(self, symbols: Array, indexes: npt.NDArray[np.integer]) -> None:
-        self._encoder.encode(np.moveaxis(symbols, -1, 1), np.moveaxis(indexes, -1, 1))
+        self._encoder.encode(symbols, indexes)
 
 
 if __name__ == "__main__":

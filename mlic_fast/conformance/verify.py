@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -119,7 +118,7 @@ def _encode_again(packed: PackedModel, recorder: Recorder, data: bytes, digest: 
         *recorder.indexes,
     ]
     for symbols, table in zip(recorder.symbols, indexes, strict=True):
-        encoder.encode(np.moveaxis(symbols, -1, 1), np.moveaxis(table, -1, 1))
+        encoder.encode(symbols, table)
     return bitstream.write(header, encoder.finish(digest), carried)
 
 

@@ -65,11 +65,6 @@ def instruction_set(name: str | None = None) -> str:
     return name
 
 
-def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Integers lie as the range coder takes them."""
-    return shape[-1], *shape[:-1]
-
-
 def _scale(exponent: int) -> float:
     """2^exponent. A tenth of the time of numpy's."""
     return math.ldexp(1.0, exponent)
@@ -117,14 +112,14 @@ class CpuOps(SpecOps):
         return Act(q, exponent)
 
     def scale_indexes(self, scales: Float) -> npt.NDArray[np.uint8]:
-        indexes = np.empty(_channels_first(scales.shape), np.uint8)
+        indexes = np.empty(scales.shape, np.uint8)
         self._kernels.scale_indexes(scales, SCALES[:-1], out=indexes)
-        return np.moveaxis(indexes, 0, -1)
+        return indexes
 
     def symbols(self, y: Float, means: Float, parity: Parity) -> Int32:
-        symbols = np.empty(_channels_first(means.shape), np.int32)
+        symbols = np.empty(means.shape, np.int32)
         self._kernels.symbols(y, means, int(parity), out=symbols)
-        return np.moveaxis(symbols, 0, -1)
+        return symbols
 
     def decoded(
         self, latents: Latents, index: int, symbols: Int32, means: Float, parity: Parity
@@ -132,7 +127,7 @@ class CpuOps(SpecOps):
         first = parity is Parity.ANCHOR
         batch, height, half, channels = means.shape
         y = np.empty((batch, height, 2 * half, channels), f32) if first else latents.y[index]
-        self._kernels.decoded(np.moveaxis(symbols, -1, 0), means, int(parity), first, y)
+        self._kernels.decoded(symbols, means, int(parity), first, y)
         self._set(latents, index, y)
 
     def add_residual(self, y: Float, r: Float, parity: Parity) -> Float:

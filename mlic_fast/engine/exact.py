@@ -62,7 +62,7 @@ class ExactEngine(PerImageEngine):
     def _encode(self, y: Any, z: Any) -> tuple[bytes, int]:
         encoder = Encoder(self._packed.tables)
         symbols = to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
-        _encode_pass(encoder, symbols, self._packed.hyper_indexes(symbols.shape))
+        encoder.encode(symbols, self._packed.hyper_indexes(symbols.shape))
         slices = np.split(_channels_last(y), self._packed.config.slices, axis=-1)
         latents = code_latents(self._ops, symbols, _Encoding(encoder), slices)
         return encoder.finish(latents_digest(_channels_first(latents.y))), encoder.lanes
@@ -70,7 +70,7 @@ class ExactEngine(PerImageEngine):
     def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Float, int]:
         decoder = Decoder(self._packed.tables, payload, lanes)
         shape = (1, *size, self._packed.config.N)
-        symbols = _decode_pass(decoder, self._packed.hyper_indexes(shape))
+        symbols = decoder.decode(self._packed.hyper_indexes(shape))
         latents = code_latents(self._ops, symbols, _Decoding(decoder))
         return _channels_first(latents.y), decoder.finish()
 
@@ -106,7 +106,7 @@ class _Encoding:
     def __call__(
         self, index: int, parity: Parity, scale_indexes: Indexes, means: Float, symbols: Int32
     ) -> Int32:
-        _encode_pass(self._encoder, symbols, scale_indexes)
+        self._encoder.encode(symbols, scale_indexes)
         return symbols
 
 
@@ -119,16 +119,7 @@ class _Decoding:
     def __call__(
         self, index: int, parity: Parity, scale_indexes: Indexes, means: Float, symbols: None
     ) -> Int32:
-        return _decode_pass(self._decoder, scale_indexes)
-
-
-def _encode_pass(encoder: Encoder, symbols: Int32, indexes: npt.NDArray[Any]) -> None:
-    """Symbols [1, H, W, C] go into the stream in (channel, row, column) order."""
-    encoder.encode(np.moveaxis(symbols, -1, 1), np.moveaxis(indexes, -1, 1))
-
-
-def _decode_pass(decoder: Decoder, indexes: npt.NDArray[Any]) -> Int32:
-    return np.moveaxis(decoder.decode(np.moveaxis(indexes, -1, 1)), 1, -1)
+        return self._decoder.decode(scale_indexes)
 
 
 def _channels_last(x: Any) -> Float:

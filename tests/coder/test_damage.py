@@ -108,7 +108,7 @@ def test_other_indexes_and_lanes(stream):
     ],
 )
 def test_malformed_escapes(words, message):
-    tables, index = gaussian_tables(), 10
+    tables, index = gaussian_tables(), 24
     table = tables.frequencies[tables.sizes[:index].sum() :][: tables.sizes[index]]
     assert table[-1] == 1
     state = 0x3FFF << 14 | (1 << 14) - 1  # the escape; then the next word's digits, the low first
@@ -134,29 +134,38 @@ def test_a_huge_length_allocates_nothing():
 
 
 def test_the_tail():
-    """The passes before it, the lanes that retire, what they give back."""
+    """The symbols before it, the lanes that retire, what they give back."""
     tables, start = gaussian_tables(), 1 << 16
-    zeros = np.zeros(3, np.uint8)
+    indexes = np.full(3, 24, np.uint8)
 
     def decode(tail: int, states: list[int], words: bytes = b"") -> None:
         decoder = Decoder(tables, bytes([tail]) + pack_states(states) + words, len(states))
-        decoder.decode(zeros)
+        decoder.decode(indexes)
         assert decoder.finish() == 0
 
-    # A flag of one: the state's lowest bit. It is there before the first pass or after it.
-    flagged = [start << 1 | 1, start, start, start]
-    decode(0, flagged)
-    decode(1, flagged)
+    # Three zeros of a plain table, all of them or the last two on lanes 0 and 1.
+    frequencies = tables.frequencies[tables.sizes[:24].sum() :][: tables.sizes[24]].tolist()
+    zero = -int(tables.minima[24])
+
+    def before(x: int) -> int:
+        f = frequencies[zero]
+        return (x // f << 14) + x % f + sum(frequencies[:zero])
+
+    once, twice = before(start), before(before(start))
+    good = [twice, once, start, start]
+    decode(0, good)
+    decode(1, good)
+    decode(3, [once, once, once, start])
     for tail, states, words in (
-        (2, flagged, b""),  # never
-        (0, [*flagged[:3], start | 5], b""),  # a word is left
-        (0, [*flagged[:3], start << 1], b""),  # a lane retires that is not at its start
-        (0, flagged, b"\0\0"),  # words of the payload must be used
-        (1, [start, *flagged[1:]], b""),  # the flag takes a word, and there is none
+        (4, [once, once, once, start], b""),  # never
+        (0, [*good[:3], start | 5], b""),  # a word is left
+        (0, [*good[:3], start << 1], b""),  # a lane retires that is not at its start
+        (0, good, b"\0\0"),  # words of the payload must be used
+        (1, [start, *good[1:]], b""),  # the first symbol takes a word, and there is none
     ):
         with pytest.raises(CorruptStreamError):
             decode(tail, states, words)
     with pytest.raises(CorruptStreamError, match="length"):
-        Decoder(tables, b"\x80\x00" + pack_states(flagged), 4)
+        Decoder(tables, b"\x80\x00" + pack_states(good), 4)
     with pytest.raises(CorruptStreamError, match="states"):
-        Decoder(tables, bytes([0]) + pack_states(flagged)[:-1] + b"\xff", 4)
+        Decoder(tables, bytes([0]) + pack_states(good)[:-1] + b"\xff", 4)

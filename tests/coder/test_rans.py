@@ -36,7 +36,7 @@ def assert_round_trip(tables: Tables, passes: Passes, lanes: int | None, digest:
 
 
 def draw(rng: np.random.Generator, size: int, floor: float = 0.67) -> tuple[np.ndarray, np.ndarray]:
-    """Symbols under the model, their indexes falling geometrically, a share in the floor table."""
+    """Symbols under the model, their indexes falling geometrically, a share in the lowest table."""
     indexes = np.minimum(1 + rng.exponential(8.0, size).astype(np.int64), 63)
     indexes[rng.random(size) < floor] = 0
     symbols = np.rint(rng.standard_normal(size) * SCALES[indexes]).astype(np.int32)
@@ -45,7 +45,7 @@ def draw(rng: np.random.Generator, size: int, floor: float = 0.67) -> tuple[np.n
 
 @st.composite
 def tables_and_passes(draw):
-    """Any small tables; symbols on them, near them and at the ends of int32; floor passes."""
+    """Any small tables; symbols on them, near them, at the ends of int32, and runs of zeros."""
     parts = []
     for _ in range(draw(st.integers(1, 4))):
         precision = draw(st.sampled_from([1, 4, 14, 16]))
@@ -54,7 +54,9 @@ def tables_and_passes(draw):
             st.sets(st.integers(1, (1 << precision) - 1), min_size=size - 1, max_size=size - 1)
         )
         frequencies = np.diff([0, *sorted(cuts), 1 << precision])
-        minimum = draw(st.sampled_from([-3, -1, 0, 40, INT32.min, INT32.max - 8]))
+        if draw(st.booleans()):
+            frequencies[:] = np.sort(frequencies)[::-1]  # with a minimum of zero, a run table
+        minimum = draw(st.sampled_from([-3, -1, 0, 0, 40, INT32.min, INT32.max - 8]))
         parts.append((frequencies, size, minimum, precision))
     frequencies, sizes, minima, precisions = zip(*parts, strict=True)
     tables = Tables(
@@ -74,8 +76,7 @@ def tables_and_passes(draw):
         rng = np.random.default_rng(seed)
         indexes = rng.integers(0, len(tables), size, dtype=np.int32)
         symbols = rng.choice(pool, size)
-        if draw(st.booleans()):
-            symbols[indexes == 0] = 0
+        symbols[rng.random(size) < draw(st.sampled_from([0.0, 0.7, 0.99]))] = 0
         passes.append((symbols, indexes))
     return tables, passes
 
@@ -103,12 +104,12 @@ def test_nothing():
         assert data.hex() == "0078563412"
 
 
-def test_zeros_of_the_floor_table_cost_one_bit_a_pass():
+def test_zeros_of_the_lowest_table_cost_next_to_nothing():
     zeros = np.zeros(100_000, np.int32)
     passes = [(zeros, zeros.astype(np.uint8))] * 64
-    assert len(assert_round_trip(gaussian_tables(), passes, None)) == 5 + 64 // 8
+    assert len(assert_round_trip(gaussian_tables(), passes, None)) < 160
     passes[5] = (zeros + (np.arange(zeros.size) == 77), zeros.astype(np.uint8))
-    assert len(assert_round_trip(gaussian_tables(), passes, None)) < 40
+    assert len(assert_round_trip(gaussian_tables(), passes, None)) < 165
 
 
 @pytest.mark.parametrize("scale_shift", [0, 1])
@@ -129,11 +130,11 @@ def test_lanes_follow_the_size():
     tables = gaussian_tables()
     symbols, indexes = draw(np.random.default_rng(0), 3_000_000, 0.0)
     size = tables.bits(symbols, indexes).cumsum() / 8192  # of the first symbols, in KiB
-    limits = {2: 1, 8: 6, 16: 12, 32: 24, 64: 48, 128: 96}
-    for lanes, limit in limits.items():
+    for lanes in (2, 4, 8, 16, 32, 64, 128):
+        limit = 2 * lanes * 400 / 1024
         below, above = np.searchsorted(size, [0.99 * limit, 1.01 * limit])
         assert encode(tables, [(symbols[:below], indexes[:below])])[1] == lanes
-        assert encode(tables, [(symbols[:above], indexes[:above])])[1] == max(8, 2 * lanes)
+        assert encode(tables, [(symbols[:above], indexes[:above])])[1] == 2 * lanes
 
 
 def test_golden_streams():
@@ -150,14 +151,14 @@ def test_golden_streams():
         data = assert_round_trip(gaussian_tables(), passes, lanes, 0xC0FFEE)
         hashes[lanes] = f"{len(data)} {hashlib.sha256(data).hexdigest()[:16]}"
     assert hashes == {
-        2: "11544 0b2fa22fa04b60d0",
-        8: "11548 048312cb586b8d00",
-        32: "11573 8dc92d035d4ba8ca",
-        64: "11606 0bb08549b10db497",
+        2: "11418 7685084ce620d342",
+        8: "11425 280c4c440e8ded5a",
+        32: "11446 57d520e3b4f304fe",
+        64: "11474 95d02f1c0723b93f",
     }
     small = [(np.array([1, -2, 0, 300, -70000], np.int32), np.array([10, 12, 0, 20, 0], np.uint8))]
     assert (
-        assert_round_trip(gaussian_tables(), small, 2).hex() == "8c72f9d075001001ff3f9901bd0ba904"
+        assert_round_trip(gaussian_tables(), small, 2).hex() == "998c91a6000066022fe2bd0b9901a904"
     )
 
 

@@ -45,7 +45,7 @@ class Decoder {
  public:
   Decoder(std::shared_ptr<const TableImage> image, uintptr_t tables, int device, uint32_t batch,
           uint32_t capacity, uint32_t symbols, uintptr_t headers, uintptr_t payloads,
-          uintptr_t states, uintptr_t words, uintptr_t records, uintptr_t results)
+          uintptr_t states, uintptr_t words, uintptr_t scratch, uintptr_t results)
       : image_(std::move(image)),
         launchers_(launchers_for(device)),
         device_(device),
@@ -59,9 +59,9 @@ class Decoder {
     decode_.tables = image_->view(at<uint8_t>(tables));
     decode_.states = begin_.states;
     decode_.words = begin_.words;
-    decode_.records = at<uint64_t>(records);
+    decode_.scratch = at<uint32_t>(scratch);
     decode_.words_stride = begin_.words_stride;
-    decode_.records_stride = symbols;
+    decode_.scratch_stride = symbols;
     finish_ = {begin_.states, begin_.words, at<DecodeResult>(results), begin_.words_stride};
   }
 
@@ -96,8 +96,8 @@ class Decoder {
 class Encoder {
  public:
   Encoder(std::shared_ptr<const TableImage> image, uintptr_t tables, int device, uint32_t batch,
-          uint32_t capacity, uint64_t symbols, uint32_t lanes, uint32_t page_count,
-          uintptr_t digests, uintptr_t records, uintptr_t infos, uintptr_t pages,
+          uint32_t capacity, uint64_t symbols, uint64_t events, uint32_t lanes, uint32_t page_count,
+          uintptr_t digests, uintptr_t scratch, uintptr_t infos, uintptr_t pages,
           uintptr_t payloads, uintptr_t results)
       : image_(std::move(image)),
         launchers_(launchers_for(device)),
@@ -105,13 +105,16 @@ class Encoder {
         batch_(batch) {
     args_.tables = image_->view(at<uint8_t>(tables));
     args_.digests = at<uint32_t>(digests);
-    args_.records = at<uint32_t>(records);
-    args_.escapes = args_.records + batch * symbols;
+    args_.sorted = at<int32_t>(scratch);
+    args_.entries = at<uint32_t>(scratch) + batch * symbols;
+    args_.escapes = args_.entries + batch * symbols;
+    args_.events = args_.escapes + batch * symbols;
     args_.infos = at<PassInfo>(infos);
     args_.pages = at<uint8_t>(pages);
     args_.payloads = at<uint8_t>(payloads);
     args_.results = at<EncodeResult>(results);
-    args_.records_stride = symbols;
+    args_.symbols_stride = symbols;
+    args_.events_stride = events;
     args_.page_count = page_count;
     args_.capacity = capacity;
     args_.lanes = lanes;
@@ -122,16 +125,18 @@ class Encoder {
   void record(uintptr_t symbols, uintptr_t indexes, PassShape shape, uint32_t first) {
     if (passes_.count == kMaxPasses) throw std::invalid_argument("a payload has 64 passes at most");
     const TableRange range = range_of(*image_, indexes, shape, first);
-    uint64_t records = 0;
+    uint64_t symbols_before = 0, events_before = 0;
     if (passes_.count > 0) {
       const EncodePass& last = passes_.passes[passes_.count - 1];
-      records = last.records + last.shape.size();
+      symbols_before = last.symbols_before + last.shape.size();
+      events_before = last.events_before + event_room(last.shape.size());
     }
-    if (records + shape.size() > args_.records_stride) {
+    if (symbols_before + shape.size() > args_.symbols_stride ||
+        events_before + event_room(shape.size()) > args_.events_stride) {
       throw std::invalid_argument("the passes have more symbols than the encoder was made for");
     }
-    passes_.passes[passes_.count++] = {at<int32_t>(symbols), at<uint8_t>(indexes), records, shape,
-                                       range.first,          range.count};
+    passes_.passes[passes_.count++] = {
+        at<int32_t>(symbols), at<uint8_t>(indexes), symbols_before, events_before, shape, range};
   }
 
   void finish(uintptr_t stream) const {
@@ -176,6 +181,9 @@ void bind_rans_device(py::module_& module) {
   m.attr("has_cuda") = false;
 #endif
   m.attr("HOST") = kHost;
+  m.attr("DECODER_SCRATCH") = static_cast<uint32_t>(kDecoderScratch);
+  m.attr("MAX_PASSES") = kMaxPasses;
+  m.def("event_room", &event_room, "size"_a);
   m.attr("HEADER_BYTES") = sizeof(PayloadHeader);
   m.attr("RETURNED_WORDS") = kReturnedWords;
   m.attr("STATE_BYTES") = sizeof(DecoderState);
@@ -201,7 +209,7 @@ void bind_rans_device(py::module_& module) {
       .def(py::init<std::shared_ptr<const TableImage>, uintptr_t, int, uint32_t, uint32_t, uint32_t,
                     uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>(),
            "image"_a, "tables"_a, "device"_a, "batch"_a, "capacity"_a, "symbols"_a, "headers"_a,
-           "payloads"_a, "states"_a, "words"_a, "records"_a, "results"_a)
+           "payloads"_a, "states"_a, "words"_a, "scratch"_a, "results"_a)
       .def("begin", &Decoder::begin, "stream"_a, release)
       .def("decode", &Decoder::decode, "symbols"_a, "indexes"_a, "shape"_a, "first"_a, "stream"_a,
            release)
@@ -209,10 +217,10 @@ void bind_rans_device(py::module_& module) {
 
   py::class_<Encoder>(m, "Encoder")
       .def(py::init<std::shared_ptr<const TableImage>, uintptr_t, int, uint32_t, uint32_t, uint64_t,
-                    uint32_t, uint32_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t,
-                    uintptr_t>(),
-           "image"_a, "tables"_a, "device"_a, "batch"_a, "capacity"_a, "symbols"_a, "lanes"_a,
-           "page_count"_a, "digests"_a, "records"_a, "infos"_a, "pages"_a, "payloads"_a,
+                    uint64_t, uint32_t, uint32_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t,
+                    uintptr_t, uintptr_t>(),
+           "image"_a, "tables"_a, "device"_a, "batch"_a, "capacity"_a, "symbols"_a, "events"_a,
+           "lanes"_a, "page_count"_a, "digests"_a, "scratch"_a, "infos"_a, "pages"_a, "payloads"_a,
            "results"_a)
       .def("begin", &Encoder::begin)
       .def("record", &Encoder::record, "symbols"_a, "indexes"_a, "shape"_a, "first"_a)

@@ -5,8 +5,8 @@
 #pragma once
 
 #include "rans/device/layout.h"
+#include "rans/device/sort.h"
 #include "rans/device/spmd.h"
-#include "rans/device/sweep.h"
 
 namespace mlic::rans::device {
 
@@ -170,34 +170,25 @@ MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args)
 // ---- A pass ----
 
 struct DecodeShared {
-  Scan coded;
+  Lists lists;
   uint64_t failure;  // the first in the order of the stream
-  uint32_t bad_index;
-  uint32_t has_floor;
-  uint32_t skips_floor;
+  uint32_t has_escapes;
   uint32_t bad_end;
 };
 
-// The tables of the pass, the first of which is number 0. Tables and cells are in shared memory
-// where they fit, then cells are counted from the first of the pass.
+// What the pass uses of the tables. Cells are in shared memory where they fit; cells and bounds are
+// counted from the first of the pass.
 struct StagedTables {
-  CellTable* tables;
+  DeviceTable* tables;
+  uint32_t* bounds;
   Cell* cells;  // null if they do not fit
 };
 
 constexpr uint64_t kNoFailure = ~uint64_t{0};
 
-// place: 0 for the flag, 1 + the number of the group's step otherwise.
 MLIC_DEVICE uint64_t failure_at(uint32_t place, Error error) {
   return static_cast<uint64_t>(place) << 8 | static_cast<uint32_t>(error);
 }
-
-// A coded symbol: where it is in memory, and its table.
-MLIC_DEVICE uint64_t make_record(uint32_t offset, uint32_t table) {
-  return offset | static_cast<uint64_t>(table) << 32;
-}
-MLIC_DEVICE uint32_t offset_of(uint64_t record) { return static_cast<uint32_t>(record); }
-MLIC_DEVICE uint32_t table_of(uint64_t record) { return static_cast<uint32_t>(record >> 32); }
 
 // The words of a group. Lane i holds the next word but i, so that handing them out does not wait
 // for memory.
@@ -237,13 +228,12 @@ class WordReader {
   Lanes held_;
 };
 
-// The symbols of a step, one a lane, while they are being found.
+// Entries of a step, one a lane, while they are being found.
 template <class Warp>
 struct Step {
   template <class T>
   using Lanes = typename Warp::template Lanes<T>;
 
-  Lanes<uint64_t> record;
   Lanes<CellTable> table;
   Lanes<uint32_t> upper;   // the state above the slot
   Lanes<uint32_t> within;  // how many slots the state's own is above the first of the entry
@@ -268,153 +258,352 @@ struct Step {
     }
   }
 
-  // Puts the symbol in its place, if it is not escaped, and returns the state without it.
-  MLIC_DEVICE uint32_t take(int32_t* symbols, uint32_t lane) {
-    symbols[offset_of(record[lane])] =
-        static_cast<int32_t>(static_cast<uint32_t>(table[lane].minimum) + number[lane]);
-    return freq[lane] * upper[lane] + within[lane];
+  MLIC_DEVICE uint32_t state(uint32_t lane) const {
+    return freq_at(lane) * upper_at(lane) + within_at(lane);
+  }
+
+ private:
+  // Lanes have no constant access.
+  MLIC_DEVICE uint32_t freq_at(uint32_t lane) const { return const_cast<Step*>(this)->freq[lane]; }
+  MLIC_DEVICE uint32_t upper_at(uint32_t lane) const {
+    return const_cast<Step*>(this)->upper[lane];
+  }
+  MLIC_DEVICE uint32_t within_at(uint32_t lane) const {
+    return const_cast<Step*>(this)->within[lane];
   }
 };
 
-// Rounds of one digit a lane until no escape is open. The first lane that fails decides the error,
-// as if one lane went after the other.
-template <class Warp>
-MLIC_DEVICE Error decode_escapes(Warp& warp, WordReader<Warp>& words, uint32_t open,
-                                 Step<Warp>& step, typename Warp::template Lanes<uint32_t>& x,
-                                 int32_t* symbols) {
-  typename Warp::template Lanes<uint32_t> digit, error;
-  typename Warp::template Lanes<uint64_t> u;
-  warp.each([&](uint32_t lane) { u[lane] = 0; });
-  for (uint32_t round = 0; open != 0 && round < kMaxDigits; ++round) {
-    warp.each([&](uint32_t lane) {
-      digit[lane] = has_bit(open, lane) ? decode_bits(kDigitBits, x[lane]) : 0;
-    });
-    const uint32_t needs = warp.ballot([&](uint32_t lane) {  //
-      return has_bit(open, lane) && needs_word(x[lane]);
-    });
-    const uint32_t left = words.left();
-    words.take(needs, x);
-    warp.each([&](uint32_t lane) {
-      Error e = Error::kNone;
-      if (has_bit(open, lane)) {
-        if (has_bit(needs, lane) && rank_in(needs, lane) >= left) {
-          e = Error::kTooShort;
-        } else if (!is_valid_digit(digit[lane], round)) {
-          e = Error::kEscape;
-        } else {
-          u[lane] = add_digit(u[lane], digit[lane], round);
-        }
-        if (e == Error::kNone && is_last_digit(digit[lane])) {
-          const CellTable& t = step.table[lane];
-          const int64_t symbol = escaped_symbol(t.minimum, t.beyond(), u[lane]);
-          if (symbol != static_cast<int32_t>(symbol)) e = Error::kRange;
-          symbols[offset_of(step.record[lane])] = static_cast<int32_t>(symbol);
-        }
-      }
-      error[lane] = static_cast<uint32_t>(e);
-    });
-    const uint32_t failed = warp.ballot([&](uint32_t lane) { return error[lane] != 0; });
-    if (failed != 0) return static_cast<Error>(warp.broadcast(error, lowest_bit(failed)));
-    open &= warp.ballot([&](uint32_t lane) { return !is_last_digit(digit[lane]); });
-  }
-  return Error::kNone;
-}
+// Consecutive places of a pass that are coded alike: place begin + i is on lane i mod lanes.
+struct Section {
+  uint32_t begin;
+  uint32_t end;
+  uint32_t lanes;
+};
 
-// The symbols of one group of lanes.
-//
-// A step is a chain of dependent instructions from state to state, so all else is taken off it:
-// records are loaded ahead by four steps and tables by one; what is seldom needed is in one branch,
-// taken if any lane needs it; and the next step's cell is looked up before that branch is decided,
-// in vain if it is taken. (One look-up in a loop, as two would have to meet in the same registers,
-// for which the compiler waits.)
+// One warp's share of a pass: a group of lanes. Each of the functions returns false if the words
+// end too early.
 template <bool kStaged, class Warp>
-MLIC_DEVICE void decode_group(Warp& warp, DecodeShared& shared, const StagedTables& staged,
-                              const DecodeArgs& args, uint32_t image, DecoderState& state) {
-  constexpr uint32_t kAhead = 4;
-  const uint32_t lanes = state.lanes, group = warp.index();
-  const uint32_t width = lesser(lanes, kGroupLanes);
-  const uint32_t coded = shared.coded.total;
-  const Cell* cells = kStaged ? staged.cells : args.tables.cells;
-  const uint64_t* records = args.records + static_cast<size_t>(image) * args.records_stride;
-  int32_t* symbols = args.symbols + static_cast<size_t>(image) * args.shape.size();
-  WordReader<Warp> words(warp, args.words + static_cast<size_t>(image) * args.words_stride,
-                         state.next[group], state.end[group]);
-  // The record of the lane's symbol in the step whose first is k, or any.
-  const auto load = [&](uint32_t k, uint32_t lane) {
-    return k + lane < coded ? records[k + lane] : 0;
-  };
-  const auto load_table = [&](uint64_t record) {
-    return load_whole(staged.tables + table_of(record));
-  };
-  const auto look_up = [&](const CellTable& table, uint32_t x) {
-    return load_whole(cells + table.cells + ((x & table.mask()) >> table.shift()));
-  };
+class GroupDecoder {
+ public:
+  template <class T>
+  using Lanes = typename Warp::template Lanes<T>;
 
-  Step<Warp> step;
-  typename Warp::template Lanes<uint32_t> x;
-  typename Warp::template Lanes<uint64_t> ahead[kAhead];
-  typename Warp::template Lanes<CellTable> next_table;
-  typename Warp::template Lanes<Cell> cell;
-  uint32_t k = group * width;
-  warp.each([&](uint32_t lane) {
-    x[lane] = lane < width ? state.states[k + lane] : kLowest;
-    MLIC_UNROLL
-    for (uint32_t i = 0; i < kAhead; ++i) ahead[i][lane] = load(k + i * lanes, lane);
-    next_table[lane] = load_table(ahead[0][lane]);
-    cell[lane] = look_up(next_table[lane], x[lane]);
-  });
-  while (k < coded) {
-    MLIC_UNROLL
-    for (uint32_t i = 0; i < kAhead; ++i) {
-      if (k >= coded) break;
-      const uint32_t active = lesser(coded - k, width);
-      warp.each([&](uint32_t lane) {
-        step.table[lane] = next_table[lane];
-        step.record[lane] = ahead[i][lane];
-        ahead[i][lane] = load(k + kAhead * lanes, lane);
-        next_table[lane] = load_table(ahead[(i + 1) % kAhead][lane]);
-        step.look_into(cell[lane], x[lane], lane);
-        if (lane < active) x[lane] = step.take(symbols, lane);
+  MLIC_DEVICE GroupDecoder(Warp& warp, DecodeShared& shared, const StagedTables& staged,
+                           const DecodeArgs& args, uint32_t image, DecoderState& state)
+      : warp_(warp),
+        shared_(shared),
+        staged_(staged),
+        args_(args),
+        state_(state),
+        scratch_(args.scratch + static_cast<size_t>(image) * kDecoderScratch * args.scratch_stride),
+        cells_(kStaged ? staged.cells : args.tables.cells),
+        lanes_(state.lanes),
+        shift_(lowest_bit(state.lanes)),
+        width_(lesser(lanes_, kGroupLanes)),
+        words_(warp, args.words + static_cast<size_t>(image) * args.words_stride,
+               state.next[warp.index()], state.end[warp.index()]) {
+    warp.each([&](uint32_t lane) {
+      x_[lane] = lane < width_ ? state_.states[first_lane() + lane] : kLowest;
+    });
+  }
+
+  MLIC_DEVICE void close() {
+    warp_.each([&](uint32_t lane) {
+      if (lane < width_) state_.states[first_lane() + lane] = x_[lane];
+      if (lane == 0) state_.next[warp_.index()] = words_.next();
+    });
+  }
+
+  // Lanes do not wait for one another at the ends of lists.
+  MLIC_DEVICE bool decode_runs(uint32_t begin, uint32_t end) {
+    const Lists& lists = shared_.lists;
+    Lanes<uint32_t> place, rank, longest, bound, pending, going;
+    Lanes<Classes> classes;
+    const auto find_list = [&](uint32_t lane) {
+      if (place[lane] >= end) {
+        going[lane] = 0;
+        return;
+      }
+      while (place[lane] >= lists.ends[rank[lane]]) ++rank[lane];
+      const DeviceTable& table = staged_.tables[lists.tables[rank[lane]]];
+      const uint32_t left =
+          (lesser(lists.ends[rank[lane]], end) - place[lane] + lanes_ - 1) >> shift_;
+      classes[lane] = table.classes();
+      longest[lane] = lesser(left, table.limit);
+      bound[lane] = staged_.bounds[table.bounds + longest[lane]];
+      step_.table[lane] = table.runs;
+    };
+    warp_.each([&](uint32_t lane) {
+      place[lane] = begin + first_lane() + lane;
+      rank[lane] = pending[lane] = 0;
+      classes[lane] = {0};
+      going[lane] = lane < width_;
+      step_.table[lane] = staged_.tables[0].runs;
+      if (lane < width_) find_list(lane);
+    });
+    for (;;) {
+      const uint32_t active = warp_.ballot([&](uint32_t lane) { return going[lane] != 0; });
+      if (active == 0) return true;
+      warp_.each([&](uint32_t lane) {
+        if (!has_bit(active, lane)) return;
+        const uint32_t slot = x_[lane] & step_.table[lane].mask();
+        if (pending[lane] == 0 && slot >= bound[lane]) {
+          step_.within[lane] = slot - bound[lane];
+          step_.freq[lane] = (1u << kRunBits) - bound[lane];
+          step_.upper[lane] = x_[lane] >> kRunBits;
+          step_.number[lane] = classes[lane].count() * longest[lane];
+        } else {
+          step_.look_into(look_up(step_.table[lane], slot), x_[lane], lane);
+        }
       });
-      // Once if nothing was needed, else twice.
-      for (uint32_t asking = active;; asking = 0) {
-        warp.each([&](uint32_t lane) { cell[lane] = look_up(next_table[lane], x[lane]); });
-        const auto needing = [&](uint32_t lane) { return lane < asking && needs_word(x[lane]); };
-        const auto escaping = [&](uint32_t lane) {
-          return lane < asking && step.number[lane] == step.table[lane].escape();
-        };
-        uint32_t needs = warp.ballot(needing), escapes = warp.ballot(escaping);
-        const uint32_t further = warp.ballot([&](uint32_t lane) {  //
-          return lane < asking && step.within[lane] >= step.freq[lane];
-        });
-        if ((needs | escapes | further) == 0) break;
-        if (further != 0) {
-          warp.each([&](uint32_t lane) {
-            if (!has_bit(further, lane)) return;
-            step.search_on(args.tables.entries, lane);
-            x[lane] = step.take(symbols, lane);
-          });
-          needs = warp.ballot(needing);
-          escapes = warp.ballot(escaping);
-        }
-        Error error = count_bits(needs) > words.left() ? Error::kTooShort : Error::kNone;
-        words.take(needs, x);
-        if (error == Error::kNone && escapes != 0) {
-          error = decode_escapes(warp, words, escapes, step, x, symbols);
-        }
-        if (error != Error::kNone) {
-          warp.each([&](uint32_t lane) {
-            if (lane == 0) atomic_min(shared.failure, failure_at(1 + k / width, error));
-          });
+      search(active);
+      warp_.each([&](uint32_t lane) {
+        if (!has_bit(active, lane)) return;
+        x_[lane] = step_.state(lane);
+        const uint32_t number = step_.number[lane];
+        if (pending[lane] != 0) {
+          const uint32_t further = place[lane] - lanes_;
+          if (number == step_.table[lane].escape()) {
+            mark(further);
+          } else {
+            put(further, value_of(step_.table[lane], classes[lane], number));
+          }
+          pending[lane] = 0;
+          find_list(lane);
           return;
         }
-      }
-      k += lanes;
+        const Classes own = classes[lane];
+        const uint32_t zeros = own.run_of(number);
+        place[lane] += zeros << shift_;
+        if (number != own.count() * longest[lane]) {
+          const uint32_t kind = number - zeros * own.count();
+          pending[lane] = kind == own.last();
+          if (kind != own.last()) put(place[lane], own.symbol(kind));
+          place[lane] += lanes_;
+        }
+        if (pending[lane] != 0) {
+          step_.table[lane] = staged_.tables[lists.tables[rank[lane]]].values;
+        } else {
+          find_list(lane);
+        }
+      });
+      if (!renormalise(active)) return false;
     }
   }
-  warp.each([&](uint32_t lane) {
-    if (lane < width) state.states[group * width + lane] = x[lane];
-    if (lane == 0) state.next[group] = words.next();
+
+  MLIC_DEVICE bool decode_plain(uint32_t begin, uint32_t end) {
+    const Lists& lists = shared_.lists;
+    Lanes<uint32_t> place, rank;
+    const auto find_table = [&](uint32_t lane) {
+      if (lane >= width_ || place[lane] >= end) return;
+      while (place[lane] >= lists.ends[rank[lane]]) ++rank[lane];
+      step_.table[lane] = staged_.tables[lists.tables[rank[lane]]].own;
+    };
+    warp_.each([&](uint32_t lane) {
+      place[lane] = begin + first_lane() + lane;
+      rank[lane] = 0;
+      find_table(lane);
+    });
+    for (uint32_t k = begin + first_lane(); k < end; k += lanes_) {
+      const uint32_t count = lesser(end - k, width_);
+      const uint32_t active = count < 32 ? (1u << count) - 1 : ~0u;
+      warp_.each([&](uint32_t lane) {
+        if (!has_bit(active, lane)) return;
+        const uint32_t slot = x_[lane] & step_.table[lane].mask();
+        step_.look_into(look_up(step_.table[lane], slot), x_[lane], lane);
+      });
+      search(active);
+      warp_.each([&](uint32_t lane) {
+        if (!has_bit(active, lane)) return;
+        x_[lane] = step_.state(lane);
+        const CellTable& table = step_.table[lane];
+        const uint32_t number = step_.number[lane];
+        if (number == table.escape()) {
+          mark(place[lane]);
+        } else {
+          put(place[lane], static_cast<int32_t>(static_cast<uint32_t>(table.minimum) + number));
+        }
+        place[lane] += lanes_;
+        find_table(lane);
+      });
+      if (!renormalise(active)) return false;
+    }
+    return true;
+  }
+
+  // The rest of escaped symbols, in the order of their places, one a lane. The first lane that
+  // fails decides the error, as if one lane went after the other.
+  MLIC_DEVICE void decode_escapes(uint32_t count) {
+    Lanes<uint32_t> place, rank;
+    uint32_t block = 0;
+    for (uint32_t k = first_lane(); k < count; k += lanes_, ++block) {
+      const uint32_t active = lesser(count - k, width_);
+      warp_.each([&](uint32_t lane) {
+        if (lane >= active) return;
+        place[lane] = scratch(kEscapes)[k + lane];
+        rank[lane] = 0;
+        while (place[lane] >= shared_.lists.ends[rank[lane]]) ++rank[lane];
+      });
+      const Error error = decode_digits(active < 32 ? (1u << active) - 1 : ~0u, place, rank);
+      if (error != Error::kNone) {
+        const uint32_t at = block * groups_of(lanes_) + warp_.index();
+        warp_.each([&](uint32_t lane) {
+          if (lane == 0) atomic_min(shared_.failure, failure_at(1 + at, error));
+        });
+        return;
+      }
+    }
+  }
+
+ private:
+  MLIC_DEVICE uint32_t first_lane() { return warp_.index() * width_; }
+  MLIC_DEVICE uint32_t* scratch(Scratch array) {
+    return scratch_ + array * size_t{args_.scratch_stride};
+  }
+  MLIC_DEVICE void put(uint32_t place, int32_t symbol) {
+    scratch(kValues)[place] = static_cast<uint32_t>(symbol);
+  }
+  MLIC_DEVICE void mark(uint32_t place) {
+    atomic_or(scratch(kMarks)[place / 32], 1u << place % 32);
+    atomic_or(shared_.has_escapes, 1);
+  }
+  MLIC_DEVICE Cell look_up(const CellTable& table, uint32_t slot) {
+    return load_whole(cells_ + table.cells + (slot >> table.shift()));
+  }
+
+  MLIC_DEVICE void search(uint32_t active) {
+    const uint32_t further = warp_.ballot([&](uint32_t lane) {  //
+      return has_bit(active, lane) && step_.within[lane] >= step_.freq[lane];
+    });
+    if (further == 0) return;
+    warp_.each([&](uint32_t lane) {
+      if (has_bit(further, lane)) step_.search_on(args_.tables.entries, lane);
+    });
+  }
+
+  MLIC_DEVICE bool renormalise(uint32_t active) {
+    const uint32_t needs = warp_.ballot([&](uint32_t lane) {  //
+      return has_bit(active, lane) && needs_word(x_[lane]);
+    });
+    const bool enough = count_bits(needs) <= words_.left();
+    words_.take(needs, x_);
+    return enough;
+  }
+
+  // Rounds of one digit a lane until none is open.
+  MLIC_DEVICE Error decode_digits(uint32_t open, Lanes<uint32_t>& place, Lanes<uint32_t>& rank) {
+    Lanes<uint32_t> digit, error;
+    Lanes<uint64_t> u;
+    warp_.each([&](uint32_t lane) { u[lane] = 0; });
+    for (uint32_t round = 0; open != 0 && round < kMaxDigits; ++round) {
+      warp_.each([&](uint32_t lane) {
+        digit[lane] = has_bit(open, lane) ? decode_bits(kDigitBits, x_[lane]) : 0;
+      });
+      const uint32_t needs = warp_.ballot([&](uint32_t lane) {  //
+        return has_bit(open, lane) && needs_word(x_[lane]);
+      });
+      const uint32_t left = words_.left();
+      words_.take(needs, x_);
+      warp_.each([&](uint32_t lane) {
+        Error e = Error::kNone;
+        if (has_bit(open, lane)) {
+          if (has_bit(needs, lane) && rank_in(needs, lane) >= left) {
+            e = Error::kTooShort;
+          } else if (!is_valid_digit(digit[lane], round)) {
+            e = Error::kEscape;
+          } else {
+            u[lane] = add_digit(u[lane], digit[lane], round);
+          }
+          if (e == Error::kNone && is_last_digit(digit[lane])) {
+            const DeviceTable& table = staged_.tables[shared_.lists.tables[rank[lane]]];
+            const int64_t symbol = escaped_symbol(table.bounded().minimum, beyond(table), u[lane]);
+            if (symbol != static_cast<int32_t>(symbol)) e = Error::kRange;
+            put(place[lane], static_cast<int32_t>(symbol));
+          }
+        }
+        error[lane] = static_cast<uint32_t>(e);
+      });
+      const uint32_t failed = warp_.ballot([&](uint32_t lane) { return error[lane] != 0; });
+      if (failed != 0) return static_cast<Error>(warp_.broadcast(error, lowest_bit(failed)));
+      open &= warp_.ballot([&](uint32_t lane) { return !is_last_digit(digit[lane]); });
+    }
+    return Error::kNone;
+  }
+
+  Warp& warp_;
+  DecodeShared& shared_;
+  const StagedTables& staged_;
+  const DecodeArgs& args_;
+  DecoderState& state_;
+  uint32_t* scratch_;
+  const Cell* cells_;
+  uint32_t lanes_, shift_, width_;
+  WordReader<Warp> words_;
+  Step<Warp> step_;
+  Lanes<uint32_t> x_;
+};
+
+// The places of escaped symbols from begin to end - 1, in their order, into scratch. Returns how
+// many there are.
+template <class Block>
+MLIC_DEVICE uint32_t collect_escapes(Block& block, Scan& scan, uint32_t* scratch, uint32_t stride,
+                                     uint32_t begin, uint32_t end) {
+  const uint32_t* marks = scratch + kMarks * size_t{stride};
+  uint32_t* escapes = scratch + kEscapes * size_t{stride};
+  const uint32_t words = (end - begin / 32 * 32 + 31) / 32;
+  const uint32_t own = (words + kBlockThreads - 1) / kBlockThreads;
+  const auto each_word = [&](uint32_t thread, auto&& use) {
+    for (uint32_t i = thread * own; i < lesser((thread + 1) * own, words); ++i) {
+      const uint32_t first = (begin / 32 + i) * 32;
+      uint32_t mask = marks[first / 32];
+      if (first < begin) mask &= ~0u << (begin - first);
+      use(first, mask);
+    }
+  };
+  block.each([&](uint32_t thread) {
+    uint32_t count = 0;
+    each_word(thread, [&](uint32_t, uint32_t mask) { count += count_bits(mask); });
+    scan.values[thread] = count;
+  });
+  sum_up(block, scan);
+  block.each([&](uint32_t thread) {
+    uint32_t next = scan.before(thread);
+    each_word(thread, [&](uint32_t first, uint32_t mask) {
+      for (; mask != 0; mask &= mask - 1) escapes[next++] = first + lowest_bit(mask);
+    });
+  });
+  return scan.total;
+}
+
+// Places begin .. end - 1 of a pass.
+template <bool kStaged, class Block>
+MLIC_DEVICE void decode_part(Block& block, DecodeShared& shared, const StagedTables& staged,
+                             const DecodeArgs& args, DecoderState& state, uint32_t begin,
+                             uint32_t end) {
+  using Warp = typename Block::Warp;
+  const uint32_t image = block.column();
+  uint32_t* scratch =
+      args.scratch + static_cast<size_t>(image) * kDecoderScratch * args.scratch_stride;
+  uint32_t runs_end = lesser(shared.lists.runs_end(), end);
+  if (runs_end < begin) runs_end = begin;
+  const uint32_t groups = groups_of(state.lanes);
+  block.each_warp([&](Warp& warp) {
+    if (warp.index() >= groups) return;
+    GroupDecoder<kStaged, Warp> decoder(warp, shared, staged, args, image, state);
+    const bool enough = decoder.decode_runs(begin, runs_end) && decoder.decode_plain(runs_end, end);
+    decoder.close();
+    warp.each([&](uint32_t lane) {
+      if (lane == 0 && !enough) atomic_min(shared.failure, failure_at(0, Error::kTooShort));
+    });
+  });
+  if (shared.has_escapes == 0 || shared.failure != kNoFailure) return;
+  const uint32_t count =
+      collect_escapes(block, shared.lists.scan, scratch, args.scratch_stride, begin, end);
+  block.each_warp([&](Warp& warp) {
+    if (warp.index() >= groups) return;
+    GroupDecoder<kStaged, Warp> decoder(warp, shared, staged, args, image, state);
+    decoder.decode_escapes(count);
+    decoder.close();
   });
 }
 
@@ -428,83 +617,67 @@ MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, const StagedTab
   int32_t* symbols = args.symbols + static_cast<size_t>(image) * size;
   const uint8_t* indexes =
       args.indexes == nullptr ? nullptr : args.indexes + static_cast<size_t>(image) * size;
-  uint64_t* records = args.records + static_cast<size_t>(image) * args.records_stride;
-  // A damaged payload, now or before, gives zeros; so do skipped symbols.
+  uint32_t* scratch =
+      args.scratch + static_cast<size_t>(image) * kDecoderScratch * args.scratch_stride;
+  uint32_t* values = scratch + kValues * size_t{args.scratch_stride};
+  uint32_t* places = scratch + kPlaces * size_t{args.scratch_stride};
+  uint32_t* marks = scratch + kMarks * size_t{args.scratch_stride};
   block.each([&](uint32_t thread) {
-    for (uint32_t i = thread; i < size; i += kBlockThreads) symbols[i] = 0;
+    for (uint32_t i = thread; i < size; i += kBlockThreads) values[i] = 0;
+    for (uint32_t i = thread; i < (size + 31) / 32; i += kBlockThreads) marks[i] = 0;
     for (uint32_t i = thread; i < args.range.count; i += kBlockThreads) {
-      staged.tables[i] = args.tables.tables[args.range.first + i];
-      if (kStaged) staged.tables[i].cells -= args.range.first_cell;
+      DeviceTable table = args.tables.tables[args.range.first + i];
+      table.bounds -= args.range.first_bound;
+      if (kStaged) {
+        table.own.cells -= args.range.first_cell;
+        table.runs.cells -= args.range.first_cell;
+        table.values.cells -= args.range.first_cell;
+      }
+      staged.tables[i] = table;
+    }
+    for (uint32_t i = thread; i < args.range.bounds; i += kBlockThreads) {
+      staged.bounds[i] = args.tables.bounds[args.range.first_bound + i];
     }
     for (uint32_t i = thread; kStaged && i < args.range.cells; i += kBlockThreads) {
       staged.cells[i] = args.tables.cells[args.range.first_cell + i];
     }
     if (thread != 0) return;
     shared.failure = kNoFailure;
-    shared.bad_index = shared.has_floor = shared.skips_floor = shared.bad_end = 0;
+    shared.has_escapes = shared.bad_end = 0;
   });
-  if (state.error != 0) return;
-
-  typename Block::template Threads<uint32_t> others;  // symbols of other tables than the floor's
-  block.each([&](uint32_t thread) {
-    const Share share = share_of(args.shape, thread);
-    others[thread] = share.end - share.begin;
-    if (indexes == nullptr) return;
-    uint32_t largest = 0, floor = 0;
-    for (uint32_t p = share.begin; p < share.end; ++p) {
-      const uint32_t index = indexes[p * args.shape.channels + share.channel];
-      largest = index > largest ? index : largest;
-      floor += index == kFloorTable;
+  find_lists(block, shared.lists, staged.tables, args.range, args.shape, indexes);
+  if (state.error == 0 && shared.lists.bad_index == 0) {
+    const auto put = [&](uint32_t place, uint32_t i) { places[i] = place; };
+    place_symbols(block, shared.lists, args.range, args.shape, indexes, put);
+    // One piece of code for both parts, as it is large.
+    uint32_t begin = 0;
+    MLIC_NO_UNROLL
+    while (begin < size && state.error == 0) {
+      const bool in_tail = state.until_tail == kRetired;
+      const uint32_t end = in_tail ? size : begin + lesser(size - begin, state.until_tail);
+      decode_part<kStaged>(block, shared, staged, args, state, begin, end);
+      block.each([&](uint32_t thread) {
+        if (thread != 0) return;
+        if (shared.failure != kNoFailure) state.error = shared.failure & 0xff;
+        if (!in_tail) state.until_tail -= end - begin;
+      });
+      if (state.error == 0 && state.until_tail == 0) retire(block, shared.bad_end, state, words);
+      begin = end;
     }
-    others[thread] -= floor;
-    if (floor != 0) atomic_or(shared.has_floor, 1);
-    if (largest >= args.range.count) atomic_or(shared.bad_index, 1);
-  });
-  block.each([&](uint32_t thread) {
-    if (thread != 0) return;
-    if (shared.bad_index != 0) {
-      shared.failure = failure_at(0, Error::kIndex);
-    } else if (shared.has_floor != 0) {
-      uint32_t x = state.states[0];
-      shared.skips_floor = decode_bits(kFlagBits, x);
-      if (needs_word(x) && state.next[0] == state.end[0]) {
-        shared.failure = failure_at(0, Error::kTooShort);
-      } else if (needs_word(x)) {
-        x = take_word(x, words[state.next[0]++]);
-      }
-      state.states[0] = x;
-    }
-  });
-
-  if (shared.failure == kNoFailure) {
-    block.each([&](uint32_t thread) {
-      const Share share = share_of(args.shape, thread);
-      shared.coded.values[share.slot] =
-          shared.skips_floor != 0 ? others[thread] : share.end - share.begin;
-    });
-    sum_up(block, shared.coded);
-    block.each([&](uint32_t thread) {
-      const Share share = share_of(args.shape, thread);
-      uint64_t* next = records + shared.coded.before(share.slot);
-      for (uint32_t p = share.begin; p < share.end; ++p) {
-        const uint32_t offset = p * args.shape.channels + share.channel;
-        const uint32_t table = indexes == nullptr ? share.channel : indexes[offset];
-        const bool skipped = shared.skips_floor != 0 && table == kFloorTable;
-        if (!skipped) *next++ = make_record(offset, table);
-      }
-    });
-    block.each_warp([&](typename Block::Warp& warp) {
-      if (warp.index() < groups_of(state.lanes)) {
-        decode_group<kStaged>(warp, shared, staged, args, image, state);
-      }
-    });
   }
+  const bool bad_index = shared.lists.bad_index != 0;
+  // A damaged payload, now or before, gives zeros.
+  const bool sound = state.error == 0 && !bad_index;
   block.each([&](uint32_t thread) {
-    if (thread != 0) return;
-    if (shared.failure != kNoFailure) state.error = shared.failure & 0xff;
-    if (state.until_tail != kRetired) --state.until_tail;
+    for (uint32_t i = thread; i < size; i += kBlockThreads) {
+      symbols[i] = sound ? static_cast<int32_t>(values[places[i]]) : 0;
+    }
   });
-  if (state.error == 0 && state.until_tail == 0) retire(block, shared.bad_end, state, words);
+  block.each([&](uint32_t thread) {
+    if (thread == 0 && bad_index && state.error == 0) {
+      state.error = static_cast<uint32_t>(Error::kIndex);
+    }
+  });
 }
 
 // ---- End ----

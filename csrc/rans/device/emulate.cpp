@@ -38,14 +38,15 @@ void run_begin(const BeginArgs& args, uint32_t batch, Target) {
 
 void run_decode(const DecodeArgs& args, uint32_t batch, Target) {
   const TableRange& range = args.range;
-  const bool fits = range.count * sizeof(CellTable) + range.cells * sizeof(Cell) <= kStagedLimit;
+  const bool fits = staged_bytes(range) + range.cells * sizeof(Cell) <= kStagedLimit;
   run<DecodeShared>(batch, 1, [&](HostBlock& block, DecodeShared& shared) {
-    std::vector<CellTable> tables(range.count);
+    std::vector<DeviceTable> tables(range.count);
+    std::vector<uint32_t> bounds(range.bounds);
     std::vector<Cell> cells(fits ? range.cells : 0);
     if (fits) {
-      decode_pass<true>(block, shared, {tables.data(), cells.data()}, args);
+      decode_pass<true>(block, shared, {tables.data(), bounds.data(), cells.data()}, args);
     } else {
-      decode_pass<false>(block, shared, {tables.data(), nullptr}, args);
+      decode_pass<false>(block, shared, {tables.data(), bounds.data(), nullptr}, args);
     }
   });
 }
@@ -58,6 +59,9 @@ void run_finish(const FinishArgs& args, uint32_t batch, Target) {
 void run_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target) {
   run<PrepareShared>(batch, passes.count, [&](HostBlock& block, PrepareShared& shared) {
     prepare(block, shared, args, passes);
+  });
+  run<CollectShared>(batch, passes.count, [&](HostBlock& block, CollectShared& shared) {
+    collect(block, shared, args, passes);
   });
   run<WriteShared>(batch, 1, [&](HostBlock& block, WriteShared& shared) {  //
     write(block, shared, args, passes);

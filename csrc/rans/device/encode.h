@@ -1,116 +1,264 @@
-// The encoder's kernels: prepare, a block for each pass and image, turns symbols into records of
-// what is to be coded; write, a block an image, codes them backwards and lays out the payload. The
-// bytes are those of the C++ encoder.
+// The encoder's kernels: prepare, a block for each pass and image, sorts symbols; collect,
+// likewise, finds what each lane codes of the runs of zeros, once the number of lanes is known;
+// write, a block an image, codes all passes backwards and lays out the payload. The bytes are those
+// of the C++ encoder.
 #pragma once
 
 #include "rans/device/layout.h"
+#include "rans/device/sort.h"
 #include "rans/device/spmd.h"
-#include "rans/device/sweep.h"
 
 namespace mlic::rans::device {
 
-// A coded symbol: its entry, and whether it is escaped. u, of 33 bits, is kept apart but for its
-// highest, as it is seldom wanted.
-constexpr uint32_t kEscapedBit = 1u << 31;
-constexpr uint32_t kHighBit = 1u << 30;
-
-MLIC_DEVICE uint32_t make_escaped(uint32_t entry, uint64_t u) {
-  return entry | kEscapedBit | (u >> 32 != 0 ? kHighBit : 0);
+MLIC_DEVICE bool is_escaped(const DeviceTable& table, int32_t symbol) {
+  if (table.limit != 0 && (symbol == 0 || table.classes().of(symbol) != table.classes().last())) {
+    return false;
+  }
+  return symbol < table.bounded().minimum || symbol >= beyond(table);
 }
-MLIC_DEVICE uint32_t entry_of(uint32_t record) { return record & (kHighBit - 1); }
-MLIC_DEVICE bool is_escaped(uint32_t record) { return record >= kEscapedBit; }
-MLIC_DEVICE uint64_t u_of(uint32_t record, uint32_t low) {
-  return static_cast<uint64_t>((record & kHighBit) != 0) << 32 | low;
+
+MLIC_DEVICE uint64_t u_of(const DeviceTable& table, int32_t symbol) {
+  return escape_of(table.bounded().minimum, beyond(table), symbol);
+}
+
+// The number of a symbol in a table of consecutive ones; the escape if it has none.
+MLIC_DEVICE uint32_t number_of(const CellTable& table, int32_t symbol) {
+  const uint32_t above = static_cast<uint32_t>(symbol) - static_cast<uint32_t>(table.minimum);
+  return lesser(above, table.escape());
+}
+
+MLIC_DEVICE const PassInfo& info_of(const EncodeArgs& args, uint32_t image, uint32_t pass) {
+  return args.infos[image * kMaxPasses + pass];
 }
 
 // ---- Prepare ----
 
 struct PrepareShared {
-  Scan coded;
+  Lists lists;
+  uint64_t costs[kMaxChannels];
   uint64_t cost;
-  uint32_t bad_index;
-  uint32_t has_floor;
-  uint32_t floor_nonzero;
 };
 
 template <class Block>
 MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& args,
                          const PassList& list) {
-  const uint32_t image = block.column();
+  const uint32_t image = block.column(), size = list.passes[block.row()].shape.size();
   const EncodePass& pass = list.passes[block.row()];
-  const size_t begin = static_cast<size_t>(image) * pass.shape.size();
+  const size_t begin = static_cast<size_t>(image) * size;
   const int32_t* symbols = pass.symbols + begin;
   const uint8_t* indexes = pass.indexes == nullptr ? nullptr : pass.indexes + begin;
-  const uint64_t first = image * args.records_stride + pass.records;
+  int32_t* sorted = args.sorted + image * args.symbols_stride + pass.symbols_before;
+  const DeviceTable* tables = args.tables.tables + pass.range.first;
   PassInfo& info = args.infos[image * kMaxPasses + block.row()];
   block.each([&](uint32_t thread) {
-    if (thread != 0) return;
-    shared.cost = 0;
-    shared.bad_index = shared.has_floor = shared.floor_nonzero = 0;
+    if (thread == 0) shared.cost = 0;
   });
-
-  typename Block::template Threads<uint32_t> others;  // symbols of other tables than the floor's
-  block.each([&](uint32_t thread) {
-    const Share share = share_of(pass.shape, thread);
-    others[thread] = share.end - share.begin;
-    if (indexes == nullptr) return;
-    uint32_t largest = 0, floor = 0;
-    int32_t nonzero = 0;
-    for (uint32_t p = share.begin; p < share.end; ++p) {
-      const uint32_t offset = p * pass.shape.channels + share.channel;
-      const uint32_t index = indexes[offset];
-      largest = index > largest ? index : largest;
-      floor += index == kFloorTable;
-      nonzero |= index == kFloorTable ? symbols[offset] : 0;
-    }
-    others[thread] -= floor;
-    if (floor != 0) atomic_or(shared.has_floor, 1);
-    if (nonzero != 0) atomic_or(shared.floor_nonzero, 1);
-    if (largest >= pass.tables) atomic_or(shared.bad_index, 1);
-  });
-
-  const bool skips = shared.has_floor != 0 && shared.floor_nonzero == 0;
-  if (shared.bad_index == 0) {
+  find_lists(block, shared.lists, tables, pass.range, pass.shape, indexes);
+  const bool bad = shared.lists.bad_index != 0;
+  if (!bad) {
+    place_symbols(block, shared.lists, pass.range, pass.shape, indexes,
+                  [&](uint32_t place, uint32_t i) { sorted[place] = symbols[i]; });
     block.each([&](uint32_t thread) {
-      const Share share = share_of(pass.shape, thread);
-      shared.coded.values[share.slot] = skips ? others[thread] : share.end - share.begin;
+      for (uint32_t i = thread; i < pass.range.count; i += kBlockThreads) shared.costs[i] = 0;
     });
-    sum_up(block, shared.coded);
+    // Each thread sums up until the list ends.
     block.each([&](uint32_t thread) {
-      const Share share = share_of(pass.shape, thread);
-      uint64_t next = first + shared.coded.before(share.slot);
+      const uint32_t own = (size + kBlockThreads - 1) / kBlockThreads * kWarpLanes;
+      const uint32_t end = lesser((thread / kWarpLanes + 1) * own, size);
+      uint32_t rank = 0;
       uint64_t cost = 0;
-      for (uint32_t p = share.begin; p < share.end; ++p) {
-        const uint32_t offset = p * pass.shape.channels + share.channel;
-        const uint32_t index = indexes == nullptr ? share.channel : indexes[offset];
-        if (skips && index == kFloorTable) continue;
-        const CellTable table = load_whole(args.tables.tables + pass.first_table + index);
-        const int32_t symbol = symbols[offset];
-        const uint32_t above = static_cast<uint32_t>(symbol) - static_cast<uint32_t>(table.minimum);
-        const uint32_t number = above < table.escape() ? above : table.escape();
-        uint32_t record = table.first + number;
-        if (number == table.escape()) {
-          const uint64_t u = escape_of(table.minimum, table.beyond(), symbol);
-          record = make_escaped(record, u);
-          args.escapes[next] = static_cast<uint32_t>(u);
-          cost += 256 * kDigitBits * count_digits(u);
+      for (uint32_t place = thread / kWarpLanes * own + thread % kWarpLanes; place < end;
+           place += kWarpLanes) {
+        if (place >= shared.lists.ends[rank]) {
+          atomic_add(shared.costs[rank], cost);
+          cost = 0;
+          while (place >= shared.lists.ends[rank]) ++rank;
         }
-        args.records[next++] = record;
+        const CellTable& table = tables[shared.lists.tables[rank]].own;
+        const uint32_t number = number_of(table, sorted[place]);
         cost += args.tables.encoder_entries[table.first + number].cost();
+        if (number == table.escape()) {
+          const uint64_t u = escape_of(table.minimum, table.beyond(), sorted[place]);
+          cost += uint64_t{kBit} * kDigitBits * count_digits(u);
+        }
       }
-      atomic_add(shared.cost, cost);
+      atomic_add(shared.costs[rank], cost);
     });
   }
   block.each([&](uint32_t thread) {
-    if (thread != 0) return;
-    const bool bad = shared.bad_index != 0;
-    Flag flag = Flag::kAbsent;
-    if (shared.has_floor != 0) flag = skips ? Flag::kSkipped : Flag::kCoded;
-    info.cost = bad ? 0 : shared.cost + (flag == Flag::kAbsent ? 0 : 256 * kFlagBits);
-    info.coded = bad ? 0 : shared.coded.total;
-    info.flag = flag;
-    info.error = static_cast<uint32_t>(bad ? Error::kIndex : Error::kNone);
+    for (uint32_t i = thread; i < pass.range.count; i += kBlockThreads) {
+      info.costs[i] = bad ? 0 : shared.costs[i];
+      info.ends[i] = bad ? 0 : shared.lists.ends[i];
+      info.tables[i] = shared.lists.tables[i];
+      if (!bad) atomic_add(shared.cost, shared.costs[i]);
+    }
   });
+  block.each([&](uint32_t thread) {
+    if (thread != 0) return;
+    info.cost = shared.cost;
+    info.error = static_cast<uint32_t>(bad ? Error::kIndex : Error::kNone);
+    info.runs_end = bad ? 0 : shared.lists.runs_end();
+  });
+}
+
+// ---- Collect ----
+
+// What the costs of all lists decide: lanes, and where the tail begins.
+struct Plan {
+  uint32_t error;
+  uint32_t lanes;
+  uint32_t tail_pass;
+  uint32_t tail_place;
+};
+
+// For one thread.
+MLIC_DEVICE Plan make_plan(const EncodeArgs& args, const PassList& list, uint32_t image) {
+  Plan plan{0, args.lanes, 0, 0};
+  uint64_t cost = 0;
+  for (uint32_t p = 0; p < list.count; ++p) {
+    const PassInfo& info = info_of(args, image, p);
+    plan.error |= info.error;
+    cost += info.cost;
+  }
+  if (plan.lanes == 0) plan.lanes = choose_lanes(cost / (8 * kBit));
+  if (tail_of(plan.lanes) == plan.lanes) return plan;
+  uint64_t missing = uint64_t{kBit} * kWordBits * plan.lanes;
+  for (uint32_t p = list.count; p-- > 0;) {
+    const PassInfo& info = info_of(args, image, p);
+    if (info.cost < missing) {
+      missing -= info.cost;
+      continue;
+    }
+    for (uint32_t i = list.passes[p].range.count; i-- > 0;) {
+      const uint32_t symbols = info.ends[i] - (i == 0 ? 0 : info.ends[i - 1]);
+      if (info.costs[i] >= missing) {
+        const uint64_t some = (missing * symbols + info.costs[i] - 1) / info.costs[i];
+        plan.tail_pass = p;
+        plan.tail_place = info.ends[i] - static_cast<uint32_t>(some);
+        return plan;
+      }
+      missing -= info.costs[i];
+    }
+  }
+  return plan;
+}
+
+// A part of a pass, and the lanes that it is coded on.
+struct Part {
+  uint32_t begin;
+  uint32_t end;
+  uint32_t lanes;
+};
+
+MLIC_DEVICE Part part_of(const Plan& plan, uint32_t pass, uint32_t size, uint32_t number) {
+  uint32_t cut = pass < plan.tail_pass ? size : pass == plan.tail_pass ? plan.tail_place : 0;
+  if (tail_of(plan.lanes) == plan.lanes) cut = 0;
+  return number == 0 ? Part{0, cut, plan.lanes} : Part{cut, size, tail_of(plan.lanes)};
+}
+
+MLIC_DEVICE Part runs_of(const Part& part, uint32_t runs_end) {
+  const uint32_t end = lesser(part.end, runs_end);
+  return {part.begin, end < part.begin ? part.begin : end, part.lanes};
+}
+
+MLIC_DEVICE uint32_t* events_of(const EncodeArgs& args, uint32_t image, const EncodePass& pass,
+                                const Part& part, uint32_t number) {
+  return args.events + image * args.events_stride + pass.events_before +
+         events_before(part.begin, number);
+}
+
+struct CollectShared {
+  Plan plan;
+  Scan scan;
+  uint32_t ends[kMaxChannels];
+  uint16_t tables[kMaxChannels];
+};
+
+template <class Block>
+MLIC_DEVICE void collect(Block& block, CollectShared& shared, const EncodeArgs& args,
+                         const PassList& list) {
+  const uint32_t image = block.column(), p = block.row();
+  const EncodePass& pass = list.passes[p];
+  const DeviceTable* tables = args.tables.tables + pass.range.first;
+  const int32_t* sorted = args.sorted + image * args.symbols_stride + pass.symbols_before;
+  uint32_t* entries = args.entries + image * args.symbols_stride + pass.symbols_before;
+  uint32_t* escapes = args.escapes + image * args.symbols_stride + pass.symbols_before;
+  PassInfo& info = args.infos[image * kMaxPasses + p];
+  block.each([&](uint32_t thread) {
+    if (thread == 0) shared.plan = make_plan(args, list, image);
+    for (uint32_t i = thread; i < pass.range.count; i += kBlockThreads) {
+      shared.ends[i] = info.ends[i];
+      shared.tables[i] = info.tables[i];
+    }
+  });
+  if (shared.plan.error != 0) return;
+  block.each([&](uint32_t thread) {
+    uint32_t rank = 0;
+    for (uint32_t place = info.runs_end + thread; place < pass.shape.size();
+         place += kBlockThreads) {
+      while (place >= shared.ends[rank]) ++rank;
+      const CellTable& table = tables[shared.tables[rank]].own;
+      entries[place] = table.first + number_of(table, sorted[place]);
+    }
+  });
+  MLIC_NO_UNROLL
+  for (uint32_t number = 0; number < kParts; ++number) {
+    const Part part = part_of(shared.plan, p, pass.shape.size(), number);
+    const Part runs = runs_of(part, info.runs_end);
+    uint32_t* events = events_of(args, image, pass, part, number);
+    block.each([&](uint32_t thread) {
+      if (thread >= part.lanes) return;
+      uint32_t count = 0, rank = 0, place = runs.begin + thread;
+      const auto put = [&](uint32_t entry) { events[count++ * part.lanes + thread] = entry; };
+      while (place < runs.end) {
+        while (place >= shared.ends[rank]) ++rank;
+        const DeviceTable& table = tables[shared.tables[rank]];
+        const Classes classes = table.classes();
+        const uint32_t end = lesser(shared.ends[rank], runs.end);
+        uint32_t zeros = 0;
+        for (; place < end; place += part.lanes) {
+          const int32_t symbol = sorted[place];
+          if (symbol == 0) {
+            if (++zeros == table.limit) {
+              put(table.runs.first + classes.count() * zeros);
+              zeros = 0;
+            }
+            continue;
+          }
+          const uint32_t kind = classes.of(symbol);
+          put(table.runs.first + classes.count() * zeros + kind);
+          zeros = 0;
+          if (kind != classes.last()) continue;
+          put(table.values.first + (is_escaped(table, symbol)
+                                        ? table.values.escape()
+                                        : number_of(table.values, classes.close_gap(symbol))));
+        }
+        if (zeros > 0) put(table.tails + zeros);
+      }
+      info.events[number][thread] = count;
+    });
+    // Escapes, in the order of their places.
+    const uint32_t own = (part.end - part.begin + kBlockThreads - 1) / kBlockThreads;
+    const auto each_escape = [&](uint32_t thread, auto&& use) {
+      uint32_t rank = 0;
+      const uint32_t first = part.begin + thread * own;
+      for (uint32_t place = first; place < lesser(first + own, part.end); ++place) {
+        while (place >= shared.ends[rank]) ++rank;
+        if (is_escaped(tables[shared.tables[rank]], sorted[place])) use(place);
+      }
+    };
+    block.each([&](uint32_t thread) {
+      uint32_t count = 0;
+      each_escape(thread, [&](uint32_t) { ++count; });
+      shared.scan.values[thread] = count;
+    });
+    sum_up(block, shared.scan);
+    block.each([&](uint32_t thread) {
+      if (thread == 0) info.escapes[number] = shared.scan.total;
+      uint32_t next = part.begin + shared.scan.before(thread);
+      each_escape(thread, [&](uint32_t place) { escapes[next++] = place; });
+    });
+  }
 }
 
 // ---- Write ----
@@ -136,10 +284,9 @@ struct WriteShared {
   uint32_t states[kMaxLanes];
   uint32_t words[kMaxGroups];      // how many
   uint32_t last_page[kMaxGroups];  // its words come first
-  uint32_t until_tail;             // passes
-  uint32_t active;                 // lanes that code
-  uint32_t enough;                 // words of a group after which no pass is begun
-  Scan bits;                       // of the states
+  Plan plan;
+  uint32_t until_tail;  // symbols
+  Scan bits;            // of the states
   uint32_t packed_states[kMaxLanes];
   uint32_t first_byte[kMaxGroups];  // in the payload
   uint8_t header[kHeaderBytes];
@@ -256,16 +403,11 @@ MLIC_DEVICE bool put_bits(Warp& warp, WordWriter<Warp>& writer, uint32_t mask, u
   return true;
 }
 
-// The digits of the escapes of a step, the last round first.
+// The digits of escapes, one a lane of the mask, the last round first.
 template <class Warp>
-MLIC_DEVICE bool put_escapes(Warp& warp, WordWriter<Warp>& writer, uint32_t escapes,
-                             typename Warp::template Lanes<uint32_t>& x,
-                             typename Warp::template Lanes<uint32_t>& record,
-                             const uint32_t* lows) {
-  typename Warp::template Lanes<uint64_t> u;
-  warp.each([&](uint32_t lane) {
-    if (has_bit(escapes, lane)) u[lane] = u_of(record[lane], lows[lane]);
-  });
+MLIC_DEVICE bool put_digits(Warp& warp, WordWriter<Warp>& writer, uint32_t escapes,
+                            typename Warp::template Lanes<uint64_t>& u,
+                            typename Warp::template Lanes<uint32_t>& x) {
   for (uint32_t round = kMaxDigits; round-- > 0;) {
     const uint32_t mask = warp.ballot([&](uint32_t lane) {  //
       return has_bit(escapes, lane) && round < count_digits(u[lane]);
@@ -276,94 +418,124 @@ MLIC_DEVICE bool put_escapes(Warp& warp, WordWriter<Warp>& writer, uint32_t esca
   return true;
 }
 
-// Codes one pass on one group of lanes, backwards. As in decoding, only the states are a chain:
-// entries are loaded ahead by two steps, records by four.
-template <class Warp>
-MLIC_DEVICE bool encode_pass(Warp& warp, WordWriter<Warp>& writer, const EncodeArgs& args,
-                             uint64_t begin, uint32_t coded, uint32_t lanes,
-                             typename Warp::template Lanes<uint32_t>& x) {
+constexpr uint32_t kNoEntry = ~0u;
+
+// Codes entries in steps, the last first. entry_at(step, lane) is asked for each step in that
+// order, and beyond the first; kNoEntry is none. As in decoding, only the states are a chain:
+// entries are loaded ahead by two steps, their numbers by four.
+template <class Warp, class EntryAt>
+MLIC_DEVICE bool put_steps(Warp& warp, WordWriter<Warp>& writer, const PackedEntry* entries,
+                           uint32_t steps, typename Warp::template Lanes<uint32_t>& x,
+                           EntryAt&& entry_at) {
   constexpr uint32_t kAhead = 2;
-  const uint32_t width = lesser(lanes, kGroupLanes);
-  const uint32_t first = warp.index() * width;
-  if (coded <= first) return true;
-  const uint32_t* records = args.records + begin;
-  const PackedEntry* entries = args.tables.encoder_entries;
-  // The record of the lane's symbol in the step whose first is k, or any. Before the first step, k
-  // wraps around and is a large number.
-  const auto load = [&](uint32_t k, uint32_t lane) {
-    return k + lane < coded ? records[k + lane] : 0;
-  };
   typename Warp::template Lanes<PackedEntry> entry, next_entry[kAhead];
-  typename Warp::template Lanes<uint32_t> record, next[kAhead], later[kAhead];
-  uint32_t k = first + (coded - first - 1) / lanes * lanes;
+  typename Warp::template Lanes<uint32_t> number, next[kAhead], later[kAhead];
+  const auto ask = [&](uint32_t step, uint32_t lane) {
+    return step < steps ? entry_at(step, lane) : kNoEntry;  // before the first it wraps around
+  };
+  const auto load = [&](uint32_t id) { return load_whole(entries + (id == kNoEntry ? 0 : id)); };
   warp.each([&](uint32_t lane) {
     MLIC_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) {
-      next[i][lane] = load(k - i * lanes, lane);
-      later[i][lane] = load(k - (kAhead + i) * lanes, lane);
-      next_entry[i][lane] = load_whole(entries + entry_of(next[i][lane]));
+      next[i][lane] = ask(steps - 1 - i, lane);
+      later[i][lane] = ask(steps - 1 - kAhead - i, lane);
+      next_entry[i][lane] = load(next[i][lane]);
     }
   });
-  while (k < coded) {
+  for (uint32_t step = steps; step > 0;) {
     MLIC_UNROLL
     for (uint32_t i = 0; i < kAhead; ++i) {
-      if (k >= coded) break;
-      const uint32_t active = lesser(coded - k, width);
+      if (step == 0) break;
+      --step;
       warp.each([&](uint32_t lane) {
-        record[lane] = next[i][lane];
+        number[lane] = next[i][lane];
         entry[lane] = next_entry[i][lane];
         next[i][lane] = later[i][lane];
-        next_entry[i][lane] = load_whole(entries + entry_of(next[i][lane]));
-        later[i][lane] = load(k - 2 * kAhead * lanes, lane);
+        next_entry[i][lane] = load(next[i][lane]);
+        later[i][lane] = ask(step - 2 * kAhead, lane);
       });
-      const uint32_t escapes = warp.ballot([&](uint32_t lane) {  //
-        return lane < active && is_escaped(record[lane]);
-      });
-      if (escapes != 0 &&
-          !put_escapes(warp, writer, escapes, x, record, args.escapes + begin + k)) {
-        return false;
-      }
       const uint32_t sheds = warp.ballot([&](uint32_t lane) {  //
-        return lane < active && must_shed(x[lane], entry[lane].unpack());
+        return number[lane] != kNoEntry && must_shed(x[lane], entry[lane].unpack());
       });
       if (!writer.put(sheds, x)) return false;
       warp.each([&](uint32_t lane) {
-        if (lane < active) x[lane] = encode_entry(x[lane], entry[lane].unpack());
+        if (number[lane] != kNoEntry) x[lane] = encode_entry(x[lane], entry[lane].unpack());
       });
-      k -= lanes;
     }
   }
   return true;
 }
 
-// Codes passes backwards on the warp's group of the active lanes, from the last before until_tail
-// on. Returns how many are left.
+// Codes a part of a pass on one group of lanes, backwards.
 template <class Warp>
-MLIC_DEVICE uint32_t encode_passes(Warp& warp, WriteShared& shared, const EncodeArgs& args,
-                                   const PassList& list, uint32_t image) {
-  const uint32_t lanes = shared.active, width = lesser(lanes, kGroupLanes);
+MLIC_DEVICE bool encode_part(Warp& warp, WordWriter<Warp>& writer, const EncodeArgs& args,
+                             const EncodePass& pass, uint32_t image, uint32_t p, uint32_t number,
+                             const Part& part, typename Warp::template Lanes<uint32_t>& x) {
+  const PassInfo& info = info_of(args, image, p);
+  const uint64_t at = image * args.symbols_stride + pass.symbols_before;
+  const uint32_t lanes = part.lanes, width = lesser(lanes, kGroupLanes);
   const uint32_t first = warp.index() * width;
+  const uint32_t escaped = info.escapes[number];
+  if (escaped > first) {
+    typename Warp::template Lanes<uint64_t> u;
+    // Before the first block, k wraps around and is a large number.
+    for (uint32_t k = first + (escaped - first - 1) / lanes * lanes; k < escaped; k -= lanes) {
+      const uint32_t active = lesser(escaped - k, width);
+      warp.each([&](uint32_t lane) {
+        if (lane >= active) return;
+        const uint32_t place = args.escapes[at + part.begin + k + lane];
+        uint32_t rank = 0;
+        while (place >= info.ends[rank]) ++rank;
+        u[lane] =
+            u_of(args.tables.tables[pass.range.first + info.tables[rank]], args.sorted[at + place]);
+      });
+      const uint32_t mask = active < 32 ? (1u << active) - 1 : ~0u;
+      if (!put_digits(warp, writer, mask, u, x)) return false;
+    }
+  }
+
+  const Part runs = runs_of(part, info.runs_end);
+  const uint32_t plain = part.end - runs.end;
+  const uint32_t* entries = args.entries + at + runs.end;
+  const auto plain_at = [&](uint32_t step, uint32_t lane) {
+    const uint32_t k = step * lanes + first + lane;
+    return lane < width && k < plain ? entries[k] : kNoEntry;
+  };
+  const uint32_t blocks = (plain + lanes - 1) / lanes;
+  if (!put_steps(warp, writer, args.tables.encoder_entries, blocks, x, plain_at)) return false;
+
+  const uint32_t* events = events_of(args, image, pass, part, number);
+  typename Warp::template Lanes<uint32_t> counts;
+  warp.each(
+      [&](uint32_t lane) { counts[lane] = lane < width ? info.events[number][first + lane] : 0; });
+  const auto event_at = [&](uint32_t step, uint32_t lane) {
+    return step < counts[lane] ? events[step * lanes + first + lane] : kNoEntry;
+  };
+  return put_steps(warp, writer, args.tables.encoder_entries, warp.greatest(counts), x, event_at);
+}
+
+// Codes the parts of a number of all passes, the last first, on the warp's group of lanes.
+template <class Warp>
+MLIC_DEVICE void encode_parts(Warp& warp, WriteShared& shared, const EncodeArgs& args,
+                              const PassList& list, uint32_t image, uint32_t number) {
+  const uint32_t lanes = part_of(shared.plan, 0, 0, number).lanes;
+  const uint32_t width = lesser(lanes, kGroupLanes), first = warp.index() * width;
+  if (first >= lanes) return;
   WordWriter<Warp> writer(warp, shared, args, image);
   typename Warp::template Lanes<uint32_t> x;
   warp.each([&](uint32_t lane) { x[lane] = lane < width ? shared.states[first + lane] : kLowest; });
   bool fits = true;
-  uint32_t p = shared.until_tail;
-  while (p > 0 && fits && writer.total() < shared.enough) {
-    const PassInfo& info = args.infos[image * kMaxPasses + --p];
-    const uint64_t begin = image * args.records_stride + list.passes[p].records;
-    fits = encode_pass(warp, writer, args, begin, info.coded, lanes, x);
-    const Flag flag = info.flag;
-    if (fits && first == 0 && flag != Flag::kAbsent) {
-      const auto value = [&](uint32_t) -> uint32_t { return flag == Flag::kSkipped; };
-      fits = put_bits(warp, writer, 1, kFlagBits, x, value);
-    }
+  for (uint32_t p = list.count; p > 0 && fits;) {
+    const EncodePass& pass = list.passes[--p];
+    const Part part = part_of(shared.plan, p, pass.shape.size(), number);
+    if (part.begin == part.end) continue;
+    fits = encode_part(warp, writer, args, pass, image, p, number, part, x);
   }
   writer.close();
   warp.each([&](uint32_t lane) {
     if (lane < width) shared.states[first + lane] = x[lane];
     if (lane == 0 && !fits) atomic_or(shared.overflow, 1);
   });
-  return p;
 }
 
 // The tail, the start of the lanes that it does without, then all else.
@@ -383,31 +555,17 @@ MLIC_DEVICE void encode(Block& block, WriteShared& shared, const EncodeArgs& arg
       shared.words[thread] = 0;
       shared.last_page[thread] = kNoPage;
     }
-    if (thread != 0) return;
-    shared.until_tail = list.count;
-    shared.active = tail;
-    shared.enough = tail < shared.lanes ? shared.lanes - tail : ~0u;
   });
   // One piece of code for both, as it is large.
   MLIC_NO_UNROLL
-  for (bool in_tail = tail < shared.lanes;; in_tail = false) {
-    typename Block::template Threads<uint32_t> left;
-    block.each_warp([&](Warp& warp) {
-      if (warp.index() * kGroupLanes >= shared.active) return;
-      left[warp.index()] = encode_passes(warp, shared, args, list, image);
-    });
-    if (!in_tail || shared.overflow != 0) return;
+  for (uint32_t number = kParts; number-- > 0;) {
+    block.each_warp([&](Warp& warp) { encode_parts(warp, shared, args, list, image, number); });
+    if (number == 0 || shared.overflow != 0) return;
     block.each_warp([&](Warp& warp) {
       if (warp.index() != 0) return;
       WordWriter<Warp> writer(warp, shared, args, image);
       writer.start_lanes(tail, shared.lanes);
       writer.close();
-      warp.each([&](uint32_t lane) {
-        if (lane != 0) return;
-        shared.until_tail = left[0];
-        shared.active = shared.lanes;
-        shared.enough = ~0u;
-      });
     });
   }
 }
@@ -502,14 +660,14 @@ MLIC_DEVICE void write(Block& block, WriteShared& shared, const EncodeArgs& args
   const uint32_t image = block.column();
   block.each([&](uint32_t thread) {
     if (thread != 0) return;
-    uint64_t cost = 0;
-    uint32_t error = 0;
+    const Plan plan = make_plan(args, list, image);
+    shared.plan = plan;
+    shared.lanes = plan.lanes;
+    shared.error = plan.error;
+    shared.until_tail = 0;
     for (uint32_t p = 0; p < list.count; ++p) {
-      cost += args.infos[image * kMaxPasses + p].cost;
-      error |= args.infos[image * kMaxPasses + p].error;
+      shared.until_tail += part_of(plan, p, list.passes[p].shape.size(), 0).end;
     }
-    shared.lanes = args.lanes != 0 ? args.lanes : choose_lanes(cost >> 11);
-    shared.error = error;
     shared.pages = shared.overflow = shared.size = 0;
   });
   const uint32_t groups = groups_of(shared.lanes);

@@ -23,8 +23,15 @@ class TableImage {
   TableRange scales() const { return range(0, size() < kScaleTables ? size() : kScaleTables); }
 
  private:
-  size_t encoder_entries_ = 0, cells_ = 0, entries_ = 0;  // where they begin in bytes_
-  std::vector<uint32_t> first_cells_;                     // of each table, and the end
+  void add_cells(const Tables& tables, uint32_t max_bits);
+
+  // Where they begin in bytes_.
+  size_t encoder_entries_ = 0, cells_at_ = 0, entries_ = 0, bounds_at_ = 0;
+  std::vector<DeviceTable> tables_;
+  std::vector<Cell> cells_;
+  std::vector<uint32_t> bounds_;
+  // Of each table, and the end.
+  std::vector<uint32_t> first_cells_, first_bounds_, runs_before_;
   std::vector<uint8_t> bytes_;
 };
 

@@ -25,9 +25,11 @@ __global__ void __launch_bounds__(kBlockThreads)
   extern __shared__ uint4 staged[];
   __shared__ DecodeShared shared;
   DeviceBlock block;
-  auto* tables = reinterpret_cast<CellTable*>(staged);
-  auto* cells = kStaged ? reinterpret_cast<Cell*>(tables + args.range.count) : nullptr;
-  decode_pass<kStaged>(block, shared, {tables, cells}, args);
+  auto* tables = reinterpret_cast<DeviceTable*>(staged);
+  auto* bounds = reinterpret_cast<uint32_t*>(tables + args.range.count);
+  auto* cells =
+      reinterpret_cast<Cell*>(reinterpret_cast<uint8_t*>(staged) + staged_bytes(args.range));
+  decode_pass<kStaged>(block, shared, {tables, bounds, kStaged ? cells : nullptr}, args);
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
@@ -43,6 +45,14 @@ __global__ void __launch_bounds__(kBlockThreads)
   __shared__ PrepareShared shared;
   DeviceBlock block;
   prepare(block, shared, args, passes);
+}
+
+__global__ void __launch_bounds__(kBlockThreads)
+    collect_kernel(const __grid_constant__ EncodeArgs args,
+                   const __grid_constant__ PassList passes) {
+  __shared__ CollectShared shared;
+  DeviceBlock block;
+  collect(block, shared, args, passes);
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
@@ -74,7 +84,7 @@ void launch_decode(const DecodeArgs& args, uint32_t batch, Target target) {
   check(cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, target.device));
   // One limit for all passes: another thread may launch between this thread's two calls.
   const int most = available - static_cast<int>(sizeof(DecodeShared));
-  const size_t tables = args.range.count * sizeof(CellTable);
+  const size_t tables = staged_bytes(args.range);
   const size_t all = tables + args.range.cells * sizeof(Cell);
   const bool fits = all <= static_cast<size_t>(most);
   const auto kernel = fits ? decode_kernel<true> : decode_kernel<false>;
@@ -92,7 +102,10 @@ void launch_finish(const FinishArgs& args, uint32_t batch, Target target) {
 void launch_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target target) {
   const cudaStream_t stream = stream_of(target);
   if (passes.count > 0) {
-    prepare_kernel<<<dim3(batch, passes.count), kBlockThreads, 0, stream>>>(args, passes);
+    const dim3 blocks(batch, passes.count);
+    prepare_kernel<<<blocks, kBlockThreads, 0, stream>>>(args, passes);
+    check(cudaGetLastError());
+    collect_kernel<<<blocks, kBlockThreads, 0, stream>>>(args, passes);
     check(cudaGetLastError());
   }
   write_kernel<<<batch, kBlockThreads, 0, stream>>>(args, passes);

@@ -9,7 +9,6 @@
 namespace mlic::rans::device {
 
 constexpr uint32_t kMaxGroups = kMaxLanes / kGroupLanes;
-constexpr uint32_t kScaleTables = 64;              // a pass with indexes uses tables 0 .. 63
 constexpr uint32_t kMaxChannels = 1024;            // of a pass: a thread of the block each
 constexpr uint32_t kMaxPasses = 64;                // of one payload
 constexpr uint32_t kPageBytes = 1024;              // the encoder's words are collected in pages
@@ -43,24 +42,52 @@ struct alignas(16) CellTable {
   MLIC_HD int64_t beyond() const { return int64_t{minimum} + escape(); }
 };
 
+// How the symbols of one table are coded: with `own`, or, if limit is not zero, in runs.
+struct alignas(16) DeviceTable {
+  CellTable own;
+  CellTable runs;    // the last entry is that of the longest run
+  CellTable values;  // those in no class of their own
+  uint16_t limit;
+  uint16_t near;
+  uint32_t bounds;       // bounds + n: where the entry of n zeros and nothing after begins
+  uint32_t tails;        // encoder entry tails + n: n < limit zeros and nothing after
+  uint32_t runs_before;  // run tables among the tables before
+
+  MLIC_HD Classes classes() const { return {near}; }
+
+  // The table that has entries for the symbols that are not coded in a class.
+  MLIC_HD const CellTable& bounded() const { return limit != 0 ? values : own; }
+};
+
+// The symbol of an entry of values.
+MLIC_HD int32_t value_of(const CellTable& values, Classes classes, uint32_t number) {
+  return classes.open_gap(static_cast<int32_t>(static_cast<uint32_t>(values.minimum) + number));
+}
+
+MLIC_HD int64_t beyond(const DeviceTable& table) {
+  if (table.limit == 0) return table.own.beyond();
+  return value_of(table.values, table.classes(), table.values.escape());
+}
+
 // An EncoderEntry as it stays in registers from its load until it is wanted.
 struct alignas(16) PackedEntry {
   uint64_t reciprocal;
   Entry slots;
-  uint32_t packed;  // cost | bits << 16
+  uint32_t packed;  // cost | bits << 24
 
-  MLIC_HD uint16_t cost() const { return static_cast<uint16_t>(packed); }
+  MLIC_HD uint32_t cost() const { return packed & 0xffffff; }
   MLIC_HD EncoderEntry unpack() const {
     return {reciprocal, static_cast<uint16_t>(freq_of(slots)),
-            static_cast<uint16_t>(start_of(slots)), cost(), static_cast<uint8_t>(packed >> 16)};
+            static_cast<uint16_t>(start_of(slots)), static_cast<uint8_t>(packed >> 24)};
   }
 };
 
 struct TableView {
-  const CellTable* tables;
+  const DeviceTable* tables;
   const PackedEntry* encoder_entries;
   const Cell* cells;
   const Entry* entries;
+  const uint32_t* bounds;
 };
 
 // The consecutive tables that a pass uses.
@@ -69,12 +96,21 @@ struct TableRange {
   uint32_t count;
   uint32_t first_cell;
   uint32_t cells;
+  uint32_t first_bound;
+  uint32_t bounds;
+  uint32_t runs_before;
+  uint32_t runs;  // run tables
 };
+
+// Shared memory for the tables of a pass, beside cells; a multiple of 8.
+MLIC_HD uint32_t staged_bytes(const TableRange& range) {
+  return range.count * sizeof(DeviceTable) + (range.bounds + 1) / 2 * 2 * sizeof(uint32_t);
+}
 
 // ---- A pass ----
 
-// Arrays are [batch, positions, channels]; the stream has channels first. Without indexes, the
-// table of a symbol is the first of the range plus its channel.
+// Arrays are [batch, positions, channels]. Without indexes, the table of a symbol is the first of
+// the range plus its channel.
 struct PassShape {
   uint32_t positions;
   uint32_t channels;
@@ -96,7 +132,7 @@ constexpr uint32_t kRetired = ~0u;
 struct DecoderState {
   uint32_t error;
   uint32_t lanes;       // those of the tail alone, once the others have retired
-  uint32_t until_tail;  // passes; kRetired after them
+  uint32_t until_tail;  // symbols; kRetired after them
   uint32_t spare;       // words that may be left at the end, all zero
   uint32_t states[kMaxLanes];
   uint32_t next[kMaxGroups];  // the group's next word
@@ -125,10 +161,14 @@ struct DecodeArgs {
   int32_t* symbols;        // [batch, positions, channels]
   DecoderState* states;    // [batch]
   uint16_t* words;         // [batch, words_stride]
-  uint64_t* records;       // [batch, records_stride], scratch
+  uint32_t* scratch;       // [batch, kDecoderScratch, scratch_stride]
   uint32_t words_stride;
-  uint32_t records_stride;  // at least the size of the pass
+  uint32_t scratch_stride;  // at least the size of the pass
 };
+
+// Arrays of the decoder's scratch: the symbol of each place, the place of each symbol, places of
+// escaped symbols, and a bit for each place that has one.
+enum Scratch : uint32_t { kValues, kPlaces, kEscapes, kMarks, kDecoderScratch };
 
 struct FinishArgs {
   const DecoderState* states;  // [batch]
@@ -140,12 +180,12 @@ struct FinishArgs {
 // ---- Encoding ----
 
 struct EncodePass {
-  const int32_t* symbols;  // [batch, positions, channels]
-  const uint8_t* indexes;  // [batch, positions, channels] or null
-  uint64_t records;        // where those of the pass begin
+  const int32_t* symbols;   // [batch, positions, channels]
+  const uint8_t* indexes;   // [batch, positions, channels] or null
+  uint64_t symbols_before;  // of an image
+  uint64_t events_before;   // where its events begin
   PassShape shape;
-  uint32_t first_table;
-  uint32_t tables;
+  TableRange range;
 };
 
 struct PassList {
@@ -153,14 +193,27 @@ struct PassList {
   EncodePass passes[kMaxPasses];
 };
 
-enum class Flag : uint32_t { kAbsent, kCoded, kSkipped };
+// A pass is coded in one part, or in two if the tail begins in it.
+constexpr uint32_t kParts = 2;
+
+// Where the events of a part begin that begins at a place, [steps, lanes]: an event takes a symbol,
+// or is the second of one.
+MLIC_HD uint64_t events_before(uint32_t place, uint32_t part) {
+  return 2 * (uint64_t{place} + part * kMaxLanes);
+}
+
+// Room for the events of a pass.
+MLIC_HD uint64_t event_room(uint64_t size) { return 2 * (size + kMaxLanes + kGroupLanes); }
 
 struct PassInfo {
-  uint64_t cost;   // 1/256 bit
-  uint32_t coded;  // symbols, and as many records
-  Flag flag;
   uint32_t error;
-  uint32_t padding;
+  uint32_t runs_end;
+  uint32_t escapes[kParts];  // how many
+  uint64_t cost;
+  uint64_t costs[kMaxChannels];        // of each list, in 1/kBit bit
+  uint32_t ends[kMaxChannels];         // of each list
+  uint16_t tables[kMaxChannels];       // of each list, counted from the first of the pass
+  uint32_t events[kParts][kMaxLanes];  // how many each lane has
 };
 
 struct EncodeResult {
@@ -172,13 +225,16 @@ struct EncodeResult {
 struct EncodeArgs {
   TableView tables;
   const uint32_t* digests;  // [batch]
-  uint32_t* records;        // [batch, records_stride], scratch
-  uint32_t* escapes;        // [batch, records_stride], scratch
+  int32_t* sorted;          // [batch, symbols_stride], scratch: symbols in coding order
+  uint32_t* entries;        // [batch, symbols_stride], scratch: of each place without runs
+  uint32_t* escapes;        // [batch, symbols_stride], scratch: places of those that are escaped
+  uint32_t* events;         // [batch, events_stride], scratch: [steps, lanes] of each part
   PassInfo* infos;          // [batch, kMaxPasses], scratch
   uint8_t* pages;           // [batch, page_count, kPageBytes], scratch, aligned to 8 bytes
   uint8_t* payloads;        // [batch, capacity]
   EncodeResult* results;    // [batch]
-  uint64_t records_stride;
+  uint64_t symbols_stride;
+  uint64_t events_stride;
   uint32_t page_count;
   uint32_t capacity;
   uint32_t lanes;  // 0 to choose by the size of the payload

@@ -5,11 +5,12 @@
 // warp, and a phase ends in a barrier. Variables of one lane or thread that outlive a call are
 // Lanes<T> or Threads<T>: a register on the device, an array on the host. Everything else outside
 // of the calls is uniform: the same value for all, computed by all. So what one thread tells
-// another goes through a ballot, a sum, or memory written in an earlier phase, and nothing else can
-// be written down. The host runs odd phases backwards, so that code that depends on the order of
-// threads gives wrong results.
+// another goes through a ballot, a sum, or memory written in an earlier phase (or before `sync`),
+// and nothing else can be written down. The host runs odd phases backwards, so that code that
+// depends on the order of threads gives wrong results.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -88,6 +89,18 @@ class DeviceWarp {
     out[0] = __shfl_sync(~0u, values[0], static_cast<int>(f(lane())));
   }
 
+  // masks: the lanes whose value is the lane's own.
+  __device__ void match(Lanes<uint32_t>& values, Lanes<uint32_t>& masks) {
+    masks[0] = __match_any_sync(~0u, values[0]);
+  }
+
+  __device__ uint32_t greatest(Lanes<uint32_t>& values) {
+    return __reduce_max_sync(~0u, values[0]);
+  }
+
+  // What lanes wrote to memory before is there for all.
+  __device__ void sync() { __syncwarp(); }
+
   // Replaces each value by the sum of those of the lanes before; returns the sum of all.
   __device__ uint32_t exclusive_sum(Lanes<uint32_t>& values) {
     const uint32_t own = values[0];
@@ -156,6 +169,18 @@ class HostWarp {
   void gather(Lanes<uint32_t>& values, F&& f, Lanes<uint32_t>& out) {
     each([&](uint32_t lane) { out[lane] = values[f(lane) % kWarpLanes]; });
   }
+
+  void match(Lanes<uint32_t>& values, Lanes<uint32_t>& masks) {
+    each([&](uint32_t lane) {
+      masks[lane] = ballot([&](uint32_t other) { return values[other] == values[lane]; });
+    });
+  }
+
+  uint32_t greatest(Lanes<uint32_t>& values) {
+    return *std::max_element(values.begin(), values.end());
+  }
+
+  void sync() {}
 
   uint32_t exclusive_sum(Lanes<uint32_t>& values) {
     uint32_t sum = 0;
