@@ -22,7 +22,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from gpu_model import GAP, OPERATOR, Launch, load, microseconds
+from gpu_model import OPERATOR, Launch, gap, load, microseconds
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -129,7 +129,13 @@ def critical_path(nodes: Sequence[Node]) -> Chain:
             followers[before].append(number)
     waits = [len(node.after) for node in nodes]
     ends = [0.0] * len(nodes)
-    left = {number: _alone(node) for number, node in enumerate(nodes) if not node.after}
+
+    def alone(node: Node) -> float:
+        # Where branches meet all wait to the end.
+        before = nodes[node.after[0]].launch if len(node.after) == 1 else None
+        return gap(before, node.launch) + microseconds(node.launch)
+
+    left = {number: alone(node) for number, node in enumerate(nodes) if not node.after}
     now = 0.0
     while left:
         rate = 1 / max(1.0, sum(load(nodes[number].launch) for number in left))
@@ -142,7 +148,7 @@ def critical_path(nodes: Sequence[Node]) -> Chain:
             for after in followers[number]:
                 waits[after] -= 1
                 if not waits[after]:
-                    left[after] = _alone(nodes[after])
+                    left[after] = alone(nodes[after])
     chain = [max(range(len(nodes)), key=ends.__getitem__)]
     while after := nodes[chain[-1]].after:
         chain.append(max(after, key=ends.__getitem__))
@@ -150,10 +156,6 @@ def critical_path(nodes: Sequence[Node]) -> Chain:
     begins = [0.0, *(ends[number] for number in chain[:-1])]
     times = (ends[number] - begin for number, begin in zip(chain, begins, strict=True))
     return Chain(tuple(chain), tuple(times))
-
-
-def _alone(node: Node) -> float:
-    return GAP + microseconds(node.launch)
 
 
 # -- recording --------------------------------------------------------------------------------
@@ -233,10 +235,11 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
         products = a["positions"] * hidden
     elif kernel == "depthwise":
         shape = (a["ROWS"],)
-    elif kernel == "fusion":
-        shape = (a["C"], (2 * a["C"] // a["CHUNK"]) * -(-25 * a["C"] // a["STEP"]))
-        products = a["windows"] * (25 * 2 + 4 + 8 + 8) * a["C"] ** 2
-    return Launch(kernel, math.prod(grid), moved, products, shape)
+    elif kernel == "mlp":
+        shape = (10 * a["C"] // a["CHUNK"],)  # proj, fc1, fc2
+        products = a["windows"] * (4 + 8 + 8) * a["C"] ** 2
+    programmatic = bool(a.get("launch_pdl"))
+    return Launch(kernel, math.prod(grid), moved, products, shape, programmatic)
 
 
 def _tensors(arguments: dict[str, Any]) -> Iterator[Tensor]:
@@ -379,13 +382,13 @@ def to_json(nodes: Sequence[Node]) -> dict[str, Any]:
     kinds = list(dict.fromkeys(node.launch for node in nodes))
     number = {kind: i for i, kind in enumerate(kinds)}
     return {
-        "launches": [[k.kernel, k.programs, k.bytes, k.products, list(k.shape)] for k in kinds],
+        "launches": [list(astuple(kind)) for kind in kinds],
         "nodes": [[number[node.launch], *node.after] for node in nodes],
     }
 
 
 def from_json(document: dict[str, Any]) -> list[Node]:
-    kinds = [Launch(*rest, tuple(shape)) for *rest, shape in document["launches"]]
+    kinds = [Launch(*first, tuple(shape), last) for *first, shape, last in document["launches"]]
     return [Node(kinds[kind], tuple(after)) for kind, *after in document["nodes"]]
 
 

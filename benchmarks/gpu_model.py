@@ -16,6 +16,8 @@ CORES = 132
 #: Microseconds between two launches of which one waits for the other. Such a launch that does
 #: nothing takes 1.1 in all.
 GAP = 0.35
+#: The same where the second launch begins before the first has ended: 0.83 instead of 1.1.
+PROGRAMMATIC_GAP = 0.08
 #: Bytes and bfloat16 operations a microsecond that large launches of the transforms reached.
 BYTES, BYTES_NORMALISE, BFLOAT16, FLOAT32 = 2.4e6, 1.2e6, 700e6, 10e6
 #: What the names of PyTorch's operators begin with.
@@ -36,8 +38,9 @@ PRODUCTS = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: its kernel, how many programs, what it moves and multiplies, and its ``shape``,
-    the numbers of which the kernel's time is a function.
+    """One launch: its kernel, how many programs, what it moves and multiplies, its ``shape``, the
+    numbers of which the kernel's time is a function, and whether it begins before the one before it
+    has ended.
     """
 
     kernel: str
@@ -45,6 +48,14 @@ class Launch:
     bytes: int = 0
     products: int = 0
     shape: tuple[int, ...] = ()
+    programmatic: bool = False
+
+
+def gap(before: Launch | None, launch: Launch) -> float:
+    """Microseconds from the end of the launch that is waited for to the begin of another."""
+    if before is not None and before.programmatic and launch.programmatic:
+        return PROGRAMMATIC_GAP
+    return GAP
 
 
 def microseconds(launch: Launch) -> float:
@@ -91,9 +102,15 @@ def _pass(launch: Launch) -> float:
 
 
 def _fusion(launch: Launch) -> float:
-    """Steps over tokens of 5x5; those of 64 channels and more are slower."""
-    channels, steps = launch.shape
-    return math.ceil(launch.programs / CORES) * (4.5 + steps * (0.65 if channels <= 32 else 1.16))
+    """Of the first run: steps over tokens of 5x5, and the layers after them."""
+    _, steps = launch.shape
+    return math.ceil(launch.programs / CORES) * (4.5 + steps * 0.65)
+
+
+def _mlp(launch: Launch) -> float:
+    """Steps over chunks of channels: what the kernel of the first run had beside its tokens."""
+    (steps,) = launch.shape
+    return math.ceil(launch.programs / CORES) * (2.0 + 0.5 * steps)
 
 
 def _convolution(launch: Launch) -> float:
@@ -131,6 +148,7 @@ _TIMES: dict[str, Callable[[Launch], float]] = {
     "totals": _linear(1.4, 0.8),
     "pass": _pass,
     "fusion": _fusion,
+    "mlp": _mlp,
     "convolution": _convolution,
     "coder": _coder,
     "depthwise": _depthwise,

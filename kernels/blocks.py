@@ -20,7 +20,13 @@ from torch import Tensor
 
 from mlic_fast.engine.exact_transforms import HALVINGS, exact_gain
 from mlic_fast.kernels.configs import config
-from mlic_fast.kernels.functions import launch, quantise, quantise_twin, to_planes
+from mlic_fast.kernels.functions import (
+    await_launch_before,
+    launch,
+    quantise,
+    quantise_twin,
+    to_planes,
+)
 from mlic_fast.kernels.planes import store_planes
 
 #: Rows and columns of a block, and the values of one.
@@ -68,6 +74,7 @@ def _to_blocks_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """``height`` and ``width`` in blocks."""
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (m < positions)[:, None] & (c < VALUES)[None, :]
@@ -90,6 +97,7 @@ def _scales_kernel(
     SQUARINGS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    await_launch_before()
     side = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = c < channels
@@ -128,6 +136,7 @@ def _scaled_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_inside = c < channels

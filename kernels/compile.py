@@ -4,7 +4,8 @@ What is compiled is what encodes and decodes of the models below launch, with th
 and constants of these launches, for small images and for large ones. Prints registers, bytes
 spilled, shared memory and the tensor-core instructions of every kernel and target, and fails on
 spills, on more shared memory than there is, on inexact instructions in the exact path, on a matrix
-product without tensor cores, and on loops that were to fetch ahead and do not.
+product without tensor cores, on loops that were to fetch ahead and do not, and on kernels that do
+not wait for the launch before them.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ _work: list[Variant] = []
 
 def compile_one(number: int) -> Report:
     variant = _work[number]
+    triton.runtime.driver.set_active(StubDriver(variant.target))  # kernels ask what they run on
     source = ASTSource(variant.kernel, variant.signature, variant.constants, variant.attributes)
     target = GPUTarget("cuda", variant.target, 32)
     compiled = triton.compile(source, target=target, options=variant.options)
@@ -183,6 +185,8 @@ def compile_one(number: int) -> Report:
         wrong.append("no tensor cores")
     if variant.options["num_stages"] > 1 and not fetches_ahead(compiled.asm["ptx"]):
         wrong.append("a loop fetches nothing ahead")
+    if variant.target >= 90 and "griddepcontrol.wait" not in compiled.asm["ptx"]:
+        wrong.append("does not wait for the launch before")
     exact = not variant.options["enable_fp_fusion"]
     if exact and (inexact := set(INEXACT.findall(compiled.asm["ptx"]))):
         wrong.append("inexact: " + ", ".join(sorted(inexact)))

@@ -71,13 +71,13 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     },
     # One window and head a program: a warp has 16 of the 25 tokens.
     "window_attention": {("any", "any"): Config(1, warps=2)},
-    "window_fusion": {
+    "window_mlp": {
         ("any", "small"): Config(16, outputs=64),
         ("any", "large"): Config(32, outputs=64),
     },
     # Slices of more than 32 channels, which the published models do not have.
     "window_qkv_wide": {("any", "any"): Config(16)},
-    "window_fusion_wide": {("any", "any"): Config(16, warps=8)},
+    "window_mlp_wide": {("any", "any"): Config(16, warps=8, outputs=64)},
     "linear_maxima": {("any", "any"): Config(64, warps=4)},
     "linear_contexts": {("any", "any"): Config(32)},
     "linear_apply": {
@@ -120,6 +120,12 @@ def architecture(device: torch.device) -> str:
         return "interpreter"
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm{major}{minor}"
+
+
+def programmatic(device: torch.device) -> bool:
+    """Whether a kernel may begin before the one before it has ended, and wait for it then."""
+    name = architecture(device)
+    return name.startswith("sm") and int(name[2:]) >= 90
 
 
 def shared_memory(device: torch.device) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor
 from mlic_fast.engine.packed import Layer
 from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
+    await_launch_before,
     from_planes,
     gelu,
     gelu_twin,
@@ -104,6 +105,7 @@ def _depthwise_kernel(
     """A program has BLOCK_M columns of groups of ROWS rows: each row that it loads is a tap of up
     to three rows of sums.
     """
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_inside = c < channels

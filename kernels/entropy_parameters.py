@@ -35,6 +35,7 @@ from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
 from mlic_fast.engine.packed import Layer
 from mlic_fast.kernels import configs
 from mlic_fast.kernels.functions import (
+    await_launch_before,
     clamp,
     from_planes,
     gelu,
@@ -318,6 +319,7 @@ def _pass_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_inside = m < positions
     half = width // 2

@@ -33,7 +33,13 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.kernels.configs import config
-from mlic_fast.kernels.functions import FREE, clamp, launch, rint
+from mlic_fast.kernels.functions import (
+    FREE,
+    await_launch_before,
+    clamp,
+    launch,
+    rint,
+)
 from mlic_fast.models.layers import GDN
 
 #: Channels that images have for convolutions: those of tensor cores read so many at once.
@@ -137,6 +143,7 @@ def _load(x, bias, m, c, positions, width, channels, SHUFFLED: tl.constexpr):
 
 @triton.jit(do_not_specialize=("positions", "plane"))
 def _from_pixels_kernel(images, out, positions, plane, BLOCK_M: tl.constexpr, PADDED: tl.constexpr):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.arange(0, PADDED)
     m_inside = (m < positions)[:, None]
@@ -160,6 +167,7 @@ def _activate_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     y = _load(x, bias, m, c, positions, width, channels, SHUFFLED)
@@ -195,6 +203,7 @@ def _normalise_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     v = _load(x, bias, m, k, positions, width, channels, False)
@@ -234,6 +243,7 @@ def _normalise_kernel(
 
 @triton.jit(do_not_specialize=("positions", "plane", "width"))
 def _to_pixels_kernel(x, bias, out, positions, plane, width, BLOCK_M: tl.constexpr):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.arange(0, 4)
     v = _load(x, bias, m, c, positions, width, 3, True)

@@ -22,6 +22,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.target_info import cuda_capability_geq
 
 from mlic_fast.engine.arithmetic import (
     ACTIVATION_LIMIT,
@@ -32,6 +34,7 @@ from mlic_fast.engine.arithmetic import (
     SOFTMAX_ONE,
     TANH_CLAMP,
 )
+from mlic_fast.kernels.configs import programmatic
 
 #: Options of every launch on the exact path, and of one off it.
 EXACT = {"enable_fp_fusion": False}
@@ -55,8 +58,15 @@ _ROUNDER_BITS = tl.constexpr(0x4B400000)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Launch a kernel on the current stream; exact, unless the options are those of FREE."""
+    """Launch a kernel on the current stream; exact, unless the options are those of FREE.
+
+    Where the GPU can, the launch begins before the one before it has ended. So every kernel begins
+    with :func:`await_launch_before`.
+    """
     options = EXACT | options
+    device = next(each.device for each in args if isinstance(each, Tensor))
+    if programmatic(device):
+        options["launch_pdl"] = True
     if _COMPILES_ONLY.get():
         kernel.warmup(*args, grid=grid, **options)
     else:
@@ -99,6 +109,14 @@ def compile_only(work: Callable[[], object], workers: int) -> None:
 
 
 # -- Triton -----------------------------------------------------------------------------------
+
+
+@triton.jit
+def await_launch_before():
+    """Until all that was launched before has ended; then the next launch may begin."""
+    if cuda_capability_geq(9, 0):
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit

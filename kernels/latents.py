@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
+    await_launch_before,
     launch,
     quantise,
     quantise_twin,
@@ -59,6 +60,7 @@ def _hyper_latents_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_inside = c < channels
@@ -89,6 +91,7 @@ def _decoded_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (m < positions)[:, None] & (c < channels)[None, :]
@@ -122,6 +125,7 @@ def _digest_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     image = tl.program_id(2)

@@ -27,6 +27,7 @@ from torch import Tensor
 from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, EXPONENT_LIMIT
 from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
+    await_launch_before,
     exp_int,
     exp_int_twin,
     high_byte,
@@ -129,6 +130,7 @@ def _maxima_kernel(
     BLOCK: tl.constexpr,
     COLOUR: tl.constexpr,
 ):
+    await_launch_before()
     chunk, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(1)
     channels = tl.arange(0, WIDTH)
@@ -174,6 +176,7 @@ def _contexts_kernel(
     CHUNKS: tl.constexpr,
     COLOUR: tl.constexpr,
 ):
+    await_launch_before()
     chunk, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     chunks, heads = tl.num_programs(0), tl.num_programs(1)
     channels = tl.arange(0, WIDTH)
@@ -244,6 +247,7 @@ def _apply_kernel(
     COLOUR: tl.constexpr,
     WIDE: tl.constexpr,
 ):
+    await_launch_before()
     block, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     channels = tl.arange(0, WIDTH)
     values = tl.arange(0, VALUES)

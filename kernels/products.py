@@ -33,6 +33,7 @@ from mlic_fast.engine.packed import Segment
 from mlic_fast.kernels.configs import config as launch_config
 from mlic_fast.kernels.configs import product_config
 from mlic_fast.kernels.functions import (
+    await_launch_before,
     from_planes,
     gelu,
     gelu_twin,
@@ -341,6 +342,7 @@ def _conv_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_inside = n < outputs
@@ -421,6 +423,7 @@ def _parts_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """totals int32 [inputs, parts, positions, outputs]: each input's sum, over a part of its K."""
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     of = tl.program_id(2)
@@ -482,6 +485,7 @@ def _totals_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_inside = n < outputs

@@ -28,6 +28,7 @@ from torch import Tensor
 from mlic_fast.engine.arithmetic import EXCLUDED_RADIUS, QUERY_BLOCK, power_of_two
 from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
+    await_launch_before,
     exp_int,
     exp_int_twin,
     high_byte,
@@ -166,6 +167,7 @@ def _attention_kernel(
     KV_COLOUR: tl.constexpr,
     SPAN: tl.constexpr,
 ):
+    await_launch_before()
     block, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     depth = tl.arange(0, WIDTH)
     is_depth = (depth < DEPTH)[None, :]

@@ -1,22 +1,24 @@
 """The local context of MLIC+ and MLIC++: attention in 5x5 windows around non-anchors.
 
-Three launches (docs/arithmetic.md, sections 4 and 6.5; T = 25 tokens of a window, C channels):
+Four launches (docs/arithmetic.md, sections 4 and 6.5; T = 25 tokens of a window, C channels):
 
 1. ``norm1`` and ``qkv_proj`` at all positions: x [2, B, H, W, C] -> qkv [2, B, H, W, 3C].
 2. Attention, a program for each window and head, all 25 tokens at once:
    softmax(q k^T / sqrt(d) + bias) v -> tokens [2, B, H W / 2, 25 C].
-3. ``fusion`` over 25 C channels, ``proj``, ``norm2``, ``mlp.fc1``, gelu, ``mlp.fc2`` plus what
-   ``proj`` gave: -> out [2, B, H, W/2, 2C].
+3. ``fusion`` over 25 C channels, a product (:mod:`mlic_fast.kernels.products`)
+   -> [2, B, H, W/2, 2C].
+4. ``proj``, ``norm2``, ``mlp.fc1``, gelu, ``mlp.fc2`` plus what ``proj`` gave: -> out [2, B, H,
+   W/2, 2C].
 
 Activations are planes of int8 (:mod:`mlic_fast.kernels.functions`), sums int32. q, k and v are
 gathered from the image, never unfolded. What attention gives for the 25 tokens of a window is
 written, since 2 and 3 are blocked in opposite ways: tensor cores take 25 tokens of one window as
-rows in 2, at least 16 windows as rows in 3. In one launch either 25 steps follow each other in too
-few programs, or the rows of the products are nearly empty.
+rows in 2, at least 16 windows as rows in 3. ``fusion`` has many steps of K, which a product spreads
+over more programs than the layers after it have, where a program needs all channels.
 
 Bytes at H x W = 32 x 48, C = 32, B = 1: x 98,304, qkv 294,912 written and read (12.5 times, from
-caches), tokens 1,228,800 written and read, weights 149,504, out 98,304. Products of numbers (each
-four of bytes): qkv 4.7M, attention 31M, fusion 39M, the rest 16M.
+caches), tokens 1,228,800 and what fusion gives, 98,304, written and read, weights 149,504, out
+98,304. Products of numbers (each four of bytes): qkv 4.7M, attention 31M, fusion 39M, the rest 16M.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ from torch import Tensor
 
 from mlic_fast.engine.arithmetic import WINDOW, power_of_two
 from mlic_fast.engine.packed import Layer
+from mlic_fast.kernels import products
 from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
+    await_launch_before,
     exp_int,
     exp_int_twin,
     from_planes,
@@ -49,15 +53,13 @@ from mlic_fast.kernels.functions import (
     quantise_twin,
     to_planes,
 )
+from mlic_fast.kernels.grid import Input, Positions
 from mlic_fast.kernels.planes import add_product, check_planes, padded, product, store_planes
 from mlic_fast.models.checkerboard import Parity, squeeze
 
 TOKENS = WINDOW**2
 #: Tokens of a tile: the next power of two.
 TILE = 32
-#: Inputs of ``fusion`` a step.
-STEP = 128
-
 _TOKENS = tl.constexpr(TOKENS)
 _TILE = tl.constexpr(TILE)
 
@@ -117,8 +119,8 @@ class WindowWeights:
     #: Relative position bias [heads, TILE, TILE], padded with zeros.
     relative: Tensor
     tokens_scale: float
-    fusion: Linear
-    fusion_scale: float
+    fusion: products.ProductWeights
+    fusion_scale: Tensor
     proj: Linear
     proj_scale: float
     norm2: Norm
@@ -162,8 +164,13 @@ class WindowWeights:
             logit_scale=float(np.float32(depth**-0.5) * power_of_two(-2 * exponent("qkv_proj"))),
             relative=torch.nn.functional.pad(relative, (0, pad, 0, pad)).to(device),
             tokens_scale=scale("attention"),
-            fusion=linear("fusion", "attention"),
-            fusion_scale=scale("fusion"),
+            fusion=products.pack_weights(
+                [layers[f"{prefix}.fusion"].segments],
+                [exponent("attention")],
+                [layers[f"{prefix}.fusion"].bias],
+                device,
+            ),
+            fusion_scale=torch.full((2 * channels,), scale("fusion"), device=device),
             proj=linear("proj", "fusion"),
             proj_scale=scale("proj"),
             norm2=Norm.from_packed(layers[f"{prefix}.norm2"], exponent("proj"), device),
@@ -189,7 +196,7 @@ def local_context_twin(x: Tensor, weights: WindowWeights) -> Tensor:
     normed = _norm_twin(from_planes(x), w.norm1, w.norm1_scale)
     qkv = quantise_twin(_linear_twin(normed, w.qkv), w.qkv_scale)
     tokens = _attention_twin(qkv, w)
-    fused = quantise_twin(_linear_twin(tokens, w.fusion), w.fusion_scale)
+    fused = quantise_twin(products.conv_twin([tokens], w.fusion, w.fusion.bias), w.fusion_scale)
     real = _linear_twin(fused, w.proj)
     normed = _norm_twin(quantise_twin(real, w.proj_scale), w.norm2, w.norm2_scale)
     hidden = quantise_twin(gelu_twin(_linear_twin(normed, w.fc1)), w.fc1_scale)
@@ -300,6 +307,7 @@ def _qkv_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_launch_before()
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = rows < positions
     channels = tl.arange(0, WIDTH)
@@ -336,6 +344,7 @@ def _attention_kernel(
     WIDTH: tl.constexpr,
     VALUES: tl.constexpr,
 ):
+    await_launch_before()
     window, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     windows = height * half_width
     batch = tl.num_programs(2).to(tl.int64)
@@ -381,11 +390,8 @@ def _attention_kernel(
 
 
 @triton.jit(do_not_specialize=["windows"])
-def _fusion_kernel(
-    tokens,
-    fusion_weight,
-    fusion_scale,
-    fusion_bias,
+def _mlp_kernel(
+    fused,
     proj_weight,
     proj_scale,
     proj_bias,
@@ -399,9 +405,9 @@ def _fusion_kernel(
     fc2_bias,
     out,
     windows,
+    fused_plane,
     out_plane,
     out_stride,
-    fused_scale,
     real_scale,
     epsilon,
     normed_scale,
@@ -411,39 +417,24 @@ def _fusion_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
-    STEP: tl.constexpr,
 ):
-    """CHUNK outputs of ``fusion``, then of ``mlp.fc1``, are held at a time."""
+    """CHUNK inputs of ``proj``, then outputs of ``mlp.fc1``, are held at a time."""
+    await_launch_before()
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = rows < windows
     outputs = tl.arange(0, WIDTH)
     chunk = tl.arange(0, CHUNK)
-    step = tl.arange(0, STEP)
-    INPUTS: tl.constexpr = _TOKENS * C
-    plane = windows.to(tl.int64) * INPUTS
-    tokens += rows.to(tl.int64)[:, None] * INPUTS
+    fused += rows.to(tl.int64)[:, None] * (2 * C)
 
     hh = tl.zeros((BLOCK, WIDTH), tl.int32)
     mid = tl.zeros((BLOCK, WIDTH), tl.int32)
     ll = tl.zeros((BLOCK, WIDTH), tl.int32)
     for first in range(0, 2 * C, CHUNK):
-        fused_hh = tl.zeros((BLOCK, CHUNK), tl.int32)
-        fused_mid = tl.zeros((BLOCK, CHUNK), tl.int32)
-        fused_ll = tl.zeros((BLOCK, CHUNK), tl.int32)
-        for start in range(0, INPUTS, STEP):
-            inputs = start + step
-            mask = here[:, None] & (inputs < INPUTS)[None, :]
-            low = tl.load(tokens + inputs[None, :], mask=mask, other=0)
-            high = tl.load(tokens + plane + inputs[None, :], mask=mask, other=0)
-            w_low, w_high = _weights(fusion_weight, first + chunk, inputs, 2 * C, INPUTS)
-            fused_hh, fused_mid, fused_ll = add_product(
-                fused_hh, fused_mid, fused_ll, low, high, w_low, w_high
-            )
-        fused = join_products(fused_hh, fused_mid, fused_ll)
-        fused = _affine(fused, fusion_scale, fusion_bias, first + chunk, 2 * C)
-        fused = quantise(fused, fused_scale)
-        low, high = low_byte(fused), high_byte(fused)
-        w_low, w_high = _weights(proj_weight, outputs, first + chunk, 2 * C, 2 * C)
+        inputs = first + chunk
+        mask = here[:, None] & (inputs < 2 * C)[None, :]
+        low = tl.load(fused + inputs[None, :], mask=mask, other=0)
+        high = tl.load(fused + fused_plane + inputs[None, :], mask=mask, other=0)
+        w_low, w_high = _weights(proj_weight, outputs, inputs, 2 * C, 2 * C)
         hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
     real = _affine(join_products(hh, mid, ll), proj_scale, proj_bias, outputs, 2 * C)
 
@@ -483,8 +474,10 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
     heads = len(w.relative)
     positions, windows = batch * height * width, height * width // 2
     qkv = torch.empty((2, positions, 3 * channels), dtype=torch.int8, device=x.device)
-    tokens = torch.empty((2, batch * windows, TOKENS * channels), dtype=torch.int8, device=x.device)
     wide = "_wide" if channels > 32 else ""
+    grid = Positions(batch, height, width // 2)
+    tokens = _planes(grid, TOKENS * channels, x.device)
+    fused = _planes(grid, 2 * channels, x.device)
     c = config(f"window_qkv{wide}", x.device, positions)
     launch(
         _qkv_kernel,
@@ -528,14 +521,12 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         num_warps=c.warps,
         num_stages=c.stages,
     )
-    c = config(f"window_fusion{wide}", x.device, batch * windows)
+    products.conv(Input(tokens), w.fusion, grid, out=fused, out_scale=w.fusion_scale)
+    c = config(f"window_mlp{wide}", x.device, batch * windows)
     launch(
-        _fusion_kernel,
+        _mlp_kernel,
         (triton.cdiv(batch * windows, c.block),),
-        tokens,
-        w.fusion.weight,
-        w.fusion.scale,
-        w.fusion.bias,
+        fused,
         w.proj.weight,
         w.proj.scale,
         w.proj.bias,
@@ -549,9 +540,9 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         w.fc2.bias,
         out,
         batch * windows,
+        fused.stride(0),
         out.stride(0),
         out.stride(3),
-        w.fusion_scale,
         w.proj_scale,
         w.norm2.epsilon,
         w.norm2_scale,
@@ -561,7 +552,11 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         WIDTH=padded(2 * channels),
         BLOCK=c.block,
         CHUNK=c.outputs,
-        STEP=STEP,
         num_warps=c.warps,
         num_stages=c.stages,
     )
+
+
+def _planes(grid: Positions, channels: int, device: torch.device) -> Tensor:
+    shape = (2, grid.batch, grid.height, grid.width, channels)
+    return torch.empty(shape, dtype=torch.int8, device=device)

@@ -80,9 +80,10 @@ class _Passes:
         with ops.aside(PARTS):
             self.hyper_parts[Parity.NON_ANCHOR] = self._hyper_parts(Parity.NON_ANCHOR, range(1))
             self.sums = self._sums(0)
-        with ops.aside(AHEAD):
-            for parity in PARITIES if config.slices > 1 else ():
-                self.hyper_parts[parity] += self._hyper_parts(parity, range(1, config.slices))
+        if config.slices > 1:
+            with ops.aside(AHEAD):
+                for parity in PARITIES:
+                    self.hyper_parts[parity] += self._hyper_parts(parity, range(1, config.slices))
 
     def _hyper_parts(self, parity: Parity, slices: range) -> list[Real]:
         layers = [entropy_parameters_layer(i, parity, 0) for i in slices]
@@ -106,26 +107,19 @@ class _Passes:
         if last:
             ops.join(AHEAD)
         sums, residual_parts = self.sums, self.sums.residual
+        starts = {parity: parts[i] for parity, parts in self.hyper_parts.items()}
+        shared: list[Act] = []
         if last:
+            with ops.aside(INTER):
+                inter = self._inter_context(i, last, sums)
+            channel = ops.channel_context(i, last, sums.channel[0] if sums.channel else None)
             with ops.aside(PARTS):
                 residual_parts = ops.sums(
                     _residual_layers(i), [last], partials=sums.residual, first=i
                 )
                 q, k = ops.intra_queries_and_keys(i, last)
-        shared = self._previous_slices(i, last, sums) if last else []
-        starts = {parity: parts[i] for parity, parts in self.hyper_parts.items()}
-        if shared:
-            with ops.aside(PARTS):  # the non-anchors have more contexts, but later
-                starts[Parity.NON_ANCHOR] = ops.conv(
-                    entropy_parameters_layer(i, Parity.NON_ANCHOR, 0),
-                    shared,
-                    partial=starts[Parity.NON_ANCHOR],
-                    first=1,
-                    at=Parity.NON_ANCHOR,
-                )
-        if i + 1 < ops.config.slices:
-            with ops.aside(AHEAD):
-                self.sums = self._sums(i + 1)
+            ops.join(INTER)
+            shared = [*inter, channel]
         for parity, residual_part in zip(PARITIES, residual_parts, strict=True):
             contexts = [ops.squeeze(x, parity) for x in shared]
             if parity is Parity.NON_ANCHOR:
@@ -135,25 +129,36 @@ class _Passes:
                 if last:
                     contexts.append(ops.squeeze(ops.intra_context(i, q, k, anchors), parity))
                 ops.join(LOCAL)
-            start = starts[parity]
-            indexes, means, symbols = ops.entropy_parameters(i, parity, start, contexts, y)
+            indexes, means, symbols = ops.entropy_parameters(i, parity, starts[parity], contexts, y)
+            if parity is Parity.ANCHOR:
+                # From here on the GPU is nearly idle: the range coder takes little of it.
+                if shared:
+                    with ops.aside(PARTS):
+                        starts[Parity.NON_ANCHOR] = self._shared_part(i, shared)
+                if i + 1 < ops.config.slices:
+                    with ops.aside(AHEAD):
+                        self.sums = self._sums(i + 1)
             symbols = code(i, parity, indexes, means, symbols)
             ops.decoded(latents, i, symbols, means, parity)
             if parity is Parity.ANCHOR:
                 ops.join(PARTS)
             ops.predict_residual(latents, i, parity, residual_part)
 
-    def _previous_slices(self, i: int, last: Act, sums: _Sums) -> list[Act]:
-        """Contexts that both passes of slice i share: inter (not in MLIC), then channel."""
-        ops = self.ops
-        channel_part = sums.channel[0] if sums.channel else None
-        if ops.config.variant == "mlic":
-            return [ops.channel_context(i, last, channel_part)]
-        with ops.aside(INTER):
-            inter = ops.inter_context(i, last, sums.inter)
-        channel = ops.channel_context(i, last, channel_part)
-        ops.join(INTER)
-        return [inter, channel]
+    def _inter_context(self, i: int, last: Act, sums: _Sums) -> list[Act]:
+        """Not in MLIC."""
+        if self.ops.config.variant == "mlic":
+            return []
+        return [self.ops.inter_context(i, last, sums.inter)]
+
+    def _shared_part(self, i: int, shared: Sequence[Act]) -> Real:
+        """The non-anchors' first layer over hyper part and the contexts of both passes."""
+        return self.ops.conv(
+            entropy_parameters_layer(i, Parity.NON_ANCHOR, 0),
+            shared,
+            partial=self.hyper_parts[Parity.NON_ANCHOR][i],
+            first=1,
+            at=Parity.NON_ANCHOR,
+        )
 
 
 def _residual_layers(i: int) -> list[str]:
