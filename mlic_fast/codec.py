@@ -170,6 +170,8 @@ class Codec:
             images.load_picture(each, metadata=metadata != "none")
             for each in (image if several else [image])
         ]
+        for picture in pictures:
+            picture.warn()
         if isinstance(metadata, Metadata):
             pictures = [replace(picture, metadata=metadata.upright()) for picture in pictures]
         if quality is not None:

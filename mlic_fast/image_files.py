@@ -14,6 +14,9 @@ from PIL import Image
 _BITS_PER_SAMPLE = 258
 _SUBFILE_TYPE = 254
 _DNG_VERSION = 50706
+_PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 262, 284, 339
+#: Modes of one channel of 16 bits.
+_WHOLE_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 #: Pillow's names of pixels of 16 bits a channel; ``BGR;16`` is one of 5, 6 and 5.
 _DEEP = re.compile(r"^[IL]A?;16|;16[BLN]")
 #: Left and top, and steps, of the passes of an interlaced PNG.
@@ -25,7 +28,9 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def has_deep_channels(picture: Image.Image) -> bool:
-    """Whether the file has more than 8 bits a channel, which Pillow would drop without a word."""
+    """Whether there are more than 8 bits a channel: Pillow may drop some without a word."""
+    if picture.mode.startswith(("I", "F")):
+        return True
     if picture.format == "JPEG2000":
         return _jpeg2000_depth(picture) > 8
     if picture.format == "TIFF":
@@ -39,6 +44,27 @@ def has_deep_channels(picture: Image.Image) -> bool:
         if tile[0].startswith("ppm") and isinstance(limit, int) and limit > 255:
             return True
     return False
+
+
+def can_be_rounded(picture: Image.Image) -> bool:
+    """Whether Pillow reads such channels right, as 16 bits or the upper 8 of them."""
+    if picture.mode == "I":
+        right = picture.format in ("PPM", "PNG")
+    else:
+        right = picture.mode in (*_WHOLE_GREY, "L", "LA", "RGB", "RGBA", "RGBX")
+    if "transparency" in picture.info:  # a level of 16 bits
+        return False
+    if picture.format != "TIFF":
+        return right
+    bits, layout = _tiff_tag(picture, _BITS_PER_SAMPLE), _tiff_tag(picture, _PLANAR)
+    colours, kinds = _tiff_tag(picture, _PHOTOMETRIC), _tiff_tag(picture, _SAMPLE_FORMAT)
+    return (
+        right
+        and set(bits if isinstance(bits, tuple) else (bits,)) == {16}
+        and layout in (None, 1)
+        and colours in (1, 2)
+        and set(kinds if isinstance(kinds, tuple) else (kinds or 1,)) == {1}
+    )
 
 
 def is_camera_raw(picture: Image.Image) -> bool:

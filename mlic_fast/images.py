@@ -11,11 +11,14 @@ What happens to an image on its way in (files and PIL images):
   profile.
 - An alpha channel is dropped if every pixel is opaque, and goes its own way if not.
 
-Refused with `UnsupportedImageError`: more than 8 bits a channel (whatever would be lost silently),
-CMYK without a profile, Lab, animations and files of several pages (an MPO photograph, as phones and
-cameras write them, counts as its first picture), cameras' raw files, of which Pillow sees a
-preview, and more than `bitstream.MAX_PIXELS` pixels, which is found before anything is decoded.
-AVIF files of 10 and 12 bits are taken: Pillow rounds them to 8.
+- More than 8 bits a channel are rounded to 8, and a note says so: grey levels to the nearest,
+  colours down, as Pillow does it. AVIF files of 10 and 12 bits become 8 in Pillow without a note.
+
+Refused with `UnsupportedImageError`: channels of real numbers, of 32 bits, or of 16 in a TIFF file
+plane by plane, which Pillow does not read right; CMYK without a profile, Lab, animations and files
+of several pages (an MPO photograph, as phones and cameras write them, counts as its first picture),
+cameras' raw files, of which Pillow sees a preview, and more than `bitstream.MAX_PIXELS` pixels,
+which is found before anything is decoded.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import stat
 import struct
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +44,7 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from .bitstream import MAX_PIXELS, check_size
 from .errors import UnsupportedImageError
 from .image_files import (
+    can_be_rounded,
     check_png_is_whole,
     grey_level_of_transparency,
     has_deep_channels,
@@ -63,11 +68,18 @@ class Picture:
         pixels: uint8 [3, H, W], RGB, upright.
         alpha: uint8 [H, W], not premultiplied; None if every pixel is opaque.
         metadata: what is known of it. Without a profile the pixels are sRGB.
+        notes: what was changed that its owner may want to know, a sentence each.
     """
 
     pixels: Pixels
     alpha: Pixels | None = None
     metadata: Metadata = NONE
+    notes: tuple[str, ...] = ()
+
+    def warn(self) -> None:
+        """The notes as warnings."""
+        for note in self.notes:
+            warnings.warn(note, stacklevel=3)
 
 
 ImageSource = Union[
@@ -131,6 +143,7 @@ def load_image(source: ImageSource) -> torch.Tensor:
         raise UnsupportedImageError(
             "the image has transparent pixels; flatten it onto a background first"
         )
+    picture.warn()
     return as_tensor(picture.pixels)
 
 
@@ -144,7 +157,7 @@ def load_picture(source: ImageSource, *, metadata: bool = True) -> Picture:
     files that are missing, damaged or not images.
     """
     if isinstance(source, Picture):
-        return source if metadata else Picture(source.pixels, source.alpha)
+        return source if metadata else replace(source, metadata=NONE)
     if isinstance(source, Image.Image):
         return _from_pil(source, "the image", metadata)
     if is_tensor(source):
@@ -413,18 +426,21 @@ _raised_limits = _RaisedLimits()
 
 def _from_pil(picture: Image.Image, name: str, wanted: bool) -> Picture:
     check_size(picture.width, picture.height)
-    cicp = None
+    cicp: bytes | None = None
+    notes: tuple[str, ...] = ()
     with _reading(name):
         if is_camera_raw(picture):
             raise UnsupportedImageError(
                 f"{name} is a camera's raw file, of which only a preview could be read; develop it "
                 "to TIFF, PNG or JPEG first"
             )
-        if picture.mode.startswith(("I", "F")) or has_deep_channels(picture):
-            raise UnsupportedImageError(
-                f"{name} has more than 8 bits a channel, which would be lost; convert it to 8 bits "
-                "a channel first"
-            )
+        if has_deep_channels(picture):
+            if not can_be_rounded(picture):
+                raise UnsupportedImageError(
+                    f"{name} has more than 8 bits a channel in a way that cannot be read; convert "
+                    "it to 8 bits a channel first"
+                )
+            notes = (f"{name} has more than 8 bits a channel; they are rounded to 8",)
         file = getattr(picture, "fp", None)
         if picture.format == "PNG" and file is not None:
             check_png_is_whole(file)
@@ -432,6 +448,8 @@ def _from_pil(picture: Image.Image, name: str, wanted: bool) -> Picture:
         transparent = grey_level_of_transparency(picture)
         exif = exif_elsewhere(picture) if wanted else None
         picture.load()
+        if picture.mode.startswith("I"):
+            picture = _rounded(picture)
     profile = picture.info.get("icc_profile")
     if picture.mode == "CMYK" and not profile:
         raise UnsupportedImageError(
@@ -449,8 +467,21 @@ def _from_pil(picture: Image.Image, name: str, wanted: bool) -> Picture:
     if profile and (opaque.mode != "RGB" or not wanted):
         opaque = _to_srgb(opaque, profile, name)
         metadata = replace(metadata, icc_profile=None, cicp=None, gamma=None)
-    pixels = np.array(np.asarray(opaque.convert("RGB")).transpose(2, 0, 1), order="C")
-    return Picture(pixels, alpha, metadata)
+    pixels = np.array(np.asarray(_in_mode(opaque, "RGB")).transpose(2, 0, 1), order="C")
+    return Picture(pixels, alpha, metadata, notes)
+
+
+def _rounded(picture: Image.Image) -> Image.Image:
+    """Of 16 bits grey, as 8."""
+    levels = np.asarray(picture).clip(0, 65535).astype(np.uint32)
+    grey = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    grey.info = picture.info
+    return grey
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """Converted, without a copy of what has the mode already."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -468,11 +499,11 @@ def _apart(picture: Image.Image) -> tuple[Image.Image, Pixels | None]:
     if picture.has_transparency_data:
         if picture.mode == "La":  # Pillow has no direct conversion
             picture = picture.convert("LA")
-        picture = picture.convert("RGBA")
+        picture = _in_mode(picture, "RGBA")
         alpha = _unless_opaque(np.array(picture.getchannel("A")))
     if picture.mode == "CMYK":
         return picture, alpha
-    return picture.convert("L" if grey else "RGB"), alpha
+    return _in_mode(picture, "L" if grey else "RGB"), alpha
 
 
 def _unless_opaque(alpha: Any) -> Pixels | None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import save_file
 
 import mlic_fast
@@ -335,6 +336,22 @@ def test_closed_streams(folder: Path, closed: str) -> None:
     assert subprocess.run(command, shell=True, cwd=folder).returncode == 1
     (folder / "b.mlic").write_bytes(stream)
     assert subprocess.run(command, shell=True, cwd=folder).returncode == 0
+
+
+@pytest.mark.usefixtures("loads")
+def test_notes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was changed is said, beside the results."""
+    Image.fromarray(np.full((5, 9), 40000, np.uint16)).save(folder / "deep.png")
+    assert main(["encode", "deep.png", "a.png", "--json"]) == 0
+    printed = capsys.readouterr()
+    note = "deep.png has more than 8 bits a channel; they are rounded to 8"
+    assert printed.err == f"mlic-fast: note: {note}\n"
+    deep, shallow = map(json.loads, printed.out.splitlines())
+    assert deep["notes"] == [note] and "notes" not in shallow
+    assert main(["encode", "deep.png", "--quiet", "--force"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["decode", "deep.mlic", "--force"]) == 0
+    assert torch.equal(load_image("deep.png"), torch.full((3, 5, 9), 156, dtype=torch.uint8))
 
 
 @pytest.mark.usefixtures("loads")

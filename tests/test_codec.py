@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lively import SMALL, lively_model, photograph
+from lively import BLOCKS, SMALL, lively_model, photograph
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 import mlic_fast
 from mlic_fast import bitstream
 from mlic_fast.codec import WEIGHTS, Codec, load
-from mlic_fast.engine import exact
+from mlic_fast.engine import cpu, exact, exact_transforms
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.pack import pack, save_packed
 from mlic_fast.errors import (
@@ -118,6 +118,28 @@ def test_the_image_is_that_of_the_float_model(small_models: dict[str, MlicModel]
     expected = (x_hat.clamp(0, 1) * 255).round()
     difference = (decoded.float() - expected).abs()
     assert difference.mean() < 6
+
+
+@pytest.mark.parametrize("engine", ["cpu", "spec"])
+def test_bands_change_no_bit(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large pictures are transformed, and their local contexts made, in bands."""
+    codec = load(lively_model(BLOCKS), device="cpu", engine=engine)
+    whole = exact_transforms.synthesis
+    bands: list[int] = []
+
+    def counted(ops: Any, y: Any) -> Any:
+        bands.append(y.shape[1])
+        return whole(ops, y)
+
+    image = picture(330, 200)  # 24x16 latents
+    data = codec.compress(image)
+    pixels = codec.decompress(data)
+    monkeypatch.setattr(exact_transforms, "synthesis", counted)
+    for module in (exact_transforms, cpu):
+        monkeypatch.setattr(module, "BAND_POSITIONS", 16)
+    assert codec.compress(image) == data
+    assert torch.equal(codec.decompress(data), pixels)
+    assert bands == [9, 12, 12, 9]
 
 
 def test_decode_latents_is_what_the_encoder_had(

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageCms
 
 from mlic_fast.errors import UnsupportedImageError
-from mlic_fast.images import crop, load_image, pad, save_image, write_atomically
+from mlic_fast.images import crop, load_image, load_picture, pad, save_image, write_atomically
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (13, 21, 3), dtype=np.uint8)
@@ -41,7 +41,8 @@ def png16(path: Path, colour_type: int, channels: int) -> Path:
         )
 
     header = struct.pack(">IIBBBBB", 4, 3, 16, colour_type, 0, 0, 0)
-    rows = b"".join(b"\0" + bytes(8 * channels) for _ in range(3))
+    pixels = (b"".join(level.to_bytes(2, "big") * channels for level in (0, 255, 32767, 65535)),)
+    rows = b"".join(b"\0" + row for row in 3 * pixels)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     return path
@@ -262,27 +263,38 @@ def test_cmyk_needs_a_usable_profile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
-def test_16_bit_png_is_refused(colour_type: int, channels: int, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedImageError, match="more than 8 bits"):
-        load_image(png16(tmp_path / "deep.png", colour_type, channels))
+def test_16_bit_png_is_rounded(colour_type: int, channels: int, tmp_path: Path) -> None:
+    path = png16(tmp_path / "deep.png", colour_type, channels)
+    with pytest.warns(UserWarning, match="deep.png has more than 8 bits a channel"):
+        picture = load_picture(path)
+        picture.warn()
+    levels = [0, 1, 127, 255] if channels == 1 else [0, 0, 127, 255]
+    assert np.array_equal(picture.pixels, np.broadcast_to(levels, (3, 3, 4)))
+    assert (picture.alpha is None) == (channels % 2 == 1)
+    assert picture.alpha is None or picture.alpha[0].tolist() == levels
 
 
-def test_other_deep_images_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "deep.ppm").write_bytes(b"P6 2 1 65535\n" + bytes(12))
-    (tmp_path / "ten.pgm").write_bytes(b"P5 2 1 1023\n" + bytes(4))
-    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "deep.tif")
+def test_other_deep_images(tmp_path: Path) -> None:
+    levels = np.array([[0, 128, 129, 40000, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.tif")
+    Image.fromarray(levels).save(tmp_path / "deep.jp2", irreversible=False)
+    (tmp_path / "deep.pgm").write_bytes(b"P5 5 1 65535\n" + levels.astype(">u2").tobytes())
+    for source in (*(tmp_path / name for name in ("deep.tif", "deep.jp2", "deep.pgm")), levels):
+        image = Image.fromarray(levels) if source is levels else source
+        with pytest.warns(UserWarning, match="rounded to 8"):
+            assert load_image(image).tolist() == [[[0, 0, 1, 156, 255]]] * 3
+    (tmp_path / "ten.pgm").write_bytes(b"P5 2 1 1023\n" + bytes([0, 0, 3, 255]))
+    (tmp_path / "deep.ppm").write_bytes(b"P6 1 1 65535\n" + bytes([0, 0, 156, 64, 255, 255]))
+    with pytest.warns(UserWarning):
+        assert load_image(tmp_path / "ten.pgm")[0].tolist() == [[0, 255]]
+        assert load_image(tmp_path / "deep.ppm").flatten().tolist() == [0, 156, 255]
     Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "float.tif")
-    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "deep.jp2")
-    for name in ("deep.ppm", "ten.pgm", "deep.tif", "float.tif", "deep.jp2"):
+    Image.fromarray(GREY.astype(np.int32)).save(tmp_path / "wide.tif")
+    for source in (tmp_path / "float.tif", tmp_path / "wide.tif", Image.new("I", (4, 4))):
         with pytest.raises(UnsupportedImageError, match="more than 8 bits"):
-            load_image(tmp_path / name)
+            load_image(source)
     Image.fromarray(RGB).save(tmp_path / "shallow.jp2", irreversible=False)
     assert torch.equal(load_image(tmp_path / "shallow.jp2"), chw(RGB))
-    data = bytearray((tmp_path / "shallow.jp2").read_bytes())
-    data[data.index(b"\xff\x4f\xff\x51") + 42] = 11  # 12 bits: Pillow would return 8 of them
-    (tmp_path / "twelve.jp2").write_bytes(data)
-    with pytest.raises(UnsupportedImageError, match="more than 8 bits"):
-        load_image(tmp_path / "twelve.jp2")
 
 
 @pytest.mark.parametrize("name", ["moving.gif", "moving.webp", "pages.tif", "moving.png"])

@@ -41,7 +41,7 @@ def count_entropy_path(packed: PackedModel, width: int, height: int) -> int:
 def count_exact_transforms(packed: PackedTransforms, width: int, height: int) -> dict[str, int]:
     """As :func:`count_transforms`, of what exact arithmetic multiplies."""
     ops = _CountingOps(packed)
-    y = analysis(ops, torch.zeros(1, dtype=torch.uint8).expand(1, 3, height, width))
+    y = analysis(ops, np.broadcast_to(np.uint8(0), (1, 3, height, width)))
     hyper_analysis(ops, y)
     encoding = ops.products
     synthesis(ops, y)

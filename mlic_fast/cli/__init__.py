@@ -90,6 +90,11 @@ def print_error(error: object) -> None:
     print(f"mlic-fast: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
 
 
+def print_note(note: object) -> None:
+    """Print one line on stderr that is no error."""
+    print(f"mlic-fast: note: {printable(' '.join(str(note).split()))}", file=sys.stderr)
+
+
 def printable(text: str) -> str:
     """With characters that a terminal would act on, or cannot show, as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

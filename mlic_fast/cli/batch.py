@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from mlic_fast.cli import UsageError, explain, print_error, printable
+from mlic_fast.cli import UsageError, explain, print_error, print_note, printable
 from mlic_fast.cli.files import STREAM, Job
 
 Result = dict[str, Any]
@@ -60,6 +60,8 @@ def run_batch(
                 if "error" in result:
                     failures += 1
                     print_error(result["error"])
+                for note in () if quiet else result.get("notes", ()):
+                    print_note(note)
                 if as_json:
                     print(json.dumps(result), flush=True)
                 elif not ("error" in result or quiet or result.get("output") == STREAM):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,7 +126,7 @@ def _encoder(args: argparse.Namespace) -> Steps:
         start = time.perf_counter()
         targets = {"target_bytes": args.target_bytes, "target_psnr": args.target_psnr}
         wanted = {name: value for name, value in targets.items() if value is not None}
-        data = codec.compress(picture, quality=args.quality, **wanted)
+        data = codec.compress(replace(picture, notes=()), quality=args.quality, **wanted)
         assert isinstance(data, bytes)  # a list only for several
         return picture, data, time.perf_counter() - start
 
@@ -135,6 +136,7 @@ def _encoder(args: argparse.Namespace) -> Steps:
         if args.output_dir is not None:
             job.target.parent.mkdir(parents=True, exist_ok=True)
         write_output(job.target, data)
-        return result_of(job, picture.pixels, len(data), seconds)
+        result = result_of(job, picture.pixels, len(data), seconds)
+        return result | ({"notes": picture.notes} if picture.notes else {})
 
     return Steps(read, encode, write)

@@ -6,9 +6,10 @@ for every instruction set and any number of threads.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,11 @@ ISA_VARIABLE = "MLIC_FAST_ISA"
 ISA_NAMES = ("avx512", "avxvnni", "avx2", "neon", "scalar")
 
 _ALL_POSITIONS = -1
+#: Positions of latents whose local context is made at a time, in whole rows: a window of 25 tokens
+#: takes much memory.
+BAND_POSITIONS = 1 << 15
+#: A sum that is made when it is gone on with: so only one of them takes memory at a time.
+Later = Callable[[], Float]
 
 
 def instruction_set(name: str | None = None) -> str:
@@ -212,13 +218,15 @@ class CpuOps(SpecOps):
         layer: str,
         inputs: Sequence[Act],
         *,
-        partial: Float | None = None,
+        partial: Float | Later | None = None,
         first: int | None = None,
         at: Parity | None = None,
         activation: bool = False,
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
+        if callable(partial):
+            partial = partial()
         weights = self.layers[layer]
         used = weights.used(inputs, partial, first)
         outputs = len(weights.bias)
@@ -247,6 +255,35 @@ class CpuOps(SpecOps):
             out_scale=_scale(exponent),
         )
         return r if out is None else Act(r, exponent)
+
+    def sums(
+        self,
+        layers: Sequence[str],
+        inputs: Sequence[Act],
+        *,
+        partials: Sequence[Float | Later] | None = None,
+        first: int = 0,
+        at: Parity | None = None,
+    ) -> list[Any]:
+        inputs = list(inputs)
+        before: Sequence[Float | Later | None] = partials or [None] * len(layers)
+        return [
+            functools.partial(self.conv, layer, inputs, partial=partial, first=first, at=at)
+            for layer, partial in zip(layers, before, strict=True)
+        ]
+
+    def local_context(self, i: int, anchors: Act) -> Act:
+        _, height, width, _ = anchors.q.shape
+        if self.config.variant == "mlic" or height * width <= BAND_POSITIONS:
+            return super().local_context(i, anchors)
+        rows = max(4, BAND_POSITIONS // width // 2 * 2)  # of both colours alike
+        parts = []
+        for row in range(0, height, rows):
+            start, stop = max(0, row - WINDOW // 2), row + rows + WINDOW // 2
+            part = Act(np.ascontiguousarray(anchors.q[:, start:stop]), anchors.exponent)
+            found = super().local_context(i, part)
+            parts.append(found.q[:, row - start : row - start + rows])
+        return Act(np.concatenate(parts, axis=1), found.exponent)
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
         weights = self.layers[layer]

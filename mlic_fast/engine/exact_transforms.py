@@ -5,7 +5,8 @@ The arithmetic: docs/arithmetic.md, section 9.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ Double = npt.NDArray[np.float64]
 
 #: Halvings before the series of :func:`exact_exp`, and squarings after it.
 HALVINGS = 10
+#: Positions of latents that transforms take at a time, in whole rows: larger pictures go in bands.
+BAND_POSITIONS = 1 << 15
 NO_RATE = "this model has a variable rate: give rate"
 
 
@@ -39,7 +42,17 @@ class ExactTransforms:
 
     def analysis(self, images: Any) -> Real:
         """What all rates have in common: the input of :meth:`at_rate`."""
-        return analysis(self.ops, np.asarray(images))
+        images = np.asarray(images)
+        batch, _, height, width = images.shape
+        fine, coarse = self.packed.config.analysis_blocks
+        bands = list(_bands(height // 16, width // 16, _halo(fine, coarse)))
+        if len(bands) == 1:
+            return analysis(self.ops, images)
+        y = np.empty((batch, height // 16, width // 16, self.packed.config.M), np.float32)
+        for band in bands:
+            part = np.ascontiguousarray(images[:, :, 16 * band.start : 16 * band.stop])
+            y[:, band.rows] = analysis(self.ops, part)[:, band.inner]
+        return y
 
     def at_rate(self, latents: Real, rate: float | None) -> tuple[Float, Float]:
         """y and z as of :meth:`analyse`."""
@@ -50,8 +63,22 @@ class ExactTransforms:
 
     def synthesise(self, y_hat: Any, rate: Any) -> Any:
         """Decoded latents [B, M, H/16, W/16] -> uint8 [B, 3, H, W]."""
-        y = np.ascontiguousarray(np.moveaxis(np.asarray(y_hat), 1, -1))
-        return synthesis(self.ops, self.ops.scale(y, self.scales(rate)[1]))
+        y = np.moveaxis(np.asarray(y_hat), 1, -1)
+        factors = self.scales(rate)[1]
+        batch, height, width, _ = y.shape
+        fine, coarse = self.packed.config.synthesis_blocks
+        bands = list(_bands(height, width, _halo(fine, coarse)))
+        images = (
+            None if len(bands) == 1 else np.empty((batch, 3, 16 * height, 16 * width), np.uint8)
+        )
+        for band in bands:
+            part = np.ascontiguousarray(y[:, band.start : band.stop])
+            pixels = np.asarray(synthesis(self.ops, self.ops.scale(part, factors)))
+            if images is None:
+                return pixels
+            inner = slice(16 * band.inner.start, 16 * band.inner.stop)
+            images[:, :, 16 * band.rows.start : 16 * band.rows.stop] = pixels[:, :, inner]
+        return images
 
     def scales(self, rate: Any) -> tuple[Any, Any]:
         """What g_a gives times the first, [M], are latents; these times the second are for g_s.
@@ -68,6 +95,33 @@ class ExactTransforms:
             for logs in (packed.log_gain, packed.log_inverse_gain)
         )
         return gain * packed.analysis_scale, inverse * packed.synthesis_scale
+
+
+class Band(NamedTuple):
+    """Rows of latents that are computed from the rows ``start`` to ``stop``, of which they are the
+    rows ``inner``.
+    """
+
+    rows: slice
+    start: int
+    stop: int
+    inner: slice
+
+
+def _bands(height: int, width: int, halo: int) -> Iterator[Band]:
+    """All rows, in bands. Arithmetic is exact, so a band has the values of the whole picture where
+    its layers see no border that the picture has not: ``halo`` rows within its own.
+    """
+    rows = height if height * width <= BAND_POSITIONS else max(2 * halo, BAND_POSITIONS // width)
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        start, stop = max(0, first - halo), min(height, last + halo)
+        yield Band(slice(first, last), start, stop, slice(first - start, last - start))
+
+
+def _halo(fine: int, coarse: int) -> int:
+    """Rows of latents that a position sees on each side through so many mixing blocks."""
+    return -(-fine // 2) + coarse
 
 
 def analysis(ops: Operations, images: Any) -> Real:
