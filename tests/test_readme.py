@@ -12,7 +12,7 @@ import pytest
 import skimage.data
 import torch
 from lively import SMALL, lively_model
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms
 
 from mlic_fast.cli import main
 
@@ -65,6 +65,9 @@ def test_using(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):  # of one size with the photograph
         Image.open("photo.png").save(f"photos/{name}.png")
     Path("photos/b.webp").unlink()
+    exif, profile = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    exif[ExifTags.Base.Make] = "a camera"
+    Image.open("photo.png").save("photo.jpg", exif=exif, icc_profile=profile.tobytes())
     run_commands(USING, capsys)
     assert Path("compared.html").read_text().count("<tr><td>") == 3
     examples = blocks("python", USING)
