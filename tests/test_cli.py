@@ -36,6 +36,8 @@ NO_MEMORY = "there is not enough memory; take a smaller image or a machine with 
 class StoringCodec:
     """Compresses with zlib, in the real container."""
 
+    engine = "cpu"
+
     def compress(self, picture: Picture, quality: int | None = None) -> bytes:
         image = picture.pixels
         _, height, width = image.shape
@@ -584,6 +586,7 @@ def test_ctrl_c_in_a_process_leaves_no_traceback(folder: Path) -> None:
     script = (
         "import sys, time, mlic_fast\n"
         "class Codec:\n"
+        "    engine = 'cpu'\n"
         "    def compress(self, image, quality=None):\n"
         "        print('busy', flush=True); time.sleep(60)\n"
         "mlic_fast.load = lambda *a, **k: Codec()\n"
@@ -613,27 +616,36 @@ def test_the_reference_engine_writes_no_files(
     assert not (folder / "a.mlic").exists()
 
 
+@pytest.mark.parametrize("coders", [1, 2])
 def test_a_batch_overlaps_but_keeps_order_and_bounds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    coders: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Writing the first file waits until later ones are read; none is far ahead, none is lost."""
-    from mlic_fast.cli.batch import AHEAD, Steps, run_batch
+    """Writing the first file waits until later ones are read; none is far ahead, none is lost.
+
+    Of two coders the second begins before the first is done.
+    """
+    from mlic_fast.cli.batch import Steps, run_batch
     from mlic_fast.cli.files import Job
 
     jobs = [Job(tmp_path / f"{i}.png", problem="no" if i == 5 else None) for i in range(20)]
     read, coded, written = [], [], []
-    third = threading.Event()
+    third, second = threading.Event(), threading.Event()
+    threads = set()
 
     def read_one(job: Job) -> int:
         number = int(job.source.stem)
         read.append(number)
         if number == 2:
             third.set()
-        assert number <= len(written) + 2 * AHEAD + 3
+        assert number <= len(written) + 2 * (steps.workers + 1) + 3
         return number
 
     def code(number: int) -> int:
         coded.append(number)
+        if number == 1:
+            second.set()
+        if coders == 2 and number == 0:
+            assert second.wait(60)
         if number == 7:
             raise MlicError("seven")
         return number
@@ -643,10 +655,12 @@ def test_a_batch_overlaps_but_keeps_order_and_bounds(
         written.append(number)
         return {"number": number}
 
-    steps = Steps(read_one, code, write)
+    begin = lambda: threads.add(threading.get_ident())  # noqa: E731
+    steps = Steps(read_one, code, write, coders=coders, begin=begin)
     assert run_batch(jobs, lambda: steps, lambda result: str(result["number"]), as_json=True) == 1
     files = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(file["input"]).stem for file in files] == [str(i) for i in range(20)]
     assert [i for i, file in enumerate(files) if "error" in file] == [5, 7]
     good = [i for i in range(20) if i not in (5, 7)]
-    assert sorted(written) == good and coded == sorted([*good, 7])
+    assert sorted(written) == good and sorted(coded) == sorted([*good, 7])
+    assert len(threads) == (coders if coders > 1 else 0)

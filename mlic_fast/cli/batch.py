@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -11,27 +12,54 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import UsageError, explain, print_error, print_note, printable
 from mlic_fast.cli.files import STREAM, Job
 
-Result = dict[str, Any]
+if TYPE_CHECKING:
+    from mlic_fast.codec import Codec
 
-#: Files read ahead of the one that is coded, and files being written behind it: bounds memory.
-AHEAD = 3
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What is done with a file: ``read`` and ``write`` in other threads, ``code`` in this one.
+    """What is done with a file: ``read`` and ``write`` in other threads, ``code`` in this one, or
+    in several.
 
     ``write`` gives what ``--json`` prints of the file.
+
+    Attributes:
+        coders: files coded at a time. If more than one, each in a thread that calls ``begin``
+            first.
+        workers: threads that read, and threads that write. One more file is read ahead of those
+            that are coded, and as many are being written behind them: that bounds memory.
     """
 
     read: Callable[[Job], Any]
     code: Callable[[Any], Any]
     write: Callable[[Job, Any], Result]
+    coders: int = 1
+    workers: int = 2
+    begin: Callable[[], None] = lambda: None
+
+
+def in_flight(codec: Codec) -> dict[str, Any]:
+    """The last three attributes of Steps that use a codec.
+
+    On a GPU two images are in flight, each on a stream of its thread: host and copies of one work
+    beside the kernels of the other. Images are then coded faster than two threads read files.
+    """
+    if codec.device.type != "cuda":
+        return {}
+
+    def begin() -> None:
+        import torch
+
+        torch.cuda.set_stream(torch.cuda.Stream(codec.device))
+
+    return {"coders": 2, "workers": min(8, max(2, (os.cpu_count() or 1) - 2)), "begin": begin}
 
 
 def run_batch(
@@ -90,36 +118,42 @@ def _progress(files: int, quiet: bool) -> AbstractContextManager[Any]:
 
 def _outcomes(jobs: list[Job], steps: Steps | None) -> Iterator[tuple[Job, Result]]:
     """Every job with its result, or with ``{"error": message}``."""
-    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
+    if steps is None:
+        yield from ((job, {"error": job.problem}) for job in jobs)
+        return
+    ahead = steps.workers + 1
+    with (
+        ThreadPoolExecutor(steps.workers) as readers,
+        ThreadPoolExecutor(steps.coders, initializer=steps.begin) as coders,
+        ThreadPoolExecutor(steps.workers) as writers,
+    ):
 
         def begin(job: Job) -> tuple[Job, Future[Any] | None]:
-            if job.problem is not None or steps is None:
-                return job, None
-            return job, readers.submit(steps.read, job)
+            return job, None if job.problem is not None else readers.submit(steps.read, job)
+
+        def code(job: Job, read: Future[Any] | None) -> Callable[[], Result]:
+            """Codes a file and begins to write it; what comes back waits for that, or raises."""
+            if read is None:
+                return lambda: {"error": job.problem}
+            if steps.coders > 1:
+                coded = coders.submit(lambda: steps.code(read.result()))
+                return writers.submit(lambda: steps.write(job, coded.result())).result
+            try:
+                done = steps.code(read.result())
+            except Exception as error:
+                return _raiser(error)
+            return writers.submit(steps.write, job, done).result
 
         waiting = iter(jobs)
-        reading = deque(map(begin, islice(waiting, AHEAD)))
+        reading = deque(map(begin, islice(waiting, ahead)))
         writing: deque[tuple[Job, Callable[[], Result]]] = deque()
         while reading:
             job, read = reading.popleft()
             reading.extend(map(begin, islice(waiting, 1)))
-            writing.append((job, _coded(job, read, steps, writers)))
-            while len(writing) > AHEAD or (writing and not reading):
+            writing.append((job, code(job, read)))
+            while len(writing) > ahead or (writing and not reading):
                 job, result = writing.popleft()
                 yield job, _attempt(job, result)
-
-
-def _coded(
-    job: Job, read: Future[Any] | None, steps: Steps | None, writers: ThreadPoolExecutor
-) -> Callable[[], Result]:
-    """Codes a file and begins to write it; what comes back waits for that, or raises."""
-    if read is None or steps is None:
-        return lambda: {"error": job.problem}
-    try:
-        coded = steps.code(read.result())
-    except Exception as error:
-        return _raiser(error)
-    return writers.submit(steps.write, job, coded).result
 
 
 def _raiser(error: Exception) -> Callable[[], Result]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlic_fast.bitstream import DECODED_PIXELS
-from mlic_fast.cli.batch import Result, Steps, run_batch
+from mlic_fast.cli.batch import Result, Steps, in_flight, run_batch
 from mlic_fast.cli.encode import SUFFIX, describe, result_of
 from mlic_fast.cli.files import (
     INPUTS_TEXT,
@@ -117,4 +117,4 @@ def _decoder(args: argparse.Namespace) -> Steps:
         write_output(job.target, image_bytes(image, suffix, metadata))
         return result_of(job, image, size, seconds)
 
-    return Steps(read, decode, write)
+    return Steps(read, decode, write, **in_flight(codec))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlic_fast.cli import UsageError
-from mlic_fast.cli.batch import Result, Steps, run_batch
+from mlic_fast.cli.batch import Result, Steps, in_flight, run_batch
 from mlic_fast.cli.files import INPUTS_TEXT, STREAM, Job, find_jobs, open_input, write_output
 from mlic_fast.cli.options import (
     add_metadata_option,
@@ -139,4 +139,4 @@ def _encoder(args: argparse.Namespace) -> Steps:
         result = result_of(job, picture.pixels, len(data), seconds)
         return result | ({"notes": picture.notes} if picture.notes else {})
 
-    return Steps(read, encode, write)
+    return Steps(read, encode, write, **in_flight(codec))

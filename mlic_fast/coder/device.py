@@ -28,6 +28,10 @@ _core = _C.device
 #: Tables of the hyper-latents begin here; those before are chosen by scale.
 FIRST_CHANNEL_TABLE = 64
 
+#: The host fetches the results with one part of so many of a payload's room, in which most payloads
+#: fit, so that it waits once.
+FETCHED = 4
+
 #: PayloadHeader of csrc/rans/device/layout.h.
 _HEADER = np.dtype([("size", np.uint32), ("lanes", np.uint32), ("offset", np.uint64)])
 
@@ -76,6 +80,15 @@ class _Coder:
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _host(self, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        """On the host, where copies to and from the device wait for nothing."""
+        return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+
+    def _wait(self) -> None:
+        """For all on the current stream."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def _stream(self) -> int:
         return (
@@ -138,6 +151,9 @@ class DeviceDecoder(_Coder):
         self._payloads_at = batch * _core.HEADER_BYTES
         self._input = self._empty(self._payloads_at + batch * self.capacity)
         self.results = self._empty(batch, 2, dtype=torch.int32)
+        self._staged = self._host(0)
+        self._loaded = torch.cuda.Event() if self.device.type == "cuda" else None
+        self._host_results = self._host(batch, 2, dtype=torch.int32)
         self._scratch = (
             self._empty(batch * _core.STATE_BYTES),
             self._empty(batch * (self.capacity // 2 + _core.RETURNED_WORDS), dtype=torch.int16),
@@ -173,10 +189,15 @@ class DeviceDecoder(_Coder):
         headers = np.zeros(self.batch, _HEADER)
         headers["size"], headers["lanes"] = sizes, lanes
         headers["offset"][1:] = np.cumsum(sizes[:-1])
-        data = bytearray(headers.tobytes())
-        for payload in payloads:
-            data += payload
-        self._input[: len(data)].copy_(torch.frombuffer(data, dtype=torch.uint8))
+        data = b"".join([headers.tobytes(), *payloads])
+        if self._loaded is not None:
+            self._loaded.synchronize()  # what was staged before has left
+        if self._staged.numel() < len(data):
+            self._staged = self._host(1 << len(data).bit_length())
+        self._staged[: len(data)].numpy()[:] = np.frombuffer(data, np.uint8)
+        self._input[: len(data)].copy_(self._staged[: len(data)], non_blocking=True)
+        if self._loaded is not None:
+            self._loaded.record(torch.cuda.current_stream(self.device))
 
     def begin(self) -> None:
         """Starts on what was loaded."""
@@ -226,7 +247,9 @@ class DeviceDecoder(_Coder):
             CorruptStreamError: a payload is damaged; the message is `mlic_fast.coder.Decoder`'s.
             ValueError: a pass had indexes without a table.
         """
-        results = self.results.cpu().numpy().view(np.uint32)
+        self._host_results.copy_(self.results, non_blocking=True)
+        self._wait()
+        results = self._host_results.numpy().view(np.uint32)
         for error in results[:, 0]:
             _core.check(int(error))
         return [int(digest) for digest in results[:, 1]]
@@ -265,6 +288,8 @@ class DeviceEncoder(_Coder):
         self.digests = torch.zeros(batch, dtype=torch.int32, device=self.device)
         self._results = self._empty(batch, 3, dtype=torch.int32)
         self._payloads = self._empty(batch, self.capacity)
+        self._host_results = self._host(batch, 3, dtype=torch.int32)
+        self._host_payloads = self._host(batch, self.capacity // FETCHED)
         events = _core.event_room(symbols) + _core.MAX_PASSES * _core.event_room(0)
         self._scratch = (
             self._empty(batch * (3 * symbols + events), dtype=torch.int32),
@@ -339,12 +364,19 @@ class DeviceEncoder(_Coder):
             CapacityError: a payload exceeds the capacity.
             ValueError: a pass had indexes without a table.
         """
-        results = self._results.cpu().numpy().view(np.uint32)
+        fetched = self._host_payloads.shape[1]
+        self._host_results.copy_(self._results, non_blocking=True)
+        self._host_payloads.copy_(self._payloads[:, :fetched], non_blocking=True)
+        self._wait()
+        results = self._host_results.numpy().view(np.uint32)
         for error in results[:, 0]:
             if error == _core.ERROR_CAPACITY:
                 raise CapacityError(f"a payload exceeds {self.capacity} bytes.")
             _core.check(int(error))
-        data = self._payloads[:, : int(results[:, 1].max())].cpu().numpy()
+        longest = int(results[:, 1].max())
+        data = self._host_payloads.numpy()
+        if longest > fetched:
+            data = self._payloads[:, :longest].cpu().numpy()
         return [
             (row[:size].tobytes(), int(lanes))
             for row, (_, size, lanes) in zip(data, results, strict=True)

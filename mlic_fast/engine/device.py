@@ -273,7 +273,7 @@ class _Encode:
         return self._buffers + self._recording.nbytes
 
     def __call__(self, images: Tensor, rate: float | None) -> list[tuple[bytes, int]]:
-        self._images.copy_(images)
+        self._images.copy_(images, non_blocking=True)  # the payloads are waited for
         if self._rate is not None and rate is not None:
             self._rate.fill_(rate)
         self._recording(self._engine.captures)
@@ -330,6 +330,7 @@ class _Decode:
             else None
         )
         self._digests = torch.empty(batch, dtype=torch.int32, device=device)
+        self._host_digests = torch.empty(batch, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._recording = Recording(self._work, device)
         self._buffers = batch * pixels * (2 * room + 3) + 16 * self._z.numel()
 
@@ -344,8 +345,9 @@ class _Decode:
         # Cloned, as the next decode, maybe on another stream, writes to it; before the wait for the
         # digests, so that this is done when the job goes back.
         out = self._recording(self._engine.captures).clone()
+        self._host_digests.copy_(self._digests, non_blocking=True)
         expected = self._decoder.digests()
-        for found, right in zip(self._digests.tolist(), expected, strict=True):
+        for found, right in zip(self._host_digests.tolist(), expected, strict=True):
             check_digest(found & 0xFFFFFFFF, right)
         return out
 

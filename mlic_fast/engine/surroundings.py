@@ -37,8 +37,9 @@ def surroundings() -> Iterator[None]:
             import torch  # waits for another thread that is importing it
 
             stack.enter_context(torch.no_grad())
-            stack.enter_context(torch.autocast("cpu", enabled=False))
-            stack.enter_context(torch.autocast("cuda", enabled=False))
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):  # entering costs more than all else here
+                    stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(torch.device("cpu"))
             stack.enter_context(_whole_float32())
             stack.enter_context(_threads_that_exist())
