@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlic_fast import bitstream, images, sections, targets
-from mlic_fast.engine import Engine, create_engine, gpu_possible, gpu_problem
+from mlic_fast.engine import Engine, begin_gpu, create_engine, gpu_possible, gpu_problem
 from mlic_fast.engine.packed import PackedModel, PackedTransforms
 from mlic_fast.engine.stored import read_stored
 from mlic_fast.engine.surroundings import surroundings
@@ -397,6 +397,9 @@ def load(
     """
     automatic = device == engine == "auto"
     target = "cpu" if automatic else _device(device, engine)
+    gpu = "cuda" if automatic and gpu_possible() else target
+    if gpu != "cpu" and engine != "reference" and gpu_problem() is None:
+        begin_gpu(gpu)
     path = _path(model)
     stored = None
     # Only what comes with the package is trusted so far.

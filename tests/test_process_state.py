@@ -18,6 +18,7 @@ import torch
 from lively import BLOCKS, SMALL, lively_model, photograph
 
 import mlic_fast
+from mlic_fast.engine.surroundings import surroundings
 from mlic_fast.models import save_checkpoint
 
 IMAGE = (photograph(70, 130)[0] * 255).round().to(torch.uint8)
@@ -145,3 +146,16 @@ def test_results_are_ordinary_tensors(checkpoint: Path) -> None:
     latents.requires_grad_()
     assert layer.weight.grad is not None
     assert torch.equal(codec.decode_latents(data), latents.detach())
+
+
+def test_float32_is_float32() -> None:
+    """No TF32 on a GPU, whose convolutions use it unless told otherwise; nor bfloat16 on a CPU."""
+    backends: Any = torch.backends
+    switches = backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv
+    before = [switch.fp32_precision for switch in switches]
+    with surroundings():
+        assert [switch.fp32_precision for switch in switches] == ["ieee"] * 3
+        with surroundings():
+            pass
+        assert [switch.fp32_precision for switch in switches] == ["ieee"] * 3
+    assert [switch.fp32_precision for switch in switches] == before

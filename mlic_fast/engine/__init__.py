@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mlic_fast.engine.packed import PackedModel, PackedTransforms
@@ -85,6 +87,24 @@ def gpu_problem() -> str | None:
             "MLIC_FAST_CUDA=ON"
         )
     return None
+
+
+def begin_gpu(device: str) -> None:
+    """Start, in a thread, what the engine ``gpu`` needs of the machine and no model has a part in.
+
+    That is CUDA's context, and the key of Triton's cache, a hash of all of Triton: 0.3 s each, while
+    the model is read and packed. What goes wrong is left to whoever needs it next.
+    """
+
+    def begin() -> None:
+        with suppress(Exception):
+            import torch
+            from triton.runtime.cache import triton_key
+
+            torch.zeros(1, device=device)
+            triton_key()
+
+    threading.Thread(target=begin).start()
 
 
 def create_engine(
