@@ -52,8 +52,9 @@ def _kernels(documents: list[Document]) -> Lines:
         kernels = document["kernels"]
         total = sum(us for _, us in kernels.values())
         what = f"{MODELS[document['model']]}, {document['width']}x{document['height']}"
+        what += f", {document['note']}" if document["note"] else ""
         yield (
-            f"{document['way'].capitalize()}, kernel by kernel, {what}, {document['note']}: "
+            f"{document['way'].capitalize()}, kernel by kernel, {what}: "
             f"{total / 1e3:.2f} ms in all, some of it side by side."
         )
         yield ""
