@@ -51,7 +51,7 @@ def in_flight(codec: Codec) -> dict[str, Any]:
     On a GPU two images are in flight, each on a stream of its thread: host and copies of one work
     beside the kernels of the other. Images are then coded faster than two threads read files.
     """
-    if codec.device.type != "cuda":
+    if codec.engine != "gpu":
         return {}
 
     def begin() -> None:

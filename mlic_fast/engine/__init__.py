@@ -92,8 +92,8 @@ def gpu_problem() -> str | None:
 def begin_gpu(device: str) -> None:
     """Start, in a thread, what the engine ``gpu`` needs of the machine and no model has a part in.
 
-    That is CUDA's context, and the key of Triton's cache, a hash of all of Triton: 0.3 s each, while
-    the model is read and packed. What goes wrong is left to whoever needs it next.
+    That is CUDA's context, and the key of Triton's cache, a hash of all of Triton: some 0.3 s each,
+    while the model is read and packed. What goes wrong is left to whoever needs it next.
     """
 
     def begin() -> None:
