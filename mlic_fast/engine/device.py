@@ -85,7 +85,7 @@ class GpuEngine:
         self._transforms = device_transforms(model, dtype, device)
         self._tables = DeviceTables(packed.tables, device)
         self._medians = torch.from_numpy(packed.layers["medians"].bias).to(device)
-        self._compiled: set[tuple[int, int, int, bool]] = set()
+        self._compiled: set[tuple[bool, bool, int]] = set()
         cache = _memory(device) // CACHE_SHARE
         self._encodes: Pool[_Encode] = Pool(cache // 2)
         self._decodes: Pool[_Decode] = Pool(cache // 2)
@@ -118,14 +118,16 @@ class GpuEngine:
     def compile_kernels(self, batch: int, height: int, width: int, encoding: bool) -> None:
         """Compile what a path of this size of z launches, many kernels at a time.
 
-        For every size once: another one may have kernels of its own, which would come one by one.
+        Sizes of one magnitude launch the same kernels, with few exceptions, which compile when they
+        are launched; others have some of their own.
         """
         size = batch, height, width
-        if (*size, encoding) in self._compiled or self._device.type != "cuda":
+        kind = encoding, batch == 1, (batch * height * width).bit_length()
+        if kind in self._compiled or self._device.type != "cuda":
             return
         work = partial(compile_path, self._ops, self._transforms, self._device, *size, encoding)
         compile_only(work, os.cpu_count() or 1)
-        self._compiled.add((*size, encoding))
+        self._compiled.add(kind)
 
     def _current(self) -> AbstractContextManager[Any]:
         """PyTorch's and Triton's launches go to the current device."""
