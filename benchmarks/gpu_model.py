@@ -162,7 +162,6 @@ _TIMES: dict[str, Callable[[Launch], float]] = {
     "digest": _linear(1.6, 0.3),
     "to_blocks": _linear(1.4, 0.8),
     "from_pixels": _moved(1.5, BYTES),
-    "scales": _linear(2.0, 0.8),
     "scaled": _linear(1.4, 0.8),
     "activate": _moved(1.5, BYTES),
     "normalise": _moved(6.0, BYTES_NORMALISE),

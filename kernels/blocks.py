@@ -2,17 +2,16 @@
 and depthwise convolutions (:mod:`mlic_fast.kernels.products`, :mod:`mlic_fast.kernels.depthwise`).
 
     blocks    q[p, 64c + 8v + u] = colour c of row v and column u of block p, 0 .. 255
-    scales    scale[s, c] = float(exp(log_gain[s, c] at the rate)) * factor[s, c]
-    scaled    r[p, c] = x[p, c] * factor[c];  q[p, c] = quantise(r[p, c] * second[c])
+    scaled    r[p, c] = x[p, c] * (float(exp(log_gain[c] at the rate)) * factor[c])
+              q[p, c] = quantise(r[p, c] * second[c])
 
 Bytes a value: blocks 1 read, 2 written; scaled 4 read, 4 and 2 written. The exponential is that of
-:func:`mlic_fast.engine.exact_transforms.exact_exp`: about 60 operations in float64 for each of 2 M
-channels.
+:func:`mlic_fast.engine.exact_transforms.exact_exp`, about 60 operations in float64 for each channel
+of a program.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -44,16 +43,18 @@ def to_blocks_twin(images: Tensor) -> Tensor:
     return to_planes(rows.permute(0, 2, 4, 1, 3, 5).flatten(3))
 
 
-def scales_twin(logs: Tensor, rate: Tensor, factors: Tensor) -> Tensor:
-    """float32 [S, C] from float64 [S, rates, C], float32 [1] and float32 [S, C]."""
-    gains = [exact_gain(log, float(rate)) for log in logs.cpu().numpy()]
-    return torch.from_numpy(np.stack(gains)).to(factors.device) * factors
-
-
 def scaled_twin(
-    x: Tensor, factors: Tensor, second: Tensor | None, out_scale: float
+    x: Tensor,
+    factors: Tensor,
+    second: Tensor | None,
+    logs: Tensor | None,
+    rate: Tensor | None,
+    out_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """float32 [.., C] -> float32 [.., C], planes [2, .., C]."""
+    if logs is not None and rate is not None:
+        gain = exact_gain(logs.cpu().numpy(), float(rate))
+        factors = torch.from_numpy(gain).to(factors.device) * factors
     r = x * factors
     return r, to_planes(quantise_twin(r if second is None else r * second, out_scale))
 
@@ -86,21 +87,9 @@ def _to_blocks_kernel(
     store_planes(q, out + m[:, None].to(tl.int64) * VALUES + c[None, :], out_plane, mask)
 
 
-@triton.jit(do_not_specialize=("rates",))
-def _scales_kernel(
-    logs,
-    rate,
-    factors,
-    out,
-    rates,
-    channels,
-    SQUARINGS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    await_launch_before()
-    side = tl.program_id(1)
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = c < channels
+@triton.jit
+def _gain(logs, rate, rates, c, channels, SQUARINGS: tl.constexpr):
+    """exp of the logarithms float64 [rates, C] at a rate, as float32."""
     last = rates - 1
     at = tl.load(rate).to(tl.float64)
     at = tl.where(at > 0.0, at, 0.0)
@@ -108,31 +97,32 @@ def _scales_kernel(
     low = tl.minimum(at.to(tl.int32), tl.maximum(last - 1, 0))
     high = tl.minimum(low + 1, last)
     weight = at - low.to(tl.float64)
-    row = logs + side * rates * channels + c
-    x = tl.load(row + low * channels, mask=mask, other=0.0) * (1.0 - weight)
-    x = x + tl.load(row + high * channels, mask=mask, other=0.0) * weight
+    x = tl.load(logs + low * channels + c, mask=c < channels, other=0.0) * (1.0 - weight)
+    x = x + tl.load(logs + high * channels + c, mask=c < channels, other=0.0) * weight
     t = x * _SMALL
-    p = tl.full((BLOCK_C,), 1.0, tl.float64)
+    p = tl.full(c.shape, 1.0, tl.float64)
     for i in tl.static_range(8):
         p = p * (t * (1.0 / (8 - i))) + 1.0
     for _ in tl.static_range(SQUARINGS):
         p = p * p
-    place = side * channels + c
-    r = p.to(tl.float32) * tl.load(factors + place, mask=mask, other=0.0)
-    tl.store(out + place, r, mask=mask)
+    return p.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=("positions",))
+@triton.jit(do_not_specialize=("positions", "rates"))
 def _scaled_kernel(
     x,
     factors,
     second,
+    logs,
+    rate,
     real,
     out,
     out_scale,
+    rates,
     positions,
     channels,
     out_plane,
+    SQUARINGS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -142,8 +132,10 @@ def _scaled_kernel(
     c_inside = c < channels
     mask = (m < positions)[:, None] & c_inside[None, :]
     at = m[:, None].to(tl.int64) * channels + c[None, :]
-    factor = tl.load(factors + c, mask=c_inside, other=0.0)[None, :]
-    r = tl.load(x + at, mask=mask, other=0.0) * factor
+    factor = tl.load(factors + c, mask=c_inside, other=0.0)
+    if logs is not None:
+        factor = _gain(logs, rate, rates, c, channels, SQUARINGS) * factor
+    r = tl.load(x + at, mask=mask, other=0.0) * factor[None, :]
     tl.store(real + at, r, mask=mask)
     if second is not None:
         r = r * tl.load(second + c, mask=c_inside, other=0.0)[None, :]
@@ -174,29 +166,12 @@ def to_blocks(images: Tensor, *, out: Tensor) -> None:
     )
 
 
-def scales(logs: Tensor, rate: Tensor, factors: Tensor, *, out: Tensor) -> None:
-    """float64 [S, rates, C] at ``rate`` [1], times ``factors`` -> ``out``, float32 [S, C]."""
-    sides, rates, channels = logs.shape
-    block = config("scales", logs.device, channels)
-    launch(
-        _scales_kernel,
-        (triton.cdiv(channels, block.outputs), sides),
-        logs,
-        rate,
-        factors,
-        out,
-        rates,
-        channels,
-        SQUARINGS=HALVINGS,
-        BLOCK_C=block.outputs,
-        num_warps=block.warps,
-    )
-
-
 def scaled(
     x: Tensor,
     factors: Tensor,
     second: Tensor | None = None,
+    logs: Tensor | None = None,
+    rate: Tensor | None = None,
     *,
     real: Tensor,
     out: Tensor,
@@ -204,6 +179,8 @@ def scaled(
 ) -> None:
     """float32 ``x`` [B, H, W, C] times ``factors`` -> ``real``, which may be ``x``; that times
     ``second`` -> planes ``out`` [2, B, H, W, C]. All are contiguous.
+
+    With ``logs``, float64 [rates, C], the gains at ``rate`` [1] multiply the factors first.
     """
     channels = x.shape[-1]
     positions = x.numel() // channels
@@ -214,12 +191,16 @@ def scaled(
         x,
         factors,
         second,
+        logs,
+        rate,
         real,
         out,
         out_scale,
+        0 if logs is None else len(logs),
         positions,
         channels,
         out.stride(0),
+        SQUARINGS=HALVINGS,
         BLOCK_M=block.block,
         BLOCK_C=block.outputs,
         num_warps=block.warps,

@@ -64,7 +64,6 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("any", "small"): Config(32, rows=2),
         ("any", "large"): Config(32, rows=4),
     },
-    "scales": {("any", "any"): Config(1, warps=1, outputs=64)},
     "window_qkv": {
         ("any", "small"): Config(16, warps=2),
         ("any", "large"): Config(64, warps=4),

@@ -364,13 +364,22 @@ class GpuOps(Operations):
         return Act(Input(out), 0)
 
     def scaled(
-        self, r: Tensor, factors: Tensor, second: Tensor | None = None, *, out: str
+        self,
+        r: Tensor,
+        factors: Tensor,
+        second: Tensor | None = None,
+        logs: Tensor | None = None,
+        rate: Tensor | None = None,
+        *,
+        out: str,
     ) -> tuple[Tensor, Act]:
-        """r [B, H, W, C] times factors [C]; and that times ``second`` as activation."""
+        """r [B, H, W, C] times factors [C] and the gains of ``logs`` at ``rate``; and that times
+        ``second`` as activation.
+        """
         q = self._planes(Positions(*r.shape[:3]), r.shape[3])
         real = torch.empty_like(r)
         scale = self._scale(out)
-        blocks.scaled(r, factors, second, real=real, out=q, out_scale=scale)
+        blocks.scaled(r, factors, second, logs, rate, real=real, out=q, out_scale=scale)
         return real, Act(Input(q), self.exponents[out])
 
     def carried(

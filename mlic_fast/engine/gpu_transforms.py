@@ -14,7 +14,6 @@ from mlic_fast.engine.exact_transforms import NO_RATE, ExactTransforms
 from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.engine.operations import Act
 from mlic_fast.engine.packed import PackedTransforms
-from mlic_fast.kernels import blocks
 
 
 class GpuTransforms(ExactTransforms):
@@ -29,8 +28,8 @@ class GpuTransforms(ExactTransforms):
 
     def __init__(self, packed: PackedTransforms, device: torch.device) -> None:
         super().__init__(packed, GpuOps(packed, device))
-        factors = np.stack([packed.analysis_scale, packed.synthesis_scale])
-        self._factors = torch.from_numpy(factors).to(device)
+        self._analysis = torch.tensor(packed.analysis_scale, device=device)
+        self._synthesis = torch.tensor(packed.synthesis_scale, device=device)
         self._hyper_scale = torch.tensor(packed.hyper_scale, device=device)
         self._logs: Tensor | None = None
         if packed.config.rates:
@@ -44,7 +43,7 @@ class GpuTransforms(ExactTransforms):
         _, q = self._blocks("g_a.fine", fine, r, q)
         r, q = ops.carried("g_a.down", ops.space_to_depth(q), out="g_a.coarse")
         r, _ = self._blocks("g_a.coarse", coarse, r, q)
-        y, x = ops.scaled(r, self.scales(rate)[0], self._hyper_scale, out="h_a")
+        y, x = ops.scaled(r, self._analysis, self._hyper_scale, *self._gains(0, rate), out="h_a")
         for index in (0, 2, 4, 6):
             layer = f"h_a.reduction.{index}"
             x = ops.conv(layer, [x], activation=True, out=layer)
@@ -57,20 +56,19 @@ class GpuTransforms(ExactTransforms):
         """Decoded latents [B, M, H/16, W/16] -> uint8 [B, 3, H, W]."""
         ops, (fine, coarse) = self.ops, self.packed.config.synthesis_blocks
         y = y_hat.permute(0, 2, 3, 1).contiguous()
-        r, q = ops.scaled(y, self.scales(rate)[1], out="g_s.coarse")
+        r, q = ops.scaled(y, self._synthesis, None, *self._gains(1, rate), out="g_s.coarse")
         _, q = self._blocks("g_s.coarse", coarse, r, q)
         r, q = ops.carried("g_s.up", q, spread=True, out="g_s.fine")
         _, q = self._blocks("g_s.fine", fine, r, q)
         return ops.pixels("g_s.project", q)
 
-    def scales(self, rate: Tensor | None) -> tuple[Tensor, Tensor]:
-        scales = self._factors
-        if self._logs is not None:
-            if rate is None:
-                raise ValueError(NO_RATE)
-            scales = torch.empty_like(self._factors)
-            blocks.scales(self._logs, rate, self._factors, out=scales)
-        return scales[0], scales[1]
+    def _gains(self, side: int, rate: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The logarithms of g_a's or g_s's gains, and the rate to take them at."""
+        if self._logs is None:
+            return None, None
+        if rate is None:
+            raise ValueError(NO_RATE)
+        return self._logs[side], rate
 
     def _blocks(self, stage: str, count: int, r: Tensor, q: Act) -> tuple[Tensor, Act]:
         """All blocks of a stage; both are the picture. Overwrites ``r``."""

@@ -58,11 +58,3 @@ def test_pixels_and_latents(
         decoded = gpu.synthesise(given, there)
         assert np.array_equal(decoded.cpu(), spec.synthesise(y_hat, rate))
         assert torch.equal(given.cpu(), y_hat)  # an input is left alone
-
-
-@pytest.mark.parametrize("rate", [-1.0, 0.0, 0.3, 1.0, 1.9999, 2.0, 50.0])
-def test_gains(rate: float, device: torch.device) -> None:
-    spec, gpu = both(BLOCKS, device)
-    expected = spec.scales(rate)
-    found = gpu.scales(torch.tensor([rate], device=device))
-    assert all(np.array_equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))

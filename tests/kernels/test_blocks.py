@@ -18,6 +18,7 @@ from planes_of import (
 
 from mlic_fast.engine import arithmetic as spec
 from mlic_fast.engine.arithmetic import Act
+from mlic_fast.engine.exact_transforms import exact_gain
 from mlic_fast.kernels import blocks, products
 from mlic_fast.kernels.functions import from_planes
 from mlic_fast.kernels.grid import Input, Positions
@@ -48,18 +49,22 @@ def test_scaled(device: torch.device, twice: bool) -> None:
         expected = spec.quantise(r * second if twice else r, 1)
     assert np.array_equal(real.cpu().numpy(), r, equal_nan=True)
     assert np.array_equal(values_of(out), expected)
-    twin = blocks.scaled_twin(*given, 2.0)
+    twin = blocks.scaled_twin(*given, None, None, 2.0)
     assert torch.equal(twin[1], out)
 
 
-def test_scales(device: torch.device) -> None:
-    logs = torch.from_numpy(floats((2, 3, 70), 3)).double().to(device)
-    factors = torch.from_numpy(floats((2, 70))).to(device)
-    for rate in (-1.0, 0.4, 2.0, 9.0):
-        at = torch.tensor([rate], device=device)
-        out = unwritten((2, 70), torch.float32, device)
-        blocks.scales(logs, at, factors, out=out)
-        assert torch.equal(out, blocks.scales_twin(logs, at, factors))
+@pytest.mark.parametrize("rate", [-1.0, 0.0, 0.3, 1.0, 1.9999, 2.0, 50.0])
+def test_scaled_by_gains(device: torch.device, rate: float) -> None:
+    logs, factors = floats((3, 70), 3).astype(np.float64), floats((70,))
+    x, gain = floats((1, 2, 3, 70), 9), exact_gain(logs, rate)
+    given = [torch.from_numpy(each).to(device) for each in (x, factors, logs)]
+    real = unwritten(x.shape, torch.float32, device)
+    out = unwritten((2, *x.shape), torch.int8, device)
+    at = torch.tensor([rate], device=device)
+    blocks.scaled(*given[:2], None, given[2], at, real=real, out=out, out_scale=2.0)
+    assert np.array_equal(real.cpu().numpy(), x * (gain * factors))
+    twin = blocks.scaled_twin(*given[:2], None, given[2], at, 2.0)
+    assert torch.equal(twin[0], real) and torch.equal(twin[1], out)
 
 
 @pytest.mark.parametrize("spread", [False, True])
