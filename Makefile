@@ -15,12 +15,13 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 TARGETS ?= 80,86,89,90,100,120
 MODELS ?= mlic,mlic_plus,mlic_plus_plus,photo,demo,wide
 
-.PHONY: help demo test test-arm lint format kernels bench bench-compare report docs gpu rehearse clean
+.PHONY: help demo test test-arm test-arm-golden lint format kernels bench bench-compare report docs gpu rehearse clean
 
 help:
 	@echo "make demo    compress a photograph and show it beside the original"
 	@echo "make test    run the tests"
 	@echo "make test-arm   test the C++ code on an emulated ARM64 and on a big-endian machine"
+	@echo "make test-arm-golden   decode all golden streams on an emulated ARM64"
 	@echo "make lint    check style, types and formatting"
 	@echo "make format  correct formatting"
 	@echo "make kernels compile the GPU kernels ahead of time, without a GPU, and report"
@@ -47,6 +48,9 @@ test: $(INSTALLED)
 
 test-arm:
 	tests/portable/run.sh
+
+test-arm-golden: test-arm $(INSTALLED)
+	PYTHON=$(BIN)/python tests/portable/golden.sh
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
