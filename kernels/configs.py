@@ -34,8 +34,12 @@ SMALL_POSITIONS = 4096
 PRODUCT_SIZES = {"least": 1920, "small": 9216}
 #: A product of one input is taken in parts if it has so many steps at least, and so that there are
 #: as many programs at most, of as many steps at least. By the model of benchmarks/gpu_model.py that
-#: takes the 2.13 ms above to 1.97, with a second launch of 2 us for each of 69 products.
+#: takes all products of that decode from 2.13 ms to 1.97, with a second launch of 2 us for each of
+#: 68.
 PARTED_STEPS, PARTED_PROGRAMS, PART_STEPS = 18, 320, 4
+#: With more tiles than this it is parted if it has half as many steps again: then there is less to
+#: gain.
+PARTED_TILES = 24
 
 #: kernel -> (architecture, size) -> configuration; ``any`` serves all that have no entry.
 CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
@@ -146,13 +150,14 @@ def product_config(
     each of ``inputs``.
     """
     table, kind = CONFIGS["product"], architecture(device)
-    if inputs == 1 and steps >= PARTED_STEPS:
+    if inputs == 1:
         found = _find(table, kind, "parted")
         if 0 < outputs % 64 <= 32:
             found = replace(found, outputs=32)
         tiles = -(-positions // found.block) * -(-outputs // found.outputs)
+        least = PARTED_STEPS if tiles <= PARTED_TILES else 3 * PARTED_STEPS // 2
         parts = min(PARTED_PROGRAMS // tiles, steps // PART_STEPS)
-        if parts > 1:
+        if steps >= least and parts > 1:
             return replace(found, parts=parts)
     tiles = positions * -(-outputs // 64)
     size = next((name for name, most in PRODUCT_SIZES.items() if tiles <= most), "large")
