@@ -499,15 +499,13 @@ def _read_model(path: Path, identity: bytes) -> MlicModel:
 
     Raises WrongModelError if the file holds another one by now.
     """
-    from mlic_fast.engine.identity import model_identity
-    from mlic_fast.engine.pack import pack
     from mlic_fast.models.checkpoints import load_checkpoint
 
+    stored = read_stored(path)
+    if stored is None or stored.identity != identity:
+        raise WrongModelError(f"{path} holds another model than when the codec was made")
     with surroundings():
-        model = load_checkpoint(path).eval().requires_grad_(False)
-        if model_identity(model, pack(model)) != identity:
-            raise WrongModelError(f"{path} holds another model than when the codec was made")
-    return model
+        return load_checkpoint(path).requires_grad_(False)
 
 
 def _is_stream(data: Any) -> bool:

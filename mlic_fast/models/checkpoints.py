@@ -15,11 +15,13 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mlic_fast.errors import CheckpointError
 from mlic_fast.images import write_atomically
@@ -55,10 +57,25 @@ def load_checkpoint(path: str | os.PathLike[str], *, allow_pickle: bool = False)
     with torch.device("meta"):
         expected = create_model(config).state_dict()
     check_state(expected, state, f"{path} does not fit {config.variant}")
-    model = create_model(config).float()  # whatever the default dtype is
+    with _NoRandomNumbers():
+        model = create_model(config).float()  # whatever the default dtype is
     _fill(model, state)
     check_finite(model, str(path))
     return model.eval()
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """While entered, parameters that would start as random numbers hold anything."""
+
+    _SKIPPED = (torch.nn.init.kaiming_uniform_, torch.nn.init.uniform_, torch.Tensor.uniform_)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._SKIPPED:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
