@@ -7,12 +7,13 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=${1:-build/rehearsal}
-for PYTHON in ${PYTHON:-python3.12 python3.11}; do
-  "$PYTHON" -c '' 2>/dev/null && break
+for PYTHON in ${PYTHON:-python3.12 "$(pyenv prefix 3.12 2>/dev/null)/bin/python3.12"}; do
+  "$PYTHON" -c '' 2>/dev/null && break || PYTHON=
 done
+[ -n "$PYTHON" ] || { echo "Python 3.12 is needed, and NumPy 2.5 takes no older one: PYTHON=/path/to/python3.12"; exit 1; }
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
-echo "== $("$PYTHON" -V); the machine that is rehearsed has 3.12"
+echo "== $("$PYTHON" -V) in $folder"
 rm -rf "$folder/venv" "$folder/tree" "$folder/out" "$folder/triton"
 "$PYTHON" -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install -q -c "$here/constraints.txt" \
@@ -25,7 +26,7 @@ offline=(env)
 unshare -rn true 2>/dev/null && offline=(unshare -rn) || echo "== the network stays: unshare is not allowed here"
 export TRITON_CACHE_DIR=$folder/triton
 for script in check measure tune; do
-  echo "== $script"
+  echo "== $script ($(date +%T))"
   "${offline[@]}" "$folder/venv/bin/python" "benchmarks/gpu/$script.py" "$folder/out" --rehearse
 done
 echo "== all went through; what only a GPU can say is left"
