@@ -6,11 +6,10 @@ for every instruction set and any number of threads.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +42,6 @@ _ALL_POSITIONS = -1
 #: Positions of latents whose local context is made at a time, in whole rows: a window of 25 tokens
 #: takes much memory.
 BAND_POSITIONS = 1 << 15
-#: A sum that is made when it is gone on with: so only one of them takes memory at a time.
-Later = Callable[[], Float]
 
 
 def instruction_set(name: str | None = None) -> str:
@@ -74,6 +71,15 @@ def instruction_set(name: str | None = None) -> str:
 def _scale(exponent: int) -> float:
     """2^exponent. A tenth of the time of numpy's."""
     return math.ldexp(1.0, exponent)
+
+
+class Later(NamedTuple):
+    """A sum that is made when it is gone on with, together with what is added then if it can be: no
+    other one takes memory until it is used.
+    """
+
+    inputs: list[Act]
+    at: Parity | None
 
 
 class CpuOps(SpecOps):
@@ -225,8 +231,10 @@ class CpuOps(SpecOps):
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
-        if callable(partial):
-            partial = partial()
+        if isinstance(partial, Later) and partial.at is at:
+            inputs, partial, first = [*partial.inputs, *inputs], None, 0
+        elif isinstance(partial, Later):
+            partial = self.conv(layer, partial.inputs, at=partial.at)
         weights = self.layers[layer]
         used = weights.used(inputs, partial, first)
         outputs = len(weights.bias)
@@ -261,16 +269,12 @@ class CpuOps(SpecOps):
         layers: Sequence[str],
         inputs: Sequence[Act],
         *,
-        partials: Sequence[Float | Later] | None = None,
+        partials: Sequence[Later] | None = None,
         first: int = 0,
         at: Parity | None = None,
-    ) -> list[Any]:
-        inputs = list(inputs)
-        before: Sequence[Float | Later | None] = partials or [None] * len(layers)
-        return [
-            functools.partial(self.conv, layer, inputs, partial=partial, first=first, at=at)
-            for layer, partial in zip(layers, before, strict=True)
-        ]
+    ) -> list[Later]:
+        before = partials or [Later([], at)] * len(layers)
+        return [Later([*partial.inputs, *inputs], at) for partial in before]
 
     def local_context(self, i: int, anchors: Act) -> Act:
         _, height, width, _ = anchors.q.shape
