@@ -10,6 +10,9 @@ from typing import Any
 from . import bitstream, sections
 from .metadata import Metadata, from_sections
 
+#: What decoding took at 1024x1024 to 4096x4096, rounded up (docs/using.md, "Memory").
+_BYTES, _BYTES_PER_PIXEL = 450_000_000, 40
+
 
 @dataclass(frozen=True)
 class Info:
@@ -38,6 +41,15 @@ class Info:
     model: str | None
     arithmetic_version: int
     lanes: int
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that a process takes at most while it decodes with the model that comes with the
+        package, on a CPU, about; None for another model.
+        """
+        if self.model is None:
+            return None
+        return _BYTES + _BYTES_PER_PIXEL * self.width * self.height
 
     @property
     def bits_per_pixel(self) -> float:

@@ -38,6 +38,7 @@ from mlic_fast.errors import (
     WrongModelError,
 )
 from mlic_fast.evaluation import psnr
+from mlic_fast.imagecodecs import mlic_check, mlic_decode, mlic_encode
 from mlic_fast.models import MlicModel, save_checkpoint
 
 RATES = replace(SMALL["mlic_plus_plus"], lambdas=(0.01, 0.02, 0.08))
@@ -185,6 +186,41 @@ def test_inputs_and_outputs_of_all_kinds(fast: Codec, tmp_path: Path) -> None:
     assert pil.mode == "RGB" and np.array_equal(np.asarray(pil), array)
     with pytest.raises(ValueError, match="output"):
         fast.decompress(data, output="jpeg")  # type: ignore[arg-type]
+
+
+def test_lists_and_other_frameworks(fast: Codec, tmp_path: Path) -> None:
+    """One call, whose order is kept whatever is coded together."""
+
+    class Foreign:
+        """What knows DLPack alone, as an array of another framework may."""
+
+        def __init__(self, tensor: Tensor) -> None:
+            self.__dlpack__, self.__dlpack_device__ = tensor.__dlpack__, tensor.__dlpack_device__
+
+    small, large = picture(33, 40), picture(65, 30)
+    Image.fromarray(large.permute(1, 2, 0).numpy()).save(tmp_path / "large.png")
+    sources = [small, tmp_path / "large.png", small.permute(1, 2, 0).numpy(), Foreign(small)]
+    right = [fast.compress(image) for image in (small, large, small, small)]
+    assert fast.compress(sources) == fast.compress(tuple(sources)) == right
+    assert fast.compress(np.stack([sources[2]] * 2)) == [right[0]] * 2
+    assert fast.compress([]) == []
+    with pytest.raises(UnsupportedImageError):
+        fast.compress([small, None])
+    with pytest.raises(UnsupportedImageError, match="uint8"):
+        fast.compress(Foreign(torch.zeros(3, 8, 8)))
+
+
+def test_as_imagecodecs_has_it() -> None:
+    array = picture(20, 30).permute(1, 2, 0).contiguous().numpy()
+    data = mlic_encode(array, level=30)
+    assert data == mlic_fast.compress(array, quality=30) and mlic_check(data)
+    decoded = mlic_decode(data)
+    assert np.array_equal(decoded, mlic_fast.decompress(data, output="numpy"))
+    out = np.zeros_like(decoded)
+    assert mlic_decode(data, out=out) is out and np.array_equal(out, decoded)
+    with pytest.raises(ValueError, match="shape"):
+        mlic_decode(data, out=out[1:])
+    assert not mlic_check(b"\x89PNG")
 
 
 def test_batches(codec: Codec) -> None:

@@ -44,6 +44,7 @@ def _inspect(data: bytes) -> Result:
         "lanes": found.lanes,
         "model_id": found.model_id.hex(),
         "model": found.model,
+        "memory": found.memory,
     }
 
 
@@ -59,6 +60,8 @@ def _describe(result: Result) -> str:
         + (", provisional: decodes only on the machine that made it" if provisional else ""),
         "lanes": result["lanes"],
     }
+    if result["memory"]:
+        rows["memory"] = f"about {result['memory'] / 1e6:.0f} MB to decode it on a CPU"
     if result["metadata"]:
         sizes = (
             f"{name.replace('_', ' ')} {value}{' bytes' * (name in ('icc_profile', 'exif', 'xmp'))}"
