@@ -26,7 +26,8 @@ from mlic_fast.engine.arithmetic import (
     f32,
     power_of_two,
 )
-from mlic_fast.engine.operations import Latents
+from mlic_fast.engine.operations import Latents, inter_context_prefixes
+from mlic_fast.engine.packed import Layer, Segment
 from mlic_fast.engine.surroundings import thread_count
 from mlic_fast.errors import EngineError
 from mlic_fast.models.parity import Parity
@@ -103,17 +104,20 @@ class CpuOps(SpecOps):
         self.threads = threads or thread_count()
         self.isa = instruction_set(isa)
         self._kernels = exact.Kernels(self.isa, self.threads)
-        self._weights = {
-            name: [exact.Weights(segment.weight, self.threads) for segment in layer.segments]
-            for name, layer in packed.layers.items()
-        }
-        self._blocks: dict[str, Any] = {}
+        #: Layers that give a part of what those of the model give.
+        self._parts: dict[str, Layer] = {}
+        self._weights: dict[str, list[Any]] = {}
         #: [3, 3, C] of the layers that can be depthwise.
-        self._taps = {
-            name: np.ascontiguousarray(layer.segments[0].weight[..., 0].transpose(1, 2, 0))
-            for name, layer in packed.layers.items()
-            if layer.segments and layer.segments[0].weight.shape[1:] == (3, 3, 1)
-        }
+        self._taps: dict[str, Int16] = {}
+        for name, layer in packed.layers.items():
+            self._prepare(name, layer)
+        self._blocks: dict[str, Any] = {}
+
+    def _prepare(self, name: str, layer: Layer) -> None:
+        self._weights[name] = [exact.Weights(s.weight, self.threads) for s in layer.segments]
+        if layer.segments and layer.segments[0].weight.shape[1:] == (3, 3, 1):
+            weight = layer.segments[0].weight
+            self._taps[name] = np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0))
 
     # -- quantities ---------------------------------------------------------------------------
 
@@ -231,11 +235,13 @@ class CpuOps(SpecOps):
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
-        if isinstance(partial, Later) and partial.at is at:
-            inputs, partial, first = [*partial.inputs, *inputs], None, 0
-        elif isinstance(partial, Later):
-            partial = self.conv(layer, partial.inputs, at=partial.at)
-        weights = self.layers[layer]
+        if isinstance(partial, Later):
+            if partial.at is at:
+                inputs, partial, first = [*partial.inputs, *inputs], None, 0
+            else:
+                partial = self.conv(layer, partial.inputs, at=partial.at)
+                assert isinstance(partial, np.ndarray)
+        weights = self._parts.get(layer) or self.layers[layer]
         used = weights.used(inputs, partial, first)
         outputs = len(weights.bias)
         if partial is not None:
@@ -276,6 +282,46 @@ class CpuOps(SpecOps):
         before = partials or [Later([], at)] * len(layers)
         return [Later([*partial.inputs, *inputs], at) for partial in before]
 
+    def inter_attention(self, i: int, last: Act, starts: Sequence[Any] | None) -> Act:
+        batch, height, width, _ = last.q.shape
+        channels = self.config.slice_channels
+        linear = self.config.variant == "mlic_plus_plus" and channels % 32 == 0
+        if height * width <= BAND_POSITIONS or not linear:
+            return super().inter_attention(i, last, starts)
+        out = f"global_inter_context.{i}.attention"
+        r = np.empty((batch, height, width, i * channels), np.int16)
+        for first in range(0, i * channels, channels):  # heads know nothing of each other
+            part = slice(first, first + channels)
+            q, k, v = (
+                self._project_part(prefix, part, last, start)
+                for prefix, start in zip(
+                    inter_context_prefixes(i), starts or 3 * [None], strict=True
+                )
+            )
+            r[..., part] = self.linear_attention(q, k, v, channels // 32, out).q
+        return Act(r, self.exponents[out])
+
+    def _project_part(self, prefix: str, part: slice, x: Act, partial: Later | None) -> Act:
+        """A part of the channels of :meth:`project`."""
+        names = [f"{prefix}.{index}" for index in (0, 1)]
+        pointwise, depthwise = (self._part(name, part) for name in names)
+        x = self.conv(pointwise, [x], partial=partial, out=names[0])
+        return self.depthwise(depthwise, x, out=names[1])
+
+    def _part(self, whole: str, part: slice) -> str:
+        """The layer that gives a part of the channels of another one."""
+        name = f"{whole}[{part.start}:{part.stop}]"
+        if name not in self._parts:
+            layer = self.layers[whole]
+            segments = tuple(
+                Segment(np.ascontiguousarray(s.weight[part]), s.scale[part].copy())
+                for s in layer.segments
+            )
+            narrowed = Layer(layer.bias[part].copy(), segments)
+            self._prepare(name, narrowed)
+            self._parts[name] = narrowed  # last: other threads may look for it
+        return name
+
     def local_context(self, i: int, anchors: Act) -> Act:
         _, height, width, _ = anchors.q.shape
         if self.config.variant == "mlic" or height * width <= BAND_POSITIONS:
@@ -290,7 +336,7 @@ class CpuOps(SpecOps):
         return Act(np.concatenate(parts, axis=1), found.exponent)
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
-        weights = self.layers[layer]
+        weights = self._parts.get(layer) or self.layers[layer]
         exponent = self.exponents[out]
         q = np.empty(x.q.shape, np.int16)
         self._kernels.depthwise(

@@ -323,19 +323,22 @@ class Operations(ABC):
         ``starts``: the sums of its first layers over the others, if there are any.
         """
         prefix = f"global_inter_context.{i}"
-        q, k, v = self.project(inter_context_prefixes(i), [last], starts)
-        heads = i * self.config.slice_channels // 32
-        out = f"{prefix}.attention"
-        if self.config.variant == "mlic_plus_plus":
-            x = self.linear_attention(q, k, v, heads, out)
-        else:
-            x = self.softmax_attention(q, k, v, heads, out)
+        x = self.inter_attention(i, last, starts)
         x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
         with self.aside(SKIP):
             skip = self.conv(f"{prefix}.skip", [x])
         hidden = self._hidden(prefix, x)
         self.join(SKIP)
         return self._last(prefix, hidden, residual=skip)
+
+    def inter_attention(self, i: int, last: Act, starts: Sequence[Real] | None) -> Act:
+        """The attention of :meth:`inter_context`, [B, H, W, i C]."""
+        q, k, v = self.project(inter_context_prefixes(i), [last], starts)
+        heads = i * self.config.slice_channels // 32
+        out = f"global_inter_context.{i}.attention"
+        if self.config.variant == "mlic_plus_plus":
+            return self.linear_attention(q, k, v, heads, out)
+        return self.softmax_attention(q, k, v, heads, out)
 
     def intra_queries_and_keys(self, i: int, previous: Act) -> tuple[Act, Act]:
         """Of the global context within slice i, from slice i - 1; squeezed to their colours."""
