@@ -15,7 +15,8 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 TARGETS ?= 80,86,89,90,100,120
 MODELS ?= mlic,mlic_plus,mlic_plus_plus,photo,demo,wide
 
-.PHONY: help demo test test-arm test-arm-golden lint format kernels bench bench-compare report docs gpu rehearse clean
+.PHONY: help demo test test-arm test-arm-golden lint format kernels bench bench-compare report docs gpu rehearse \
+	fuzz soak clean
 
 help:
 	@echo "make demo    compress a photograph and show it beside the original"
@@ -31,6 +32,8 @@ help:
 	@echo "make bench-compare   the same, and fail if something got slower than what is stored"
 	@echo "make report  write docs/benchmarks.md from the stored results"
 	@echo "make docs    build the pages of docs/ and the reference of the API, in build/docs"
+	@echo "make fuzz    fuzz the C++ code, SECONDS=60 a target; needs clang"
+	@echo "make soak    live as a service does for MINUTES=60, and see whether anything grows"
 	@echo "make clean   remove .venv and everything that was built"
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py CMakeLists.txt $(CXX_SOURCES)
@@ -56,12 +59,12 @@ lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) tests/portable/check.cpp
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) fuzz/*.cpp fuzz/*.h tests/portable/check.cpp
 
 format: $(INSTALLED)
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
-	$(BIN)/clang-format -i $(CXX_SOURCES) tests/portable/check.cpp
+	$(BIN)/clang-format -i $(CXX_SOURCES) fuzz/*.cpp fuzz/*.h tests/portable/check.cpp
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
@@ -90,6 +93,16 @@ bench-compare: $(INSTALLED)
 
 report: $(INSTALLED)
 	$(BIN)/python benchmarks/report.py
+
+SECONDS ?= 60
+fuzz:
+	$(MAKE) -C fuzz --jobs 2 all
+	$(MAKE) -C fuzz corpus
+	$(MAKE) -C fuzz run SECONDS=$(SECONDS)
+
+MINUTES ?= 60
+soak: $(INSTALLED)
+	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build dist demo suite.json mlic_fast.egg-info mlic_fast/_C*.so

@@ -56,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     add_output_options(parser)
+    parser.add_argument(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="encode on a Ray cluster; inputs and --output-dir may be URLs, such as s3://bucket/dir",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,6 +72,10 @@ def run(args: argparse.Namespace) -> int:
             "the reference engine writes no files, since they would not decode elsewhere; "
             "compare with it by mlic-fast bench or eval"
         )
+    if args.ray is not None:
+        from mlic_fast.cli.cluster import run_encode
+
+        return run_encode(args)
     inputs, output = list(args.paths), args.output
     if (
         output is None

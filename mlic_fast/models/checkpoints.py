@@ -32,8 +32,8 @@ State = dict[str, Tensor]
 
 #: Made by ``update()`` from the weights: may be missing, and are resized to what a file has.
 _TABLES = re.compile(r"\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
-#: The same in every model, but zero in files of half precision.
-_CONSTANTS = re.compile(r"\.(bound|pedestal|scale_bound)$")
+#: The same in every model; in files of half precision some are zero, in damaged ones anything.
+_CONSTANTS = re.compile(r"\.(bound|pedestal|scale_bound|target|mask|relative_position_index)$")
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, allow_pickle: bool = False) -> MlicModel:

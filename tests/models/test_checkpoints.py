@@ -86,6 +86,19 @@ def test_half_precision_files_give_float32_models(plus_plus: MlicModel, tmp_path
     assert bounds == [torch.tensor([1e-9])] * 2  # in half precision they are zero
 
 
+def test_constants_are_the_model_s_own(model: MlicModel, tmp_path: Path) -> None:
+    """Whatever a file says they are: places in tables among them."""
+    parameters = {name for name, _ in model.named_parameters()}
+    damaged = {
+        k: v if k in parameters else torch.full_like(v, 77)
+        for k, v in model.state_dict().items()
+        if v.numel()
+    }
+    path = tmp_path / "x.safetensors"
+    save_file(damaged, path, metadata={CONFIG_KEY: model.config.to_json()})
+    assert_same(load_checkpoint(path), model)
+
+
 def as_bare(state: State) -> Any:
     return state
 

@@ -1,0 +1,159 @@
+"""Encode many small pictures three ways: a plain loop, processes of multiprocessing, Ray.
+
+    python benchmarks/scale.py [--pictures 2000] [--size 128x96] [--json FILE]
+
+Ray runs on three nodes on this machine, two of which compute on one CPU each; a third of the way a
+worker is killed, half way a node is removed and another one added. All three must give the same
+bytes. Times on a machine that does other work at the same time are rough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import ray
+import skimage.data
+import torch
+from PIL import Image
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
+
+import mlic_fast
+from mlic_fast.benchmark.machine import describe_machine
+from mlic_fast.cli import main as mlic_fast_command
+from mlic_fast.cli.options import picture_size
+
+
+def make_pictures(folder: Path, count: int, width: int, height: int) -> None:
+    """Parts of three photographs, as PNG."""
+    photographs = [getattr(skimage.data, name)() for name in ("astronaut", "chelsea", "coffee")]
+    random = np.random.default_rng(0)
+    for number in range(count):
+        photograph = photographs[number % 3]
+        top = random.integers(photograph.shape[0] - height)
+        left = random.integers(photograph.shape[1] - width)
+        part = photograph[top : top + height, left : left + width]
+        path = folder / f"{number % 10}" / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(part).save(path)
+
+
+def encode_file(codec: mlic_fast.Codec, source: Path, output: Path) -> None:
+    data = codec.compress(source, quality=50)
+    assert isinstance(data, bytes)
+    target = output / source.parent.name / f"{source.stem}.mlic"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(data)
+
+
+def plain_loop(sources: list[Path], output: Path) -> None:
+    torch.set_num_threads(1)
+    codec = mlic_fast.load("photo", device="cpu")
+    for source in sources:
+        encode_file(codec, source, output)
+
+
+def processes(sources: list[Path], output: Path) -> None:
+    codec = mlic_fast.load("photo", device="cpu")
+    with ProcessPoolExecutor(
+        2,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as pool:
+        list(pool.map(partial(encode_file, codec, output=output), sources, chunksize=8))
+
+
+def on_ray(folder: Path, output: Path, count: int, harm: bool) -> None:
+    memory = {"object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, **memory)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    done = threading.Event()
+
+    def wait_for(part: float) -> None:
+        while not done.is_set() and len(list(output.rglob("*.mlic"))) < part * count:
+            time.sleep(0.1)
+
+    def do_harm() -> None:
+        wait_for(1 / 3)
+        alive = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+        workers = [actor.pid for actor in alive if "MapWorker" in actor.class_name]
+        os.kill(workers[0], signal.SIGKILL)
+        wait_for(1 / 2)
+        cluster.remove_node(cluster.list_all_nodes[-1], allow_graceful=False)
+        cluster.add_node(num_cpus=1, **memory)
+        print(f"killed process {workers[0]}, removed a node", file=sys.stderr)
+
+    thread = threading.Thread(target=do_harm if harm else lambda: None)
+    thread.start()
+    report = io.StringIO()
+    with contextlib.redirect_stdout(report):
+        arguments = ["encode", str(folder), "--recursive", "--output-dir", str(output)]
+        code = mlic_fast_command([*arguments, "--ray", "auto", "-q", "50", "--json"])
+    done.set()
+    thread.join()
+    results = [json.loads(line) for line in report.getvalue().splitlines()]
+    assert code == 0 and len(results) == count, (code, len(results))
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.mlic"))
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--size", type=picture_size, default=(128, 96))
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        make_pictures(root / "in", args.pictures, *args.size)
+        sources = sorted((root / "in").rglob("*.png"))
+        ways = {
+            "plain loop, one thread": lambda to: plain_loop(sources, to),
+            "two processes": lambda to: processes(sources, to),
+            "Ray, two workers": lambda to: on_ray(root / "in", to, args.pictures, False),
+            "Ray, harmed": lambda to: on_ray(root / "in", to, args.pictures, True),
+        }
+        expected: dict[str, bytes] | None = None
+        for number, (name, run) in enumerate(ways.items()):
+            output = root / str(number)
+            output.mkdir()
+            start = time.perf_counter()
+            run(output)
+            seconds[name] = time.perf_counter() - start
+            made = contents(output)
+            expected = expected or made
+            if len(made) != args.pictures or made != expected:
+                raise SystemExit(f"{name} gives other files: {len(made)} of {args.pictures}")
+            rate = args.pictures / seconds[name]
+            print(f"{name}: {seconds[name]:.0f} s, {rate:.1f} a second, the same bytes", flush=True)
+    if args.json:
+        result = {"pictures": args.pictures, "size": args.size, "seconds": seconds}
+        args.json.write_text(json.dumps({**result, "machine": describe_machine()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
