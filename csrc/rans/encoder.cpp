@@ -317,6 +317,7 @@ class Encoder::Runs {
   // Places begin .. end - 1 of a pass.
   void collect(const Pass& pass, uint32_t begin, uint32_t end) {
     for (auto& events : events_) events.clear();
+    if (begin == end) return;  // perhaps in a list without runs
     for (uint32_t lane = 0; lane < lanes_; ++lane) next_[lane] = begin + lane;
     auto ending = std::lower_bound(pass.endings.begin(), pass.endings.end(), begin,
                                    [](const Ending& e, uint32_t place) { return e.place < place; });
@@ -385,7 +386,9 @@ void Encoder::put_part(Writer& writer, Runs& runs, Part part, uint32_t lanes) co
     }
   }
 
-  const uint32_t* entries = pass.entries.data() + (runs_end - pass.runs_end);
+  // A part that ends among the runs has no entries.
+  const uint32_t* entries =
+      pass.entries.data() + (std::max(runs_end, pass.runs_end) - pass.runs_end);
   const size_t plain = part.end - runs_end;
   for (uint32_t group = 0; group < groups; ++group) {
     const std::vector<uint32_t>* events = runs.of(group * width);
