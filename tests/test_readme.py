@@ -56,7 +56,7 @@ def test_examples_on_a_gpu(files: Path) -> None:
 
 def run_commands(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     for command in [line for block in blocks("console", text) for line in block.splitlines()]:
-        program, *arguments = shlex.split(command)
+        program, *arguments = shlex.split(command, comments=True)
         assert program == "mlic-fast"
         assert main(arguments) == 0, capsys.readouterr().err
 
