@@ -541,12 +541,8 @@ def _hyper_size(header: bitstream.Header) -> tuple[int, int]:
 def _sections(picture: Picture) -> bytes:
     contents = picture.metadata.to_contents()
     if picture.alpha is not None:
-        contents[sections.ALPHA] = sections.alpha_content(_array(picture.alpha))
+        contents[sections.ALPHA] = sections.alpha_content(images.as_array(picture.alpha))
     return sections.join(contents)
-
-
-def _array(x: Any) -> Any:
-    return x if isinstance(x, np.ndarray) else x.cpu().numpy()
 
 
 def _batch(each: Sequence[Pixels]) -> Any:
@@ -554,7 +550,7 @@ def _batch(each: Sequence[Pixels]) -> Any:
     if len(each) == 1:
         return each[0][None]
     if not all(map(images.is_tensor, each)):
-        return np.stack([_array(image) for image in each])
+        return np.stack([images.as_array(image) for image in each])
     import torch
 
     return torch.stack(list(map(images.as_tensor, each)))
@@ -571,7 +567,7 @@ def _converted(
 
         return torch.cat([image, images.as_tensor(alpha)[None].to(image.device)])
     if alpha is not None:
-        image = np.concatenate([_array(image), alpha[None]])
+        image = np.concatenate([images.as_array(image), alpha[None]])
     return images.to_array(image) if output == "numpy" else images.to_pil(image, metadata)
 
 

@@ -204,6 +204,11 @@ def as_tensor(x: Any) -> torch.Tensor:
     return torch.from_numpy(x) if isinstance(x, np.ndarray) else x
 
 
+def as_array(x: Any) -> npt.NDArray[Any]:
+    """A tensor on any device as an array; an array as it is."""
+    return x if isinstance(x, np.ndarray) else x.cpu().numpy()
+
+
 def contiguous(x: Any) -> Any:
     """An array or tensor."""
     return np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()

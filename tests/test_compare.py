@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +14,13 @@ import numpy.typing as npt
 import pytest
 import torch
 from browser import CHROMIUM, Browser
+from PIL import Image, ImageCms
 
 import mlic_fast
 from mlic_fast.cli import main
 from mlic_fast.comparison import Entry, page
 from mlic_fast.comparison.chart import ticks
-from mlic_fast.images import save_image
+from mlic_fast.images import Picture, save_image, to_array
 
 RED, BLUE, GREEN = (200, 40, 30), (30, 60, 210), (20, 160, 60)
 EVIL = "</script><b id=evil>\"'&@@ROWS@@\x1b\udcff"
@@ -33,9 +37,9 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "compare.html"
     entries = [
-        Entry("red.png", 9000, flat(RED)),
-        Entry(EVIL, 300, flat(BLUE), psnr=31.5, ms_ssim=0.9),
-        Entry("green.mlic", 700, flat(GREEN), psnr=math.inf),
+        Entry("red.png", 9000, Picture(flat(RED))),
+        Entry(EVIL, 300, Picture(flat(BLUE)), psnr=31.5, ms_ssim=0.9),
+        Entry("green.mlic", 700, Picture(flat(GREEN)), psnr=math.inf),
     ]
     path.write_bytes(page(entries).encode())
     return path
@@ -128,6 +132,21 @@ def test_command(
     assert "180x169" in capsys.readouterr().err and not os.path.exists("new.html")
     assert main(["compare", "a.png", "missing.png", "-o", "new.html"]) == 1
     assert main(["compare", "a.png", "c.mlic", "-o", "new.png"]) == 2
+
+
+def test_profiles_and_transparency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture and its stream are compared in the colours that both are in."""
+    monkeypatch.chdir(tmp_path)
+    pixels = (torch.arange(4 * 70 * 80) // 90 % 251).reshape(4, 70, 80).to(torch.uint8)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(to_array(pixels)).save("a.png", icc_profile=profile)
+    Path("b.mlic").write_bytes(mlic_fast.compress("a.png", quality=90))  # type: ignore[arg-type]
+    assert main(["compare", "a.png", "b.mlic"]) == 0
+    found = re.findall(r"base64,([^\"]+)", Path("compare.html").read_text())
+    for data in found:
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            assert picture.mode == "RGBA" and picture.info["icc_profile"] == profile
+            assert np.array_equal(np.array(picture)[..., 3], pixels[3])
 
 
 @pytest.mark.parametrize(

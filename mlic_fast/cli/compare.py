@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlic_fast.bitstream import DECODED_PIXELS
-from mlic_fast.cli import UsageError
+from mlic_fast.cli import UsageError, print_note
 from mlic_fast.cli.encode import SUFFIX
 from mlic_fast.cli.files import check_outputs
 from mlic_fast.cli.options import add_force_option, add_model_options, pixels
 from mlic_fast.errors import MlicError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mlic_fast.codec import Codec
+    from mlic_fast.images import Picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,17 +54,23 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.output} is to be a page: give a name that ends in .html")
 
     from mlic_fast.comparison import Entry, page
-    from mlic_fast.images import write_atomically
+    from mlic_fast.images import load_picture, write_atomically
 
     read = _Reader(args)
-    original = read(args.original)
-    entries = [Entry(args.original, Path(args.original).stat().st_size, original)]
-    for name in args.files:
-        image = read(name)
-        if image.shape != original.shape:
-            sizes = (f"{each.shape[2]}x{each.shape[1]}" for each in (image, original))
+    sources = [read(name) for name in names]
+    pictures = [load_picture(source) for source in sources]
+    if len({picture.metadata.icc_profile for picture in pictures}) > 1:  # then all as sRGB
+        pictures = [load_picture(source, metadata=False) for source in sources]
+    for note in (note for picture in pictures for note in picture.notes):
+        print_note(note)
+    original = pictures[0]
+    entries = []
+    for name, picture in zip(names, pictures, strict=True):
+        if picture.pixels.shape != original.pixels.shape:
+            sizes = ("{2}x{1}".format(*each.pixels.shape) for each in (picture, original))
             raise MlicError("{} has {} pixels, {} has {}".format(name, *sizes, args.original))
-        entries.append(Entry(name, Path(name).stat().st_size, image, *_distortion(original, image)))
+        distortion = () if picture is original else _distortion(original, picture)
+        entries.append(Entry(name, Path(name).stat().st_size, picture, *distortion))
     text = page(entries)
     write_atomically(args.output, text.encode())
     print(f"{args.output}: {len(entries)} pictures, {len(text)} bytes")
@@ -73,32 +78,35 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Reader:
-    """Pictures of files; a codec is loaded for the first stream."""
+    """What pictures are made of: paths, and what streams decode to.
+
+    A codec is loaded for the first stream.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._codec: Codec | None = None
 
-    def __call__(self, name: str) -> Tensor:
+    def __call__(self, name: str) -> Any:
         import mlic_fast
-        from mlic_fast.images import load_image
 
         if Path(name).suffix.lower() != SUFFIX:
-            return load_image(name)
+            return name
         args = self._args
         if self._codec is None:
             self._codec = mlic_fast.load(args.model, device=args.device, engine=args.engine)
-        image: Tensor = self._codec.decompress(name, max_pixels=args.max_pixels).cpu()
-        return image
+        return self._codec.decompress(name, output="pil", max_pixels=args.max_pixels)
 
 
-def _distortion(original: Tensor, image: Tensor) -> tuple[float, float | None]:
-    """PSNR, and MS-SSIM if it can be had."""
+def _distortion(original: Picture, picture: Picture) -> tuple[float, float | None]:
+    """PSNR, and MS-SSIM if it can be had: of the colours, not of transparency."""
     from mlic_fast.evaluation.errors import EvaluationError
     from mlic_fast.evaluation.metrics import SMALLEST_SIDE, ms_ssim, psnr
+    from mlic_fast.images import as_tensor
 
+    before, image = as_tensor(original.pixels), as_tensor(picture.pixels)
     similarity = None
     if min(image.shape[1:]) >= SMALLEST_SIDE:
         with suppress(EvaluationError):  # the page says what is missing
-            similarity = ms_ssim(original, image)
-    return psnr(original, image), similarity
+            similarity = ms_ssim(before, image)
+    return psnr(before, image), similarity

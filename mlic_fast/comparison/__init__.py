@@ -14,35 +14,38 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mlic_fast.comparison.chart import Point, chart, escaped
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from mlic_fast.images import Picture
 
 NO_SIMILARITY = "MS-SSIM needs sides of 161 pixels, and pytorch-msssim (mlic_fast[train])."
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture: its name, the bytes of its file, uint8 [3, H, W] and its distortion.
+    """A picture with its name, the bytes of its file and its distortion.
 
     ``psnr`` in dB and ``ms_ssim`` are None for the original; MS-SSIM also where it cannot be had.
     """
 
     name: str
     size: int
-    pixels: Tensor
+    picture: Picture
     psnr: float | None = None
     ms_ssim: float | None = None
 
     @property
     def bits_per_pixel(self) -> float:
-        return 8 * self.size / (self.pixels.shape[1] * self.pixels.shape[2])
+        _, height, width = self.picture.pixels.shape
+        return 8 * self.size / (height * width)
 
 
 def page(entries: Sequence[Entry]) -> str:
     """The page, in UTF-8: of the original, then of at least one other picture."""
-    _, height, width = entries[0].pixels.shape
+    _, height, width = entries[0].picture.pixels.shape
     similar = any(entry.ms_ssim is not None for entry in entries)
     parts = {
         "TITLE": escaped(f"{entries[0].name}, {width}x{height}"),
@@ -64,7 +67,7 @@ def page(entries: Sequence[Entry]) -> str:
 def _row(entry: Entry) -> str:
     name = escaped(entry.name)
     cells = (
-        f'<img src="{_data_url(entry.pixels)}" alt="{name}">',
+        f'<img src="{_data_url(entry.picture)}" alt="{name}">',
         f"{entry.size:,}",
         f"{entry.bits_per_pixel:.4f}",
         "" if entry.psnr is None else "equal" if math.isinf(entry.psnr) else f"{entry.psnr:.3f}",
@@ -86,7 +89,13 @@ def _chart(entries: Sequence[Entry]) -> str:
     return f"<h2>PSNR over rate</h2>\n{drawing}"
 
 
-def _data_url(pixels: Tensor) -> str:
-    from mlic_fast.images import image_bytes
+def _data_url(picture: Picture) -> str:
+    """In the colours of its profile."""
+    from mlic_fast.images import as_array, image_bytes
+    from mlic_fast.metadata import Metadata
 
-    return "data:image/png;base64," + base64.b64encode(image_bytes(pixels, ".png")).decode()
+    pixels = as_array(picture.pixels)
+    if picture.alpha is not None:
+        pixels = np.concatenate([pixels, as_array(picture.alpha)[None]])
+    data = image_bytes(pixels, ".png", Metadata(icc_profile=picture.metadata.icc_profile))
+    return "data:image/png;base64," + base64.b64encode(data).decode()
