@@ -169,6 +169,15 @@ MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args)
 
 // ---- A pass ----
 
+// What a lane wants to know of a list of a run table.
+struct RunList {
+  CellTable runs;
+  uint32_t end;
+  uint32_t limit;
+  uint32_t bounds;
+  Classes classes;
+};
+
 struct DecodeShared {
   Lists lists;
   uint64_t failure;  // the first in the order of the stream
@@ -190,42 +199,53 @@ MLIC_DEVICE uint64_t failure_at(uint32_t place, Error error) {
   return static_cast<uint64_t>(place) << 8 | static_cast<uint32_t>(error);
 }
 
-// The words of a group. Lane i holds the next word but i, so that handing them out does not wait
-// for memory.
+// The words of a group. Lane i holds word i of a window of 32 and of the one after it, which is
+// loaded long before it is wanted, so that handing words out does not wait for memory.
 template <class Warp>
 class WordReader {
  public:
   using Lanes = typename Warp::template Lanes<uint32_t>;
 
   MLIC_DEVICE WordReader(Warp& warp, const uint16_t* words, uint32_t next, uint32_t end)
-      : warp_(warp), words_(words), next_(next), end_(end) {
-    load();
+      : warp_(warp), words_(words), window_(next), end_(end), taken_(0) {
+    load(window_, held_);
+    load(window_ + kWarpLanes, following_);
   }
 
-  MLIC_DEVICE uint32_t next() const { return next_; }
-  MLIC_DEVICE uint32_t left() const { return end_ - next_; }
+  MLIC_DEVICE uint32_t next() const { return window_ + taken_; }
+  MLIC_DEVICE uint32_t left() const { return end_ - next(); }
 
   // Gives words to the lanes of the mask, in increasing order, as far as there are any.
   MLIC_DEVICE void take(uint32_t needs, Lanes& x) {
-    Lanes word;
-    warp_.gather(held_, [&](uint32_t lane) { return rank_in(needs, lane); }, word);
+    Lanes word, beyond;
+    const auto position = [&](uint32_t lane) { return taken_ + rank_in(needs, lane); };
+    warp_.gather(held_, position, word);
+    warp_.gather(following_, position, beyond);
     warp_.each([&](uint32_t lane) {
-      if (has_bit(needs, lane)) x[lane] = take_word(x[lane], word[lane]);
+      if (!has_bit(needs, lane)) return;
+      x[lane] = take_word(x[lane], position(lane) < kWarpLanes ? word[lane] : beyond[lane]);
     });
-    const uint32_t count = count_bits(needs);
-    next_ += lesser(count, left());
-    load();
+    taken_ += lesser(count_bits(needs), left());
+    if (taken_ < kWarpLanes) return;
+    taken_ -= kWarpLanes;
+    window_ += kWarpLanes;
+    warp_.each([&](uint32_t lane) { held_[lane] = following_[lane]; });
+    load(window_ + kWarpLanes, following_);
   }
 
  private:
-  MLIC_DEVICE void load() {
-    warp_.each([&](uint32_t lane) { held_[lane] = lane < left() ? words_[next_ + lane] : 0; });
+  MLIC_DEVICE void load(uint32_t from, Lanes& words) {
+    warp_.each([&](uint32_t lane) {
+      const uint32_t i = from + lane;
+      words[lane] = i < end_ ? words_[i] : 0;
+    });
   }
 
   Warp& warp_;
   const uint16_t* words_;
-  uint32_t next_, end_;
-  Lanes held_;
+  uint32_t window_, end_;
+  uint32_t taken_;  // words of the window
+  Lanes held_, following_;
 };
 
 // Entries of a step, one a lane, while they are being found.
@@ -318,25 +338,27 @@ class GroupDecoder {
   MLIC_DEVICE bool decode_runs(uint32_t begin, uint32_t end) {
     const Lists& lists = shared_.lists;
     Lanes<uint32_t> place, rank, longest, bound, pending, going;
-    Lanes<Classes> classes;
+    Lanes<RunList> list;
     const auto find_list = [&](uint32_t lane) {
       if (place[lane] >= end) {
         going[lane] = 0;
         return;
       }
-      while (place[lane] >= lists.ends[rank[lane]]) ++rank[lane];
-      const DeviceTable& table = staged_.tables[lists.tables[rank[lane]]];
-      const uint32_t left =
-          (lesser(lists.ends[rank[lane]], end) - place[lane] + lanes_ - 1) >> shift_;
-      classes[lane] = table.classes();
-      longest[lane] = lesser(left, table.limit);
-      bound[lane] = staged_.bounds[table.bounds + longest[lane]];
-      step_.table[lane] = table.runs;
+      if (place[lane] >= list[lane].end) {
+        while (place[lane] >= lists.ends[rank[lane]]) ++rank[lane];
+        const DeviceTable& table = staged_.tables[lists.tables[rank[lane]]];
+        list[lane] = {table.runs, lesser(lists.ends[rank[lane]], end), table.limit, table.bounds,
+                      table.classes()};
+      }
+      const uint32_t left = (list[lane].end - place[lane] + lanes_ - 1) >> shift_;
+      longest[lane] = lesser(left, list[lane].limit);
+      bound[lane] = staged_.bounds[list[lane].bounds + longest[lane]];
+      step_.table[lane] = list[lane].runs;
     };
     warp_.each([&](uint32_t lane) {
       place[lane] = begin + first_lane() + lane;
       rank[lane] = pending[lane] = 0;
-      classes[lane] = {0};
+      list[lane] = {};
       going[lane] = lane < width_;
       step_.table[lane] = staged_.tables[0].runs;
       if (lane < width_) find_list(lane);
@@ -351,7 +373,7 @@ class GroupDecoder {
           step_.within[lane] = slot - bound[lane];
           step_.freq[lane] = (1u << kRunBits) - bound[lane];
           step_.upper[lane] = x_[lane] >> kRunBits;
-          step_.number[lane] = classes[lane].count() * longest[lane];
+          step_.number[lane] = list[lane].classes.count() * longest[lane];
         } else {
           step_.look_into(look_up(step_.table[lane], slot), x_[lane], lane);
         }
@@ -366,13 +388,13 @@ class GroupDecoder {
           if (number == step_.table[lane].escape()) {
             mark(further);
           } else {
-            put(further, value_of(step_.table[lane], classes[lane], number));
+            put(further, value_of(step_.table[lane], list[lane].classes, number));
           }
           pending[lane] = 0;
           find_list(lane);
           return;
         }
-        const Classes own = classes[lane];
+        const Classes own = list[lane].classes;
         const uint32_t zeros = own.run_of(number);
         place[lane] += zeros << shift_;
         if (number != own.count() * longest[lane]) {
