@@ -216,22 +216,37 @@ MLIC_DEVICE void collect(Block& block, CollectShared& shared, const EncodeArgs& 
         const Classes classes = table.classes();
         const uint32_t end = lesser(shared.ends[rank], runs.end);
         uint32_t zeros = 0;
-        for (; place < end; place += part.lanes) {
-          const int32_t symbol = sorted[place];
+        const auto code = [&](int32_t symbol) {
           if (symbol == 0) {
-            if (++zeros == table.limit) {
-              put(table.runs.first + classes.count() * zeros);
-              zeros = 0;
-            }
-            continue;
+            if (++zeros < table.limit) return;
+            put(table.runs.first + classes.count() * zeros);
+            zeros = 0;
+            return;
           }
           const uint32_t kind = classes.of(symbol);
           put(table.runs.first + classes.count() * zeros + kind);
           zeros = 0;
-          if (kind != classes.last()) continue;
+          if (kind != classes.last()) return;
           put(table.values.first + (is_escaped(table, symbol)
                                         ? table.values.escape()
                                         : number_of(table.values, classes.close_gap(symbol))));
+        };
+        // Symbols are loaded some at a time, so that memory is waited for once.
+        constexpr uint32_t kAtOnce = 16;
+        while (place < end) {
+          int32_t ahead[kAtOnce];
+          MLIC_UNROLL
+          for (uint32_t i = 0; i < kAtOnce; ++i) {
+            const uint32_t at = place + i * part.lanes;
+            ahead[i] = at < end ? sorted[at] : 0;
+          }
+          MLIC_UNROLL
+          for (uint32_t i = 0; i < kAtOnce; ++i) {
+            if (place < end) {
+              code(ahead[i]);
+              place += part.lanes;
+            }
+          }
         }
         if (zeros > 0) put(table.tails + zeros);
       }
