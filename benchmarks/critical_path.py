@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlic_fast import kernels
+from mlic_fast.benchmark.coder_model import ENCODE_US, predict
 from mlic_fast.engine.device import device_transforms
 from mlic_fast.engine.gpu import GpuOps
 from mlic_fast.engine.pack import pack
@@ -292,8 +293,7 @@ class Recorder:
     def record(self, width: int, height: int, batch: int, encoding: bool) -> list[Node]:
         """Of images of a size that is a multiple of 64."""
         graph, config = Graph(), self.config
-        positions = batch * height * width // 256
-        coder = _Coder(width, height, batch, encoding)
+        coder = _Coder(width, height, 1 + 2 * config.slices, batch, encoding)
         y = None
         latents = (batch, height // 16, width // 16, config.M)
         half = (*latents[:2], latents[2] // 2, config.slice_channels)
@@ -308,7 +308,7 @@ class Recorder:
                     graph.add(launch)
 
         def code(*_: Any) -> Tensor:
-            add(coder.symbols(symbols.numel()))
+            add(coder.symbols())
             return symbols
 
         def transform() -> None:
@@ -327,7 +327,7 @@ class Recorder:
             stack.enter_context(_replaced(self.ops, "join", graph.join))
             if encoding:
                 transform()
-            add(coder.symbols(positions // 16 * config.N))
+            add(coder.symbols())
             whole = code_latents(self.ops, z, code, y).whole  # type: ignore[attr-defined]
             with graph.part("digest"):
                 digest(whole, out=torch.zeros(batch, dtype=torch.int32))
@@ -348,30 +348,25 @@ class Recorder:
 
 
 class _Coder:
-    """Launches of the range coder: a decoder has one a pass, an encoder two after the last. Their
-    times are those of a step of all lanes and of a pass that were measured.
+    """Launches of the range coder: a decoder has one a pass, an encoder three after the last. Their
+    times are those of `mlic_fast.benchmark.coder_model`; the images of a batch do not wait for one
+    another.
     """
 
-    STEP, PASS, PREPARE = 330, 25_000, 77_000  # nanoseconds
+    def __init__(self, width: int, height: int, passes: int, batch: int, encoding: bool) -> None:
+        self._time = predict(BITS_PER_PIXEL * width * height / 8, passes)
+        self._passes, self._batch, self._encoding = passes, batch, encoding
 
-    def __init__(self, width: int, height: int, batch: int, encoding: bool) -> None:
-        payload, lanes, limit = BITS_PER_PIXEL * width * height / 8, 8, 6 * 1024
-        while payload >= limit and lanes < 1024:  # as the encoder chooses them
-            lanes, limit = 2 * lanes, 2 * limit
-        self._symbols_a_step, self._batch, self._encoding = batch * lanes, batch, encoding
-        self._steps = 0
-
-    def symbols(self, number: int) -> list[Launch]:
-        steps = number // self._symbols_a_step
-        self._steps += steps
-        return [] if self._encoding else [self._launch(self.PASS + self.STEP * steps)]
+    def symbols(self) -> list[Launch]:
+        return [] if self._encoding else [self._launch(self._time.decode_us / self._passes)]
 
     def last(self) -> list[Launch]:
-        times = (self.PREPARE, self.STEP * self._steps) if self._encoding else ()
+        sort = ENCODE_US / 2
+        times = (sort, sort, self._time.encode_us - ENCODE_US) if self._encoding else ()
         return [self._launch(time) for time in times]
 
-    def _launch(self, nanoseconds: int) -> Launch:
-        return Launch("coder", self._batch, shape=(nanoseconds,))
+    def _launch(self, us: float) -> Launch:
+        return Launch("coder", self._batch, shape=(round(1000 * us),))
 
 
 # -- graphs that are kept ----------------------------------------------------------------------

@@ -1,10 +1,9 @@
-"""A model of the time that the range coder takes on a GPU: steps times latency, and what a launch
-costs beside its steps.
+"""A model of the range coder's time on a GPU: steps times latency, and what a launch costs beside.
 
-**Nothing here was measured with the coder of today.** The predecessor was, on an H200: 20 passes of
-24,576 symbols on 16 to 512 lanes. Its times are 22.4 us a launch and 0.36 us a step in decoding (within
-6 %), 101 us and 0.31 us a step in encoding (within 2 %), see docs/kernels.md. Where today's code does
-the same as that one, its constants are taken as they are.
+**Nothing here was measured with the coder of today.** The one before it was, on an H200: 20 passes
+of 24,576 symbols on 16 to 512 lanes. Its times are 22.4 us a launch and 0.36 us a step in decoding
+(within 6 %), 101 us and 0.31 us a step in encoding (within 2 %), see docs/kernels.md. Where today's
+code does the same as that one, its constants are taken as they are.
 """
 
 from __future__ import annotations
