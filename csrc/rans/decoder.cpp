@@ -239,10 +239,11 @@ void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
         }
         run.values = nullptr;
       } else {
-        const RunList& list = lists[run.list];
+        const RunList list = lists[run.list];
         const RunTable& table = *list.table;
         const Classes classes = table.classes;
-        const uint32_t longest = std::min(table.limit, (list.end - run.place + lanes - 1) >> shift);
+        const uint32_t begin = run.place;
+        const uint32_t longest = std::min(table.limit, (list.end - begin + lanes - 1) >> shift);
         const uint32_t last =
             table.first + classes.count() * longest;  // so many zeros, nothing after
         const uint32_t slot = x & table.runs.mask;
@@ -256,8 +257,8 @@ void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
         const uint32_t number = entry - table.first;
         const uint32_t zeros = classes.run_of(number);
         const uint32_t kind = ends ? number - zeros * classes.count() : classes.last();
-        const uint32_t place = run.place + ((zeros - !ends) << shift);
-        symbols[symbol_at[place]] = classes.symbol(kind);  // zero is what is there before
+        const uint32_t place = begin + ((zeros - !ends) << shift);
+        if (ends) symbols[symbol_at[place]] = classes.symbol(kind);
         if (ends && kind == classes.last()) {
           run.further = place;
           run.values = &table;
