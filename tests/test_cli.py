@@ -287,6 +287,34 @@ def test_names_that_the_locale_cannot_print(folder: Path) -> None:
     assert rb"caf\udce9.txt" in done.stderr and b"gone does not exist" in done.stderr
 
 
+def test_a_folder_without_permission_and_odd_names_cost_nothing_else(folder: Path) -> None:
+    """In a strict locale; root is held to permissions, too."""
+    stream = StoringCodec().compress(load_picture(folder / "a.png"))
+    odd = os.fsdecode(b"caf\xe9.mlic")
+    (folder / "closed").mkdir()
+    for name in ("a.mlic", odd, "closed/b.mlic"):
+        (folder / name).write_bytes(stream)
+    (folder / "closed").chmod(0)
+    capabilities = "-dac_override,-dac_read_search"
+    held = ["setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}"]
+    done = subprocess.run(
+        [
+            *(held if os.geteuid() == 0 else []),
+            *(sys.executable, "-m", "mlic_fast.cli", "info"),
+            *("closed/b.mlic", odd, "a.mlic", "--json"),
+        ],
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        cwd=folder,
+    )
+    (folder / "closed").chmod(0o700)
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert "Permission denied" in results[0]["error"]
+    assert [result["input"] for result in results[1:]] == [odd, "a.mlic"]
+    assert all(result["width"] == 9 for result in results[1:])
+
+
 @pytest.mark.usefixtures("loads")
 def test_empty_arguments_name_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "", "a.png"]) == 1

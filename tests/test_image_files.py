@@ -15,7 +15,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from mlic_fast.errors import UnsupportedImageError
-from mlic_fast.images import load_image
+from mlic_fast.images import load_image, load_picture
 
 Entry = tuple[int, int, int, bytes]
 
@@ -180,6 +180,11 @@ def test_transparent_grey(tmp_path: Path, depth: int, row: bytes, levels: list[i
     path.write_bytes(png(4, 1, depth, b"\0" + row, chunk(b"tRNS", struct.pack(">H", there))))
     with pytest.raises(UnsupportedImageError, match="transparent"):
         load_image(path)
+    picture = load_picture(path)
+    clear = there * 255 // (2**depth - 1)
+    assert picture.pixels[0].tolist() == [levels]
+    assert picture.alpha is not None
+    assert picture.alpha.tolist() == [[0 if level == clear else 255 for level in levels]]
     if depth > 2:
         path.write_bytes(png(4, 1, depth, b"\0" + row, chunk(b"tRNS", struct.pack(">H", absent))))
         assert load_image(path)[0, 0].tolist() == levels
