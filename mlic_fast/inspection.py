@@ -10,8 +10,10 @@ from typing import Any
 from . import bitstream, sections
 from .metadata import Metadata, from_sections
 
-#: What decoding took at 1024x1024 to 4096x4096, rounded up (docs/using.md, "Memory").
-_BYTES, _BYTES_PER_PIXEL = 450_000_000, 40
+#: What decoding took (docs/using.md, "Memory"), rounded up: of a process, for each pixel of what is
+#: transformed as a whole, and for each pixel more.
+_BYTES, _BYTES_PER_PIXEL, _BYTES_PER_PIXEL_MORE = 150_000_000, 64, 24
+_WHOLE = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Info:
         """
         if self.model is None:
             return None
-        return _BYTES + _BYTES_PER_PIXEL * self.width * self.height
+        pixels = self.width * self.height
+        whole = min(pixels, _WHOLE)
+        return _BYTES + _BYTES_PER_PIXEL * whole + _BYTES_PER_PIXEL_MORE * (pixels - whole)
 
     @property
     def bits_per_pixel(self) -> float:

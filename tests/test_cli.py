@@ -478,6 +478,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     size = os.path.getsize("a.mlic")
     assert first["bytes"] == size and first["bits_per_pixel"] == 8 * size / 45
     assert (first["quality"], second["quality"]) == (60, None)
+    assert first["memory"] is None and first["metadata"] == {} and not first["alpha"]
     assert first["model_id"] == "deadbeef" and first["arithmetic_version"] == 0
     assert main(["info", "a.png"]) == 1
     assert "not a .mlic file" in errors(capsys)[0]

@@ -56,6 +56,10 @@ def stream() -> bytes:
 def test_all_there_and_back(stream: bytes) -> None:
     found = mlic_fast.info(io.BytesIO(stream))
     assert found.metadata == ALL and found.alpha and (found.width, found.height) == (50, 33)
+    large = bitstream.write(bitstream.Header(1, 8, found.model_id, 20, 9000, 9000), b"")
+    assert found.memory and found.memory < 200e6 < 10 * 9000**2 < (
+        mlic_fast.info(large).memory or 0
+    )
     assert found.size == len(stream) == mlic_fast.info(stream).size
     plain = mlic_fast.compress(RGB, quality=20)
     assert isinstance(plain, bytes)
