@@ -3,8 +3,8 @@
     python benchmarks/gpu/check.py FOLDER [--seconds 120] [--rehearse]
 
 Each step is a process with a log of its own, ``FOLDER/STEP.txt``; one that fails costs no other.
-``FOLDER/check.json`` says what each came to, and the exit code is 1 if one did not pass. In a
-rehearsal the tests are collected, not run.
+``FOLDER/check.json`` says what each came to, and the exit code is 1 if one did not pass. Needs
+pytest and hypothesis. In a rehearsal the tests are collected, not run.
 """
 
 from __future__ import annotations

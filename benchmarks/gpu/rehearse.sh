@@ -17,7 +17,7 @@ echo "== $("$PYTHON" -V) in $folder"
 rm -rf "$folder/venv" "$folder/tree" "$folder/out" "$folder/triton"
 "$PYTHON" -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install -q -c "$here/constraints.txt" \
-  torch triton numpy safetensors pillow tqdm pytest setuptools pybind11 cmake ninja
+  torch triton numpy safetensors pillow tqdm pytest hypothesis setuptools pybind11 cmake ninja
 mkdir -p "$folder/tree"
 (cd "$here/../.." && tar c --exclude=./build --exclude=./.git --exclude=./.venv --exclude='*.egg-info' \
   --exclude='*.so' --exclude=__pycache__ .) | tar x -C "$folder/tree"
