@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlic_fast.engine.arithmetic import WINDOW, Float, Int32, SpecOps
+from mlic_fast.engine.cpu import Later
 from mlic_fast.engine.exact_transforms import analysis, hyper_analysis, synthesis
 from mlic_fast.engine.operations import Act, Latents
 from mlic_fast.engine.packed import Layer, PackedLayers, PackedModel, PackedTransforms, Segment
@@ -72,7 +73,8 @@ class Counter:
 
         Arrays may be any backend's: only their shapes matter.
         """
-        if name not in _MULTIPLYING:
+        later = name == "sums" and any(isinstance(each, Later) for each in result)
+        if name not in _MULTIPLYING or later:
             return 0
         if name == "conv":
             # By its result: what a backend squeezes stands for the full grid in a convolution.
@@ -106,6 +108,11 @@ def _shape_only(value: Any) -> Any:
         copied = Latents(len(value.q))
         copied.y, copied.q = _shape_only(value.y), _shape_only(value.q)
         return copied
+    if isinstance(value, Later):  # a sum over its inputs
+        batch, height, width, _ = value.inputs[0].q.shape
+        return np.broadcast_to(
+            np.int16(0), (batch, height, width if value.at is None else width // 2, 1)
+        )
     if isinstance(value, (list, tuple)):
         return [_shape_only(item) for item in value]
     if isinstance(value, np.ndarray):
@@ -128,6 +135,8 @@ def read_planes(x: Any) -> torch.Tensor:
 def used_segments(layer: Layer, arguments: Mapping[str, Any]) -> Sequence[Segment]:
     """Of a call of conv."""
     inputs, partial, first = (arguments.get(key) for key in ("inputs", "partial", "first"))
+    if isinstance(partial, Later):  # it is made now
+        return layer.segments[: len(partial.inputs) + len(inputs or ())]
     return layer.segments[layer.used(inputs or (), partial, first)]
 
 
@@ -153,7 +162,7 @@ class _CountingOps(SpecOps):
         weights = self.layers[layer]
         segments = weights.segments[weights.used(inputs, partial, first)]
         if partial is not None:
-            shape: tuple[int, ...] = partial.shape
+            shape: tuple[int, ...] = (*partial.shape[:3], len(weights.bias))
         else:
             batch, height, width, _ = inputs[0].q.shape
             outputs = len(segments[0].weight)
