@@ -102,7 +102,7 @@ fuzz:
 
 MINUTES ?= 60
 soak: $(INSTALLED)
-	$(BIN)/python tests/soak.py --minutes $(MINUTES)
+	ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 $(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build dist demo suite.json mlic_fast.egg-info mlic_fast/_C*.so

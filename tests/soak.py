@@ -7,6 +7,10 @@ between good ones, half of them with a right checksum; models dropped and loaded
 killed while they write files. A part of the streams is decoded by the specification too. Memory and
 descriptors are taken after every round; at the end stands the slope of the memory, with its
 confidence over ten parts of the run.
+
+PyTorch's convolutions, of which models with residual transforms are made, keep what they prepare
+for each size of picture, 1,024 of them. `make soak` sets ONEDNN_PRIMITIVE_CACHE_CAPACITY=16, or
+that would fill for hours.
 """
 
 from __future__ import annotations
