@@ -27,7 +27,7 @@ from mlic_fast.benchmark.stages import seconds_by_stage
 from mlic_fast.cli import main
 from mlic_fast.cli.profile import _print_changes as print_changes
 from mlic_fast.codec import Codec
-from mlic_fast.engine import path, reference
+from mlic_fast.engine import in_place, path, reference
 from mlic_fast.engine.cpu import CpuOps
 from mlic_fast.engine.pack import pack
 from mlic_fast.engine.pack_transforms import pack_transforms
@@ -63,7 +63,10 @@ def profiles(model: MlicModel, way: str) -> list[Profile]:
 
 
 @pytest.mark.parametrize("way", ["encode", "decode"])
-def test_every_product_is_counted(model: MlicModel, way: str) -> None:
+def test_every_product_is_counted(
+    model: MlicModel, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_place, "FEW", 0)  # no products for positions that are dropped
     ours, _ = profiles(model, way)
     counted: Counter[str] = Counter()
     for kernel in ours.kernels:

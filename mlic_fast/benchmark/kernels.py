@@ -167,7 +167,7 @@ class _WatchedOperators(TorchDispatchMode):
     def _describer(self, func: Any, name: str) -> Any:
         def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
             operation, products = name, 0
-            if name in ("convolution", "conv2d"):
+            if name in ("convolution", "conv2d", "_convolution_pointwise"):
                 weight = args[1]
                 operation = f"conv {_square(weight.shape[2:])}"
                 products = result.numel() * weight[0].numel()
@@ -190,7 +190,7 @@ def _timed_operations(
     tracer: Tracer, ops: Operations, packed: PackedLayers
 ) -> Iterator[tuple[str, Any]]:
     """The methods of a backend; networks that call its own operations get spans around those."""
-    counter = Counter(packed)
+    counter = Counter(packed, getattr(ops, "_parts", {}))
     for name in dir(type(ops)):
         method = getattr(ops, name)
         if name not in ("aside", "join") and not name.startswith("_") and callable(method):
@@ -208,12 +208,13 @@ def _describer(
         arguments = signature.bind(*args, **kwargs).arguments
         names = _layers_of(name, arguments)
         operation = name
-        segments: Sequence[Segment] = [s for each in names for s in _segments(packed, each)]
+        segments: Sequence[Segment] = [
+            s for each in names for s in _segments(packed, counter, each)
+        ]
         if name in ("conv", "subpixel_conv"):
             operation = f"{name} {_square(segments[0].weight.shape[1:3])}"
         if name == "conv":
-            layer = packed.layers[names[0]]
-            segments = used_segments(layer, arguments)
+            segments = used_segments(counter.layers[names[0]], arguments)
         weights = sum(segment.weight.nbytes for segment in segments)
         results = list(_arrays(result))
         inputs = list(_arrays(list(arguments.values())))
@@ -239,6 +240,7 @@ _MODULES = {
     "channel_context": "channel_context.{i}",
     "local_context": "local_context.{i}",
     "inter_context": "global_inter_context.{i}",
+    "inter_attention": "global_inter_context.{i}",
     "intra_context": "global_intra_context.{i}",
     "intra_queries_and_keys": "global_intra_context.{i}",
 }
@@ -257,11 +259,12 @@ def _layers_of(name: str, arguments: dict[str, Any]) -> list[str]:
     return list(arguments.get("layers") or arguments.get("prefixes") or [])
 
 
-def _segments(packed: PackedLayers, name: str) -> list[Segment]:
+def _segments(packed: PackedLayers, counter: Counter, name: str) -> list[Segment]:
     """The weights of a layer, or of all layers of a module."""
-    layers = packed.layers
-    inside = [name] if name in layers else [key for key in layers if key.startswith(f"{name}.")]
-    return [segment for key in inside for segment in layers[key].segments]
+    if name in counter.layers:
+        return list(counter.layers[name].segments)
+    inside = [layer for key, layer in packed.layers.items() if key.startswith(f"{name}.")]
+    return [segment for layer in inside for segment in layer.segments]
 
 
 def _arrays(value: Any) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,10 +64,14 @@ def _no_symbols(
 
 
 class Counter:
-    """Counts the products of single operations and networks of a backend, from shapes alone."""
+    """Counts the products of single operations and networks of a backend, from shapes alone.
 
-    def __init__(self, packed: PackedLayers) -> None:
+    ``parts``: layers that the backend makes of those of the file, as it goes.
+    """
+
+    def __init__(self, packed: PackedLayers, parts: Mapping[str, Layer]) -> None:
         self._ops = _CountingOps(packed)
+        self.layers = ChainMap(dict(packed.layers), parts)  # type: ignore[arg-type]
 
     def count(self, name: str, arguments: Mapping[str, Any], result: Any) -> int:
         """Of a method of :class:`Operations`, its arguments by name; 0 where nothing multiplies.
@@ -78,8 +83,7 @@ class Counter:
             return 0
         if name == "conv":
             # By its result: what a backend squeezes stands for the full grid in a convolution.
-            layer = self._ops.layers[arguments["layer"]]
-            used = used_segments(layer, arguments)
+            used = used_segments(self.layers[arguments["layer"]], arguments)
             out = _shape_only(result.q if isinstance(result, Act) else result)
             return math.prod(out.shape[:3]) * sum(segment.weight.size for segment in used)
         if name in ("carried", "pixels"):  # 1x1 convolutions
@@ -96,7 +100,7 @@ _MULTIPLYING = {
     *("window_attention", "linear_attention", "softmax_attention"),
     *("sums", "project", "hyper_synthesis", "entropy_parameters", "predict_residual"),
     *("channel_context", "local_context"),
-    *("inter_context", "intra_context", "intra_queries_and_keys"),
+    *("inter_context", "inter_attention", "intra_context", "intra_queries_and_keys"),
     *("mixing_blocks", "carried", "pixels"),
 }
 
@@ -108,11 +112,8 @@ def _shape_only(value: Any) -> Any:
         copied = Latents(len(value.q))
         copied.y, copied.q = _shape_only(value.y), _shape_only(value.q)
         return copied
-    if isinstance(value, Later):  # a sum over its inputs
-        batch, height, width, _ = value.inputs[0].q.shape
-        return np.broadcast_to(
-            np.int16(0), (batch, height, width if value.at is None else width // 2, 1)
-        )
+    if isinstance(value, Later):
+        return Later(_shape_only(value.inputs), value.at)
     if isinstance(value, (list, tuple)):
         return [_shape_only(item) for item in value]
     if isinstance(value, np.ndarray):
@@ -152,13 +153,16 @@ class _CountingOps(SpecOps):
         layer: str,
         inputs: Sequence[Act],
         *,
-        partial: Float | None = None,
+        partial: Float | Later | None = None,
         first: int | None = None,
         at: Parity | None = None,
         activation: bool = False,
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
+        if isinstance(partial, Later):  # it is made now
+            at = partial.at if partial.inputs else at
+            inputs, partial, first = [*partial.inputs, *inputs], None, 0
         weights = self.layers[layer]
         segments = weights.segments[weights.used(inputs, partial, first)]
         if partial is not None:
