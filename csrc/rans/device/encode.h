@@ -437,12 +437,17 @@ constexpr uint32_t kNoEntry = ~0u;
 
 // Codes entries in steps, the last first. entry_at(step, lane) is asked for each step in that
 // order, and beyond the first; kNoEntry is none. As in decoding, only the states are a chain:
-// entries are loaded ahead by two steps, their numbers by four.
+// entries are loaded ahead by two steps, their numbers by four; by one and two where the compiler
+// would spill registers: on all GPUs but those of data centres since Hopper.
 template <class Warp, class EntryAt>
 MLIC_DEVICE bool put_steps(Warp& warp, WordWriter<Warp>& writer, const PackedEntry* entries,
                            uint32_t steps, typename Warp::template Lanes<uint32_t>& x,
                            EntryAt&& entry_at) {
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+  constexpr uint32_t kAhead = 1;
+#else
   constexpr uint32_t kAhead = 2;
+#endif
   typename Warp::template Lanes<PackedEntry> entry, next_entry[kAhead];
   typename Warp::template Lanes<uint32_t> number, next[kAhead], later[kAhead];
   const auto ask = [&](uint32_t step, uint32_t lane) {
