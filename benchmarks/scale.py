@@ -14,8 +14,6 @@ import contextlib
 import io
 import json
 import multiprocessing
-import os
-import signal
 import sys
 import tempfile
 import threading
@@ -25,12 +23,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import ray
 import skimage.data
 import torch
 from PIL import Image
 from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
 
 import mlic_fast
 from mlic_fast.benchmark.machine import describe_machine
@@ -92,13 +90,12 @@ def on_ray(folder: Path, output: Path, count: int, harm: bool) -> None:
 
     def do_harm() -> None:
         wait_for(1 / 3)
-        alive = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-        workers = [actor.pid for actor in alive if "MapWorker" in actor.class_name]
-        os.kill(workers[0], signal.SIGKILL)
+        worker = next(p for p in psutil.process_iter() if p.name().startswith("ray::MapWorker"))
+        worker.kill()
         wait_for(1 / 2)
         cluster.remove_node(cluster.list_all_nodes[-1], allow_graceful=False)
         cluster.add_node(num_cpus=1, **memory)
-        print(f"killed process {workers[0]}, removed a node", file=sys.stderr)
+        print(f"killed process {worker.pid}, removed a node", file=sys.stderr)
 
     thread = threading.Thread(target=do_harm if harm else lambda: None)
     thread.start()

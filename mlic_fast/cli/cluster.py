@@ -7,6 +7,7 @@ was interrupted is repeated as it was called.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import posixpath
@@ -50,7 +51,11 @@ def run_encode(args: argparse.Namespace) -> int:
     jobs = find_jobs(args)
     start = time.perf_counter()
     counts: Counter[str] = Counter()
-    with tqdm(total=len(jobs), unit="file", leave=False, disable=args.quiet or None) as bar:
+    report = sys.stdout
+    with (
+        contextlib.redirect_stdout(sys.stderr),  # Ray prints to stdout when machines are lost
+        tqdm(total=len(jobs), unit="file", leave=False, disable=args.quiet or None) as bar,
+    ):
         for result in _results(args, jobs):
             counts["failed" if "error" in result else "done"] += 1
             counts["left"] += result.get("left", False)
@@ -58,7 +63,7 @@ def run_encode(args: argparse.Namespace) -> int:
                 if "error" in result:
                     print_error(f"{result['input']}: {result['error']}")
                 if args.json:
-                    print(json.dumps(result), flush=True)
+                    print(json.dumps(result), file=report, flush=True)
             bar.update()
     if not (args.quiet or args.json):
         seconds = time.perf_counter() - start
