@@ -15,9 +15,10 @@ if ! command -v debootstrap >/dev/null || [ ! -f $core ]; then
 fi
 if [ ! -d "$site/torch" ]; then
   rm -rf "$folder"
-  # Unpacked, not installed: nothing of it runs but Python.
+  # Unpacked, not installed: nothing of it runs but Python. From where this machine has its packages.
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' | sed -n 1p)
   debootstrap --foreign --arch=arm64 --variant=minbase --include=python3,libpython3-dev,libgomp1 \
-    bookworm "$root" http://deb.debian.org/debian >/dev/null
+    bookworm "$root" "$mirror" >/dev/null
   for package in "$root"/var/cache/apt/archives/*.deb; do
     dpkg-deb --fsys-tarfile "$package" | tar --extract --keep-directory-symlink -C "$root"
   done
