@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lively import SMALL, lively_model
+from lively import BLOCKS, SMALL, lively_model
 
-from mlic_fast.models import MlicModel
+from mlic_fast.engine import cpu
+from mlic_fast.models import MlicModel, save_checkpoint
 
 if torch.cuda.is_available():
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # also where a test has no codec
@@ -78,6 +79,30 @@ def small_models() -> dict[str, MlicModel]:
 @pytest.fixture
 def model(small_models: dict[str, MlicModel], variant: str) -> MlicModel:
     return small_models[variant]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a small model with block transforms."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_checkpoint(lively_model(BLOCKS), path)
+    return path
+
+
+@pytest.fixture
+def wrong_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU the largest mean of slice 1's anchors is one unit in the last place off."""
+    original = cpu.CpuOps.conv
+
+    def conv(self: cpu.CpuOps, layer: str, *args: object, **kwargs: object) -> object:
+        r = original(self, layer, *args, **kwargs)
+        if layer == "entropy_parameters_anchor.1.fusion.6":
+            means = r[..., r.shape[-1] // 2 :]
+            at = np.unravel_index(np.argmax(means), means.shape)
+            means[at] = np.nextafter(means[at], np.float32(np.inf))
+        return r
+
+    monkeypatch.setattr(cpu.CpuOps, "conv", conv)
 
 
 @pytest.fixture

@@ -11,23 +11,15 @@ from types import ModuleType
 import pytest
 import skimage.data
 import torch
-from lively import BLOCKS, lively_model, photograph
+from lively import photograph
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import mlic_fast
 from mlic_fast.data import MlicDataset, WebdatasetDecoder
-from mlic_fast.models import save_checkpoint
 
 SIZES = {"a.mlic": (70, 130), "b/c.mlic": (1, 1), "b/d.mlic": (64, 33), "b/e.f.mlic": (9, 200)}
 PATIENCE = 120
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_checkpoint(lively_model(BLOCKS), path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,6 @@ PATIENCE = 120
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_checkpoint(lively_model(BLOCKS), path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def codec(checkpoint: Path) -> mlic_fast.Codec:
     return mlic_fast.load(checkpoint)
 

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lively import BLOCKS, lively_model, photograph
+from lively import photograph
 from PIL import Image
 
 import mlic_fast
 from mlic_fast import storage
 from mlic_fast.cli import cluster as command
 from mlic_fast.cli import main
-from mlic_fast.models import save_checkpoint
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("pyarrow")
@@ -70,13 +69,6 @@ def nodes(monkeypatch_module: pytest.MonkeyPatch) -> Iterator[Any]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_checkpoint(lively_model(BLOCKS), path)
-    return path
 
 
 @pytest.fixture(scope="module")
