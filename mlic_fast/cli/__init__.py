@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
+from mlic_fast.engine.surroundings import out_of_memory
 from mlic_fast.errors import MlicError
 
 # Command: (module, what it does).
@@ -76,11 +77,7 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    # On the CPU PyTorch raises no type of its own.
-    out_of_memory = ("can't allocate memory", "out of memory")
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in out_of_memory)
-    ):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
         return "there is not enough memory; take a smaller image or a machine with more"
     return None
 

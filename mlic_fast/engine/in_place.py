@@ -12,6 +12,7 @@ oneDNN cuts the sums of a few outputs of a layer of stride 2. The GPU has
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from types import MethodType
 from typing import Any
@@ -47,14 +48,39 @@ def _convolve(conv: nn.Module, x: Tensor, activation: bool = False) -> Tensor:
     few = step > 1 and x.shape[2] * x.shape[3] <= FEW
     stride = [1, 1] if few else list(conv.stride)
     padding, dilation = list(conv.padding), list(conv.dilation)
-    if activation and _fuses(x):
+    fuses = activation and _fuses(x)
+
+    def compute() -> Tensor:
+        arguments = (x, conv.weight, conv.bias)
+        if not fuses:
+            return F.conv2d(*arguments, stride, padding, dilation, conv.groups)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, conv.weight, conv.bias, padding, stride, dilation, conv.groups, "gelu", [], "none"
+            *arguments, padding, stride, dilation, conv.groups, "gelu", [], "none"
         )
-    else:
-        out = F.conv2d(x, conv.weight, conv.bias, stride, padding, dilation, conv.groups)
-        out = torch.ops.aten.gelu_(out) if activation else out
+        return out
+
+    try:
+        out = compute()
+    except RuntimeError as error:
+        if "could not create a primitive" not in str(error):
+            raise
+        try:
+            out = _in_another_thread(compute)
+        except RuntimeError as again:  # of this thread, or of the other one
+            raise MemoryError(f"{again}, after: {error}") from error
+    if activation and not fuses:
+        out = torch.ops.aten.gelu_(out)
     return out[..., ::step, ::step].contiguous(memory_format=torch.channels_last) if few else out
+
+
+def _in_another_thread(compute: Callable[[], Tensor]) -> Tensor:
+    """The result, or the error, of a call in a thread of its own.
+
+    A thread in which oneDNN once had no memory for a kernel's code makes no new kernel again, for
+    its assembler keeps the error. Kernels that other threads made it still runs.
+    """
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(torch.no_grad()(compute)).result()
 
 
 def _fuses(x: Tensor) -> bool:

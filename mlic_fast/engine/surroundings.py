@@ -14,6 +14,11 @@ from typing import Any
 
 import numpy as np
 
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "out of memory", "std::bad_alloc"),
+    *("could not create a primitive", "could not create a memory", "could not execute a primitive"),
+)
+
 #: The process that worked first; its children, when forked, have no threads of PyTorch.
 _first_process: int | None = None
 
@@ -22,7 +27,7 @@ _first_process: int | None = None
 def surroundings() -> Iterator[None]:
     """No gradients, autocast, default device or numpy errors but ours, while entered.
 
-    Raises MemoryError where PyTorch finds no memory on the CPU, for which it has no type.
+    Raises MemoryError where PyTorch finds no memory on the CPU.
 
     In a child that was forked after the parent worked, PyTorch's operators run on one thread: those
     of OpenMP do not survive a fork, and waiting for them would never end. Our own kernels begin new
@@ -46,9 +51,17 @@ def surroundings() -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if "can't allocate memory" not in str(error):
+            if not out_of_memory(error):
                 raise
             raise MemoryError(str(error)) from error
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch or oneDNN found no memory on the CPU, for which they have no type.
+
+    oneDNN writes each kernel when it is first asked for and says only what it could not create.
+    """
+    return any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 @contextmanager
