@@ -77,10 +77,21 @@ def _in_another_thread(compute: Callable[[], Tensor]) -> Tensor:
     """The result, or the error, of a call in a thread of its own.
 
     A thread in which oneDNN once had no memory for a kernel's code makes no new kernel again, for
-    its assembler keeps the error. Kernels that other threads made it still runs.
+    its assembler keeps the error. The other thread works alone, as OpenMP ends the process where
+    it has no memory for more.
     """
-    with ThreadPoolExecutor(1) as threads:
-        return threads.submit(torch.no_grad()(compute)).result()
+    threads = torch.get_num_threads()
+
+    def work() -> Tensor:
+        torch.set_num_threads(1)
+        try:
+            with torch.no_grad():
+                return compute()
+        finally:
+            torch.set_num_threads(threads)
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(work).result()
 
 
 def _fuses(x: Tensor) -> bool:
