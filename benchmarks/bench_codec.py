@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import CPU_SUITE
 
-from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.codec import Codec
 from mlic_fast.engine.path import code_latents
 from mlic_fast.models.checkerboard import keep
+from mlic_fast.profiling.pictures import synthetic_photograph
 
 pytestmark = CPU_SUITE
 

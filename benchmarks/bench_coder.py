@@ -25,11 +25,11 @@ from conftest import CPU_SUITE
 from scipy.special import ndtr
 
 from mlic_fast import load
-from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.coder import SCALES, Decoder, Encoder, gaussian_tables
 from mlic_fast.coder import compressai as drop_in
 from mlic_fast.conformance.recorder import Recorder
 from mlic_fast.models.compressai_import import compressai_ans
+from mlic_fast.profiling.pictures import synthetic_photograph
 
 # Where it is missing, the other suites run all the same.
 constriction = pytest.importorskip("constriction")

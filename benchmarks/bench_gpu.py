@@ -18,11 +18,9 @@ if not torch.cuda.is_available():
 
 from gpu.card import REPETITIONS, spin
 
-from mlic_fast.benchmark.models import trained_like_model
-from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.codec import Codec, load
-from mlic_fast.engine.gpu import GpuOps
-from mlic_fast.engine.graphs import GATE, Recording
+from mlic_fast.engine.gpu.gpu_operations import GpuOps
+from mlic_fast.engine.gpu.graphs import GATE, Recording
 from mlic_fast.engine.path import code_latents
 from mlic_fast.kernels import (
     depthwise,
@@ -38,6 +36,8 @@ from mlic_fast.kernels.grid import AT, Input, Positions
 from mlic_fast.kernels.planes import read_colour
 from mlic_fast.models.checkerboard import unsqueeze
 from mlic_fast.models.config import PRESETS
+from mlic_fast.profiling.pictures import synthetic_photograph
+from mlic_fast.profiling.preset_models import trained_like_model
 
 DEVICE = torch.device("cuda")
 WIDTH, HEIGHT = 768, 512

@@ -14,17 +14,17 @@ import torch
 from bench_gpu import DEVICE, HEIGHT, WIDTH, Pair, timed_graph
 from torch import Tensor, nn
 
-from mlic_fast.benchmark.models import trained_like_model
-from mlic_fast.benchmark.pictures import synthetic_photograph
-from mlic_fast.engine.cpu import CpuOps
-from mlic_fast.engine.device import device_transforms
-from mlic_fast.engine.exact import cpu_transforms
-from mlic_fast.engine.in_place import run_in_place
+from mlic_fast.engine.cpu.cpu_operations import CpuOps
+from mlic_fast.engine.cpu.in_place import run_in_place
+from mlic_fast.engine.cpu.residual_transforms import EngineTransforms
+from mlic_fast.engine.exact_engine import cpu_transforms
+from mlic_fast.engine.gpu.gpu_engine import device_transforms
 from mlic_fast.engine.per_image import to_pixels
-from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.kernels import epilogues
 from mlic_fast.models import MlicModel
 from mlic_fast.models.layers import GDN
+from mlic_fast.profiling.pictures import synthetic_photograph
+from mlic_fast.profiling.preset_models import trained_like_model
 
 CHANNELS = 192
 DTYPE = torch.bfloat16

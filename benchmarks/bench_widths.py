@@ -19,7 +19,8 @@ from torch import Tensor
 
 import mlic_fast
 from mlic_fast.coder import scale_indexes
-from mlic_fast.engine import arithmetic, pack
+from mlic_fast.engine import arithmetic
+from mlic_fast.engine.packing import packer
 from mlic_fast.engine.path import code_latents
 from mlic_fast.evaluation import bd_rate
 from mlic_fast.images import load_image, pad
@@ -64,7 +65,7 @@ class _Float(_Meter):
     def __call__(self, index: int, parity: Parity, scales: Tensor, means: Tensor) -> Tensor:
         means = squeeze(means, parity)
         symbols = torch.round(squeeze(self.y[index], parity) - means)
-        indexes = scale_indexes(squeeze(scales, parity) * pack.SCALE_FACTOR)
+        indexes = scale_indexes(squeeze(scales, parity) * packer.SCALE_FACTOR)
         self.add(symbols.numpy().astype(np.int32), indexes)
         return unsqueeze(symbols + means, parity)
 
@@ -114,7 +115,7 @@ def main() -> None:
             points.append((float(np.mean(bpp)), float(np.mean(psnr))))
         return points
 
-    packed = pack.pack(model)
+    packed = packer.pack(model)
     tables = packed.tables
 
     def hyper_bits(z: Tensor) -> float:
@@ -132,10 +133,10 @@ def main() -> None:
     print("| activations | weights | headroom | bits, lowest to highest rate | PSNR | BD-rate |")
     print("|---|---|---|---|---|---|")
     for activation, weight, headroom in CHOICES:
-        arithmetic.ACTIVATION_LIMIT = pack.ACTIVATION_LIMIT = activation
-        pack.WEIGHT_LIMIT = weight
-        pack.HEADROOM = headroom
-        packed = pack.pack(model)
+        arithmetic.ACTIVATION_LIMIT = packer.ACTIVATION_LIMIT = activation
+        packer.WEIGHT_LIMIT = weight
+        packer.HEADROOM = headroom
+        packed = packer.pack(model)
         ops = arithmetic.SpecOps(packed)
         results = []
         for y, z, _, _ in prepared:

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlic_fast.engine import fused
-from mlic_fast.engine.fused import FusedTransforms
+from mlic_fast.engine.gpu import fused_transforms
+from mlic_fast.engine.gpu.fused_transforms import FusedTransforms
 from mlic_fast.images import load_image
 from mlic_fast.kernels import epilogues
 from mlic_fast.models import load_checkpoint
@@ -37,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     for name in ("from_pixels", "activate", "normalise", "to_pixels"):
         setattr(epilogues, name, _written(getattr(epilogues, f"{name}_twin")))
-    fused.F.conv2d = _rounded(F.conv2d)
+    fused_transforms.F.conv2d = _rounded(F.conv2d)
     model = load_checkpoint(args.checkpoint).eval().requires_grad_(False)
     assert model.config.transforms == "residual"
     last = [str(dtype).removeprefix("torch.") for dtype in LAST]
@@ -61,8 +61,8 @@ def _psnrs(model: Any, pixels: Tensor, rate: Tensor | None) -> list[str]:
     *_, block, layer = model.g_s.synthesis_transform
     for dtype in LAST:
         transforms = FusedTransforms(model, torch.bfloat16)
-        transforms._g_s[-1] = fused._Residual(block, torch.bfloat16, dtype)
-        transforms._last = fused._Pixels(layer, dtype)
+        transforms._g_s[-1] = fused_transforms._Residual(block, torch.bfloat16, dtype)
+        transforms._last = fused_transforms._Pixels(layer, dtype)
         decoded.append(transforms.synthesise(latents, rate))
     errors = ((each.double() - pixels.double()).square().mean() for each in decoded)
     return [f"{10 * torch.log10(255**2 / error):.4f}" for error in errors]

@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlic_fast.models import PRESETS, create_model
 from mlic_fast.training import TrainConfig
-from mlic_fast.training.data import Patches, Pool
 from mlic_fast.training.graphics import make_graphics
+from mlic_fast.training.patches import Patches, Pool
 from mlic_fast.training.step import Step
 
 SECONDS_A_LAUNCH, BYTES_A_SECOND = 3e-6, 4e12

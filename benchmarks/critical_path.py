@@ -35,14 +35,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlic_fast import kernels
-from mlic_fast.benchmark.coder_model import ENCODE_US, predict
-from mlic_fast.engine.device import device_transforms
-from mlic_fast.engine.gpu import GpuOps
-from mlic_fast.engine.pack import pack
+from mlic_fast.engine.gpu.gpu_engine import device_transforms
+from mlic_fast.engine.gpu.gpu_operations import GpuOps
+from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.path import code_latents
 from mlic_fast.kernels import configs
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models import create_model
+from mlic_fast.profiling.coder_model import ENCODE_US, predict
 
 MODELS = ("mlic_plus_plus", "photo")
 #: The graphs of the commit that was measured, with the times that were measured.
@@ -349,7 +349,7 @@ class Recorder:
 
 class _Coder:
     """Launches of the range coder: a decoder has one a pass, an encoder three after the last. Their
-    times are those of `mlic_fast.benchmark.coder_model`; the images of a batch do not wait for one
+    times are those of `mlic_fast.profiling.coder_model`; the images of a batch do not wait for one
     another.
     """
 

@@ -17,16 +17,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from report_gpu import gpu
+from report_tables import MODELS, WAYS, Lines, machines, newest, table, threads_of
 from results import FOLDER, Document, oldest_first
 from suite import noise
-from tables import MODELS, WAYS, Lines, machines, newest, table, threads_of
 
-from mlic_fast.benchmark import charts
 from mlic_fast.charts import PALETTE, new_figure, save
-from mlic_fast.evaluation.chart import draw as draw_rate
-from mlic_fast.evaluation.measure import Curve, Measurement, Point
+from mlic_fast.evaluation.measuring import Curve, Measurement, Point
 from mlic_fast.evaluation.published import KODAK
+from mlic_fast.evaluation.rate_distortion_chart import draw as draw_rate
 from mlic_fast.images import write_atomically
+from mlic_fast.profiling import bench_charts
 
 ROOT = FOLDER.parent.parent
 TEMPLATE = ROOT / "docs" / "benchmarks.in.md"
@@ -96,7 +96,7 @@ def codec(stored: list[Document]) -> Lines:
             if result["machine"].get("gpu"):  # whose stages are of runs without graphs
                 continue
             figure = f"{name}-{document['model']}-{document['threads']}-threads.png"
-            save(charts.draw({**document, "machine": result["machine"]}), FIGURES / figure)
+            save(bench_charts.draw({**document, "machine": result["machine"]}), FIGURES / figure)
             yield f"![{MODELS[document['model']]}: stages, latency over pixels](figures/{figure})"
             yield ""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from report_tables import MODELS, WAYS, Lines, machines, table
 from results import Document
-from tables import MODELS, WAYS, Lines, machines, table
 
 #: Kernels of a decode that are shown; the rest is summed up.
 SHOWN = 10

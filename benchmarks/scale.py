@@ -31,9 +31,9 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 import mlic_fast
-from mlic_fast.benchmark.machine import describe_machine
 from mlic_fast.cli import main as mlic_fast_command
 from mlic_fast.cli.options import picture_size
+from mlic_fast.profiling.machine import describe_machine
 
 
 def make_pictures(folder: Path, count: int, width: int, height: int) -> None:

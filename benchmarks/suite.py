@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from results import newest_with
 
-from mlic_fast.benchmark.machine import describe_machine
+from mlic_fast.profiling.machine import describe_machine
 
 FOLDER = Path(__file__).parent
 #: In the names of benchmarks of others' code, which stand beside ours.

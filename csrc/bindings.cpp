@@ -11,9 +11,9 @@
 
 #include "rans/compressai.h"
 #include "rans/decoder.h"
-#include "rans/device/bindings.h"
 #include "rans/encoder.h"
 #include "rans/errors.h"
+#include "rans/gpu/bindings.h"
 #include "rans/tables.h"
 
 namespace py = pybind11;

@@ -12,10 +12,10 @@
 #include <vector>
 
 #include "rans/decoder.h"
-#include "rans/device/image.h"
-#include "rans/device/launch.h"
 #include "rans/encoder.h"
 #include "rans/errors.h"
+#include "rans/gpu/image.h"
+#include "rans/gpu/launch.h"
 #include "rans/tables.h"
 
 namespace fuzz {

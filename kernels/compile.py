@@ -33,9 +33,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mlic_fast.engine.device import compile_path, device_transforms
-from mlic_fast.engine.gpu import GpuOps
-from mlic_fast.engine.pack import pack
+from mlic_fast.engine.gpu.gpu_engine import compile_path, device_transforms
+from mlic_fast.engine.gpu.gpu_operations import GpuOps
+from mlic_fast.engine.packing.packer import pack
 from mlic_fast.kernels import configs
 from mlic_fast.kernels.functions import compiling_only
 from mlic_fast.kernels.ptx import INEXACT, fetches_ahead

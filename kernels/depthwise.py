@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlic_fast.engine.packed import Layer
+from mlic_fast.engine.packing.packed import Layer
 from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
     await_launch_before,

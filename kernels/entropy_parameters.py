@@ -32,7 +32,7 @@ from torch import Tensor
 
 from mlic_fast.coder import SCALES
 from mlic_fast.engine.arithmetic import SYMBOL_LIMIT
-from mlic_fast.engine.packed import Layer
+from mlic_fast.engine.packing.packed import Layer
 from mlic_fast.kernels import configs
 from mlic_fast.kernels.functions import (
     await_launch_before,

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlic_fast.engine.packed import Segment
+from mlic_fast.engine.packing.packed import Segment
 from mlic_fast.kernels.configs import config as launch_config
 from mlic_fast.kernels.configs import product_config
 from mlic_fast.kernels.functions import (

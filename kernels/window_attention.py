@@ -34,7 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.arithmetic import WINDOW, power_of_two
-from mlic_fast.engine.packed import Layer
+from mlic_fast.engine.packing.packed import Layer
 from mlic_fast.kernels import products
 from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (

@@ -3,11 +3,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Submodule; mlic_fast.engine.cpu is its typed front.
+#: Submodule; mlic_fast.engine.cpu.cpu_operations is its typed front.
 exact: Any
 
-#: Submodule; mlic_fast.coder.device is its typed front.
-device: Any
+#: Submodule; mlic_fast.coder.gpu_coder is its typed front.
+gpu_coder: Any
 
 class RansTables:
     def __init__(

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from mlic_fast import bitstream, images, sections, targets
 from mlic_fast.engine import Engine, begin_gpu, create_engine, gpu_possible, gpu_problem
-from mlic_fast.engine.packed import PackedModel, PackedTransforms
-from mlic_fast.engine.stored import read_stored
+from mlic_fast.engine.packing.packed import PackedModel, PackedTransforms
+from mlic_fast.engine.packing.stored import read_stored
 from mlic_fast.engine.surroundings import surroundings
 from mlic_fast.errors import (
     CheckpointError,
@@ -119,7 +119,7 @@ class Codec:
         if self._file is not None:
             source = self._file
         else:
-            from mlic_fast.engine.pack import packed_bytes
+            from mlic_fast.engine.packing.packer import packed_bytes
             from mlic_fast.models.checkpoints import checkpoint_bytes
             from mlic_fast.models.mlic import MlicModel
 
@@ -466,7 +466,7 @@ class _Source:
 
 def _loaded(model: Any, path: Path | None) -> _Source:
     """Of a model, or of what a file holds."""
-    from mlic_fast.engine.pack import load_packed, pack
+    from mlic_fast.engine.packing.packer import load_packed, pack
     from mlic_fast.models.checkpoints import load_checkpoint
 
     loaded = load_packed(path) if path is not None else None

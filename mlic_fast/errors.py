@@ -49,3 +49,7 @@ class KernelResourcesError(EngineError):
 
 class QualityError(MlicError, ValueError):
     """The quality is out of range, or the model has a single rate and takes none."""
+
+
+class EvaluationError(MlicError):
+    """Nothing can be measured or compared: no images, a codec that is missing, curves apart."""

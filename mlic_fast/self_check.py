@@ -75,7 +75,7 @@ def _problem(codec: Codec, stream: bytes, expected: dict[str, str]) -> str | Non
 def _first_difference(codec: Codec, stream: bytes, expected: dict[str, str]) -> str | None:
     from mlic_fast.conformance.engines import codec_on
     from mlic_fast.conformance.recorder import Recorder
-    from mlic_fast.conformance.verify import record
+    from mlic_fast.conformance.verification import record
 
     recorder = Recorder(codec._engine._ops)  # type: ignore[attr-defined]
     watched = codec_on(recorder, codec.model, codec.packed)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from lively import BLOCKS, SMALL, lively_model
 
-from mlic_fast.engine import cpu
+from mlic_fast.engine.cpu import cpu_operations
 from mlic_fast.models import MlicModel, save_checkpoint
 
 if torch.cuda.is_available():
@@ -92,9 +92,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def wrong_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU the largest mean of slice 1's anchors is one unit in the last place off."""
-    original = cpu.CpuOps.conv
+    original = cpu_operations.CpuOps.conv
 
-    def conv(self: cpu.CpuOps, layer: str, *args: object, **kwargs: object) -> object:
+    def conv(self: cpu_operations.CpuOps, layer: str, *args: object, **kwargs: object) -> object:
         r = original(self, layer, *args, **kwargs)
         if layer == "entropy_parameters_anchor.1.fusion.6":
             means = r[..., r.shape[-1] // 2 :]
@@ -102,7 +102,7 @@ def wrong_bit(monkeypatch: pytest.MonkeyPatch) -> None:
             means[at] = np.nextafter(means[at], np.float32(np.inf))
         return r
 
-    monkeypatch.setattr(cpu.CpuOps, "conv", conv)
+    monkeypatch.setattr(cpu_operations.CpuOps, "conv", conv)
 
 
 @pytest.fixture

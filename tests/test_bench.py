@@ -12,23 +12,23 @@ import torch
 from lively import SMALL, lively_model
 
 import mlic_fast
-from mlic_fast.benchmark import floors
-from mlic_fast.benchmark.compare import WrongResultError, check_arithmetic, compare, spread
-from mlic_fast.benchmark.machine import describe_machine, machine_name
-from mlic_fast.benchmark.memory import peak_memory
-from mlic_fast.benchmark.models import trained_like_model
-from mlic_fast.benchmark.operations import count_entropy_path, count_transforms
-from mlic_fast.benchmark.pictures import synthetic_photograph
-from mlic_fast.benchmark.stages import seconds_by_stage, watched
-from mlic_fast.benchmark.tracing import Tracer
 from mlic_fast.cli import main
 from mlic_fast.codec import Codec
-from mlic_fast.engine import exact
+from mlic_fast.engine import exact_engine
 from mlic_fast.engine.arithmetic import SpecOps
-from mlic_fast.engine.cpu import CpuOps
-from mlic_fast.engine.pack import pack
+from mlic_fast.engine.cpu.cpu_operations import CpuOps
+from mlic_fast.engine.packing.packer import pack
 from mlic_fast.models import MlicModel, reference, save_checkpoint
 from mlic_fast.models.mlic import TrainingQuantiser
+from mlic_fast.profiling import floors
+from mlic_fast.profiling.counting import count_entropy_path, count_transforms
+from mlic_fast.profiling.machine import describe_machine, machine_name
+from mlic_fast.profiling.memory import peak_memory
+from mlic_fast.profiling.pictures import synthetic_photograph
+from mlic_fast.profiling.preset_models import trained_like_model
+from mlic_fast.profiling.side_by_side import WrongResultError, check_arithmetic, compare, spread
+from mlic_fast.profiling.spans import Tracer
+from mlic_fast.profiling.stages import seconds_by_stage, watched
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +134,12 @@ def test_machines_have_names() -> None:
 @pytest.mark.parametrize("engine", ["spec", "reference"])
 def test_nothing_stays_wrapped(engine: str) -> None:
     codec = mlic_fast.load(lively_model(SMALL["mlic"]), engine=engine)
-    owners = (exact, reference, vars(codec._engine).get("_transforms", codec.model), codec.model)
+    owners = (
+        exact_engine,
+        reference,
+        vars(codec._engine).get("_transforms", codec.model),
+        codec.model,
+    )
     before = [dict(vars(owner)) for owner in owners]
     with watched(codec) as tracer:
         spans = tracer.record(lambda: codec.compress(synthetic_photograph(64, 64)))
@@ -193,7 +198,7 @@ def test_operations_are_those_of_the_specification(
     counted = count_entropy_path(packed, 128, 64)
     assert done[0] == 0
     z = np.zeros((1, 1, 2, packed.config.N), np.int32)
-    exact.code_latents(SpecOps(packed), z, lambda i, p, s, m, _: np.zeros(m.shape, np.int32))
+    exact_engine.code_latents(SpecOps(packed), z, lambda i, p, s, m, _: np.zeros(m.shape, np.int32))
     # Half of the layers that are asked for one colour, and the attention, make the difference.
     assert 0.5 * done[0] < counted < 1.2 * done[0]
 

@@ -23,9 +23,10 @@ from torch import Tensor
 import mlic_fast
 from mlic_fast import bitstream
 from mlic_fast.codec import WEIGHTS, Codec, load
-from mlic_fast.engine import cpu, exact, exact_transforms
+from mlic_fast.engine import exact_engine, exact_transforms
+from mlic_fast.engine.cpu import cpu_operations
 from mlic_fast.engine.digest import latents_digest
-from mlic_fast.engine.pack import pack, save_packed
+from mlic_fast.engine.packing.packer import pack, save_packed
 from mlic_fast.errors import (
     CheckpointError,
     CorruptStreamError,
@@ -136,7 +137,7 @@ def test_bands_change_no_bit(engine: str, monkeypatch: pytest.MonkeyPatch) -> No
     data = codec.compress(image)
     pixels = codec.decompress(data)
     monkeypatch.setattr(exact_transforms, "synthesis", counted)
-    for module in (exact_transforms, cpu):
+    for module in (exact_transforms, cpu_operations):
         monkeypatch.setattr(module, "BAND_POSITIONS", 16)
     assert codec.compress(image) == data
     assert torch.equal(codec.decompress(data), pixels)
@@ -152,7 +153,7 @@ def test_decode_latents_is_what_the_encoder_had(
         seen.append(latents.copy())
         return latents_digest(latents)
 
-    monkeypatch.setattr(exact, "latents_digest", keep)
+    monkeypatch.setattr(exact_engine, "latents_digest", keep)
     data = codec.compress(picture(63, 130))
     y_hat = codec.decode_latents(data)
     assert y_hat.dtype == torch.float32
@@ -499,7 +500,7 @@ def test_a_digest_of_other_latents_is_an_error(
 ) -> None:
 
     with monkeypatch.context() as patch:
-        patch.setattr(exact, "latents_digest", lambda latents: 12345)
+        patch.setattr(exact_engine, "latents_digest", lambda latents: 12345)
         data = fast.compress(picture(64, 64))
     assert zlib.crc32(data)  # the stream itself is whole
     with pytest.raises(CorruptStreamError, match="not the encoded ones"):

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 import mlic_fast
 from mlic_fast.cli import main
 from mlic_fast.comparison import Entry, page
-from mlic_fast.comparison.chart import ticks
+from mlic_fast.comparison.svg_chart import ticks
 from mlic_fast.images import Picture, save_image, to_array
 
 RED, BLUE, GREEN = (200, 40, 30), (30, 60, 210), (20, 160, 60)

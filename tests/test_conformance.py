@@ -18,9 +18,9 @@ from mlic_fast.conformance import engines, golden_files
 from mlic_fast.conformance.engines import backends, codec_on, create_ops
 from mlic_fast.conformance.golden import read_golden, write_golden
 from mlic_fast.conformance.recorder import Recorder
-from mlic_fast.conformance.verify import record, verify_golden
-from mlic_fast.engine import cpu
-from mlic_fast.engine.pack import load_packed
+from mlic_fast.conformance.verification import record, verify_golden
+from mlic_fast.engine.cpu import cpu_operations
+from mlic_fast.engine.packing.packer import load_packed
 from mlic_fast.models import save_checkpoint
 
 VARIANTS = {"mlic", "mlic_plus", "mlic_plus_plus"}
@@ -49,7 +49,7 @@ def test_a_golden_stream_on_the_gpu_kernels(name: str) -> None:
     with exact pixels.
     """
     pytest.importorskip("triton", reason="triton is not installed")
-    from mlic_fast.engine.gpu import GpuOps
+    from mlic_fast.engine.gpu.gpu_operations import GpuOps
 
     (path,) = [path for path in golden_files() if name in path.stem]
     golden = read_golden(path)
@@ -76,7 +76,7 @@ def test_the_latest_coding_is_recorded() -> None:
 def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
 
-    class SeveralThreads(cpu.CpuOps):
+    class SeveralThreads(cpu_operations.CpuOps):
         def __init__(self, packed: object, *, isa: str | None = None) -> None:
             super().__init__(packed, isa=isa, threads=counts[-1])
 

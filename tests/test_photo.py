@@ -8,7 +8,7 @@ import skimage.data
 import torch
 
 from mlic_fast.codec import Codec, load
-from mlic_fast.engine import exact
+from mlic_fast.engine import exact_engine
 from mlic_fast.evaluation.metrics import psnr
 
 
@@ -36,7 +36,7 @@ def test_engines_decode_to_the_encoders_latents(
     codec: Codec, quality: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[np.ndarray] = []
-    digest = exact.latents_digest
+    digest = exact_engine.latents_digest
 
     def keep(latents: np.ndarray) -> int:
         encoded.append(latents)
@@ -44,7 +44,7 @@ def test_engines_decode_to_the_encoders_latents(
 
     photograph = torch.from_numpy(skimage.data.coffee()[100:163, 200:297]).permute(2, 0, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(exact, "latents_digest", keep)
+        patch.setattr(exact_engine, "latents_digest", keep)
         stream = codec.compress(photograph, quality=quality)
     (latents,) = encoded
     for engine in ("cpu", "spec"):

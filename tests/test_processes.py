@@ -19,7 +19,7 @@ from lively import BLOCKS, SMALL, lively_model, photograph
 from torch.utils.data import DataLoader, Dataset
 
 import mlic_fast
-from mlic_fast.engine.pack import load_packed, pack, save_packed
+from mlic_fast.engine.packing.packer import load_packed, pack, save_packed
 from mlic_fast.models import save_checkpoint
 
 IMAGES = (photograph(70, 130, batch=3) * 255).round().to(torch.uint8)

@@ -14,25 +14,26 @@ from lively import BLOCKS, SMALL, lively_model
 
 import mlic_fast
 from mlic_fast._C import exact
-from mlic_fast.benchmark import profile as module
-from mlic_fast.benchmark.kernels import KERNEL, watched_kernels
-from mlic_fast.benchmark.operations import (
+from mlic_fast.cli import main
+from mlic_fast.cli.profile import _print_changes as print_changes
+from mlic_fast.codec import Codec
+from mlic_fast.engine import path, reference_engine
+from mlic_fast.engine.cpu import in_place
+from mlic_fast.engine.cpu.cpu_operations import CpuOps
+from mlic_fast.engine.packing.pack_transforms import pack_transforms
+from mlic_fast.engine.packing.packer import pack
+from mlic_fast.errors import EngineError
+from mlic_fast.models import MlicConfig, MlicModel, save_checkpoint
+from mlic_fast.profiling import breakdown as module
+from mlic_fast.profiling.breakdown import Peaks, Profile, describe, profile
+from mlic_fast.profiling.counting import (
     count_entropy_path,
     count_exact_transforms,
     count_transforms,
 )
-from mlic_fast.benchmark.pictures import synthetic_photograph
-from mlic_fast.benchmark.profile import Peaks, Profile, describe, profile
-from mlic_fast.benchmark.stages import seconds_by_stage
-from mlic_fast.cli import main
-from mlic_fast.cli.profile import _print_changes as print_changes
-from mlic_fast.codec import Codec
-from mlic_fast.engine import in_place, path, reference
-from mlic_fast.engine.cpu import CpuOps
-from mlic_fast.engine.pack import pack
-from mlic_fast.engine.pack_transforms import pack_transforms
-from mlic_fast.errors import EngineError
-from mlic_fast.models import MlicConfig, MlicModel, save_checkpoint
+from mlic_fast.profiling.kernel_spans import KERNEL, watched_kernels
+from mlic_fast.profiling.pictures import synthetic_photograph
+from mlic_fast.profiling.stages import seconds_by_stage
 
 PEAKS = Peaks(matrix=1e12, integer=1e11, bandwidth=1e10)
 IMAGE = synthetic_photograph(128, 64)
@@ -96,7 +97,7 @@ def test_a_network_multiplies_what_its_operations_do(model: MlicModel) -> None:
 def test_the_gpu_engine_is_taken_apart(device: torch.device, config: MlicConfig) -> None:
     """Its stages, and the products of its fused kernels."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from mlic_fast.engine.device import GpuEngine
+    from mlic_fast.engine.gpu.gpu_engine import GpuEngine
 
     model = lively_model(config).eval().to(device)
     packed = pack(model)
@@ -202,7 +203,7 @@ def test_nothing_stays_wrapped() -> None:
     for engine in ("cpu", "reference"):
         codec = mlic_fast.load(lively_model(SMALL["mlic"]), engine=engine)
         modules = list(codec.model.modules())
-        owners = (path._Passes, reference, codec._engine, *modules)
+        owners = (path._Passes, reference_engine, codec._engine, *modules)
         before = [dict(vars(owner)) for owner in owners]
         stream = codec.compress(IMAGE)
         with watched_kernels(codec) as tracer:

@@ -15,7 +15,7 @@ import slow_path
 
 import mlic_fast
 from mlic_fast.conformance import golden_files
-from mlic_fast.engine.pack import packed_bytes
+from mlic_fast.engine.packing.packer import packed_bytes
 
 
 def sha256(array: npt.NDArray[Any], dtype: str) -> str:

@@ -26,7 +26,6 @@ from mlic_fast.images import save_image
 from mlic_fast.models import PRESETS, MlicConfig, create_model, load_checkpoint, save_checkpoint
 from mlic_fast.training import TrainConfig, Trainer, TrainingError, load_state, train
 from mlic_fast.training import trainer as trainer_module
-from mlic_fast.training.data import GRAPHICS_WEIGHT, Cut, ImageCache, Patches, Pool, Squares
 from mlic_fast.training.export import export
 from mlic_fast.training.flat import PARTS, FlatWeights, part_of
 from mlic_fast.training.forward import TrainingForward, absorb_biases
@@ -34,6 +33,7 @@ from mlic_fast.training.graphics import make_graphics
 from mlic_fast.training.log import Logs
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import Optimizer, learning_rate_factor, learning_rates, orthogonalise
+from mlic_fast.training.patches import GRAPHICS_WEIGHT, Cut, ImageCache, Patches, Pool, Squares
 from mlic_fast.training.step import Controls, Step
 from mlic_fast.training.validation import disorder
 

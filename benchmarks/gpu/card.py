@@ -148,7 +148,7 @@ class Card:
 
 @cache
 def _machine(device: torch.device) -> dict[str, Any]:
-    from mlic_fast.benchmark.machine import describe_machine
+    from mlic_fast.profiling.machine import describe_machine
 
     return describe_machine(device)
 

@@ -27,18 +27,18 @@ import triton
 import triton.language as tl
 
 import mlic_fast
-from mlic_fast.benchmark.codecs import load_codecs
-from mlic_fast.benchmark.compare import compare
-from mlic_fast.benchmark.models import trained_like_model
-from mlic_fast.benchmark.pictures import synthetic_photograph
 from mlic_fast.codec import Codec
 from mlic_fast.coder import SCALES, gaussian_tables
-from mlic_fast.coder.device import DeviceDecoder, DeviceEncoder, DeviceTables
-from mlic_fast.engine.device import compile_path, device_transforms
-from mlic_fast.engine.gpu import GpuOps
-from mlic_fast.engine.pack import pack
+from mlic_fast.coder.gpu_coder import DeviceDecoder, DeviceEncoder, DeviceTables
+from mlic_fast.engine.gpu.gpu_engine import compile_path, device_transforms
+from mlic_fast.engine.gpu.gpu_operations import GpuOps
+from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.path import code_latents
 from mlic_fast.kernels.functions import compile_only
+from mlic_fast.profiling.codecs import load_codecs
+from mlic_fast.profiling.pictures import synthetic_photograph
+from mlic_fast.profiling.preset_models import trained_like_model
+from mlic_fast.profiling.side_by_side import compare
 
 found: dict[str, Any] = {"constants": {}, "codec": [], "kernels": [], "coder": []}
 #: Model -> engine gpu and engine reference, packed once.

@@ -17,13 +17,13 @@ card = Card(__doc__, 60)
 
 import torch
 
-from mlic_fast.benchmark.models import trained_like_model
-from mlic_fast.engine.gpu import GpuOps
-from mlic_fast.engine.pack import pack
+from mlic_fast.engine.gpu.gpu_operations import GpuOps
+from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.path import code_latents
 from mlic_fast.kernels import products
 from mlic_fast.kernels.configs import Config
 from mlic_fast.kernels.functions import compile_only
+from mlic_fast.profiling.preset_models import trained_like_model
 
 #: Positions, outputs, warps, stages; the first are those of configs.py.
 TILES = (

@@ -492,7 +492,8 @@ py::dict constants() {
 }  // namespace
 
 void bind_exact(py::module_& parent) {
-  auto m = parent.def_submodule("exact", "Kernels of the entropy path; see mlic_fast.engine.cpu.");
+  auto m = parent.def_submodule(
+      "exact", "Kernels of the entropy path; see mlic_fast.engine.cpu.cpu_operations.");
   m.def("instruction_sets", &exact::instruction_sets);
   m.def("constants", &constants);
   m.def("measure", &exact::measure, "on"_a);

@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
         check_chart(args.plot)
 
-    from mlic_fast.benchmark.compare import check_arithmetic, compare
-    from mlic_fast.benchmark.machine import describe_machine
+    from mlic_fast.profiling.machine import describe_machine
+    from mlic_fast.profiling.side_by_side import check_arithmetic, compare
 
     set_threads(args)
     codecs = load_codecs(args)
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
         write_atomically(args.json, (json.dumps(document, indent=2) + "\n").encode())
     if args.plot:
-        from mlic_fast.benchmark.charts import draw
         from mlic_fast.charts import save
+        from mlic_fast.profiling.bench_charts import draw
 
         save(draw(document), args.plot)
     return 0
@@ -102,8 +102,8 @@ def _images(args: argparse.Namespace) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and batch, uint8 [B, 3, H, W]: copies of a file, or synthetic photographs."""
     import torch
 
-    from mlic_fast.benchmark.pictures import synthetic_photograph
     from mlic_fast.images import load_image
+    from mlic_fast.profiling.pictures import synthetic_photograph
 
     for path in args.image or []:
         yield Path(path).name, torch.stack([load_image(path)] * args.batch)

@@ -100,7 +100,7 @@ class _Reader:
 
 def _distortion(original: Picture, picture: Picture) -> tuple[float, float | None]:
     """PSNR, and MS-SSIM if it can be had: of the colours, not of transparency."""
-    from mlic_fast.evaluation.errors import EvaluationError
+    from mlic_fast.errors import EvaluationError
     from mlic_fast.evaluation.metrics import SMALLEST_SIDE, ms_ssim, psnr
     from mlic_fast.images import as_tensor
 

@@ -39,9 +39,9 @@ def examine() -> dict[str, Any]:
 
     import mlic_fast
     from mlic_fast import self_check
-    from mlic_fast.benchmark.machine import describe_machine
     from mlic_fast.engine import gpu_problem
-    from mlic_fast.engine.transforms import cpu_dtype
+    from mlic_fast.engine.cpu.residual_transforms import cpu_dtype
+    from mlic_fast.profiling.machine import describe_machine
 
     machine = describe_machine()
     problem = gpu_problem()

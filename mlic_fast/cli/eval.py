@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     _write(args, measured, rates)
     if args.plot:
         from mlic_fast.charts import save
-        from mlic_fast.evaluation.chart import draw
+        from mlic_fast.evaluation.rate_distortion_chart import draw
 
         save(draw(measured, rates, published, len(files)), args.plot)
     if failures:
@@ -218,7 +218,7 @@ def _write(
 
     rows = list(_rows(curves))
     if args.json:
-        from mlic_fast.benchmark.machine import describe_machine
+        from mlic_fast.profiling.machine import describe_machine
 
         document = {
             "model": ", ".join(Path(name).stem for name in args.model),

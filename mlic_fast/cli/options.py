@@ -144,7 +144,7 @@ def load_codec(args: argparse.Namespace) -> Codec:
 
 def load_codecs(args: argparse.Namespace) -> list[Codec]:
     """The codec of ``--model``, ``--engine`` and ``--device``, and that of ``--against``."""
-    from mlic_fast.benchmark import codecs
+    from mlic_fast.profiling import codecs
 
     loaded = codecs.load_codecs(args.model, args.device, args.engine, args.against)
     if len({codec.engine for codec in loaded}) < len(loaded):

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     check_folder_of(args.output)
 
     from mlic_fast.engine.identity import model_identity
-    from mlic_fast.engine.pack import load_packed, pack, save_packed
+    from mlic_fast.engine.packing.packer import load_packed, pack, save_packed
     from mlic_fast.models import load_checkpoint
 
     if load_packed(args.model) is not None:

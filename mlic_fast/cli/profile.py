@@ -66,20 +66,20 @@ def run(args: argparse.Namespace) -> int:
     before = json.loads(Path(args.before).read_text()) if args.before else None
     set_threads(args)
 
-    from mlic_fast.benchmark import profile
-    from mlic_fast.benchmark.compare import check_arithmetic
-    from mlic_fast.benchmark.machine import describe_machine
-    from mlic_fast.benchmark.pictures import synthetic_photograph
-    from mlic_fast.benchmark.trace import chrome_trace
-    from mlic_fast.benchmark.tracing import processor_time
     from mlic_fast.images import load_image, write_atomically
+    from mlic_fast.profiling import breakdown
+    from mlic_fast.profiling.machine import describe_machine
+    from mlic_fast.profiling.pictures import synthetic_photograph
+    from mlic_fast.profiling.side_by_side import check_arithmetic
+    from mlic_fast.profiling.spans import processor_time
+    from mlic_fast.profiling.trace_file import chrome_trace
 
     codecs = load_codecs(args)
-    peaks = profile.measure_peaks(codecs[0])
+    peaks = breakdown.measure_peaks(codecs[0])
     check_arithmetic(codecs)
     image = load_image(args.image) if args.image else synthetic_photograph(*args.size)
     way = "decode" if args.decode else "encode"
-    profiles = profile.profile(codecs, way, image, args.runs, peaks)
+    profiles = breakdown.profile(codecs, way, image, args.runs, peaks)
     document = {
         "model": Path(args.model).stem,
         "machine": describe_machine(codecs[0].device),
@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
         "clock": "processor" if processor_time(codecs[0].device) else "wall",
         "engine": codecs[0].engine,
         "baseline": codecs[1].engine if len(codecs) > 1 else None,
-        **profile.describe(profiles, peaks),
-        "device_kernels": profile.device_kernels(codecs[0], way, image),
+        **breakdown.describe(profiles, peaks),
+        "device_kernels": breakdown.device_kernels(codecs[0], way, image),
     }
     _print(document, args.top, args.layers)
     if before is not None:

@@ -107,7 +107,7 @@ def _run_folder(resume: str) -> dict[str, str]:
 def _complete(options: dict[str, Any]) -> dict[str, Any]:
     """Fills in lambdas from the model, and checks what has no default."""
     from mlic_fast.models import PRESETS, load_checkpoint
-    from mlic_fast.training.config import DEFAULT_LAMBDA
+    from mlic_fast.training.run_config import DEFAULT_LAMBDA
 
     if not options.keys() >= {"data", "output"}:
         raise UsageError("give a folder of photographs and --output RUNDIR, or --resume RUNDIR")

@@ -13,7 +13,7 @@ from mlic_fast.cli import UsageError
 from mlic_fast.cli.options import add_json_option
 
 if TYPE_CHECKING:
-    from mlic_fast.conformance.verify import Check
+    from mlic_fast.conformance.verification import Check
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def _checks(args: argparse.Namespace) -> Iterator[Check]:
     import mlic_fast
     from mlic_fast.conformance import golden_files
     from mlic_fast.conformance.golden import is_golden
-    from mlic_fast.conformance.verify import verify_golden, verify_stream
+    from mlic_fast.conformance.verification import verify_golden, verify_stream
 
     files = [Path(file) for file in args.files] or golden_files()
     for file in files:

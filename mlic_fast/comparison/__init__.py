@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlic_fast.comparison.chart import Point, chart, escaped
+from mlic_fast.comparison.svg_chart import Point, chart, escaped
 
 if TYPE_CHECKING:
     from mlic_fast.images import Picture

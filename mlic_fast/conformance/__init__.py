@@ -2,8 +2,8 @@
 
 A golden file (``*.zip`` in this folder) is a model and some of its streams:
 
-- ``model.safetensors``: a packed model (:mod:`mlic_fast.engine.pack`); without it, the model is the
-  one that comes with the package;
+- ``model.safetensors``: a packed model (:mod:`mlic_fast.engine.packing.packer`); without it, the
+  model is the one that comes with the package;
 - ``NAME.mlic``: streams;
 - ``expected.json``: for every stream the digest of its latents, and SHA-256 hashes of the symbols
   of z, then of every pass in coding order: scale indexes, means, symbols, decoded latents; for

@@ -12,10 +12,10 @@ from mlic_fast.codec import Codec
 from mlic_fast.conformance.recorder import Recorder
 from mlic_fast.engine import Engine, gpu_problem
 from mlic_fast.engine.arithmetic import SpecOps
-from mlic_fast.engine.cpu import CpuOps
-from mlic_fast.engine.exact import ExactEngine, cpu_transforms
+from mlic_fast.engine.cpu.cpu_operations import CpuOps
+from mlic_fast.engine.exact_engine import ExactEngine, cpu_transforms
 from mlic_fast.engine.operations import Operations
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packing.packed import PackedModel
 from mlic_fast.errors import EngineError
 from mlic_fast.models.mlic import Transforms
 
@@ -45,7 +45,7 @@ def create_ops(backend: str, packed: PackedModel) -> Operations:
     if engine == "spec":
         return SpecOps(packed)
     if engine == "gpu":
-        from mlic_fast.engine.gpu import GpuOps
+        from mlic_fast.engine.gpu.gpu_operations import GpuOps
 
         return GpuOps(packed, torch.device("cuda"))
     return CpuOps(packed, isa=isa)
@@ -61,7 +61,7 @@ def codec_on(recorder: Recorder, model: Transforms, packed: PackedModel) -> Code
         transforms = cpu_transforms(model, backend)
         engine = ExactEngine(transforms, packed, used, "exact")
     else:
-        from mlic_fast.engine.device import GpuEngine
+        from mlic_fast.engine.gpu.gpu_engine import GpuEngine
 
         engine = GpuEngine(model.to(device), packed, device, ops=used)
     return Codec(model, packed, device, engine)

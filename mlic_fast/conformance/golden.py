@@ -11,8 +11,8 @@ from io import BytesIO
 from pathlib import Path
 
 from mlic_fast.codec import WEIGHTS
-from mlic_fast.engine.pack import load_packed, pack, save_packed
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packing.packed import PackedModel
+from mlic_fast.engine.packing.packer import load_packed, pack, save_packed
 from mlic_fast.errors import CheckpointError
 from mlic_fast.images import write_atomically
 from mlic_fast.models.checkpoints import load_checkpoint

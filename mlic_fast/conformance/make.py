@@ -20,24 +20,24 @@ from torch import Tensor, nn
 
 import mlic_fast
 from mlic_fast import bitstream
-from mlic_fast.benchmark.weights import seed_weights
 from mlic_fast.coder import SCALES, Encoder
 from mlic_fast.conformance import FOLDER
 from mlic_fast.conformance.engines import codec_on
 from mlic_fast.conformance.golden import Golden, write_golden
 from mlic_fast.conformance.recorder import Recorder
-from mlic_fast.conformance.verify import record
+from mlic_fast.conformance.verification import record
 from mlic_fast.engine.arithmetic import SYMBOL_LIMIT, SpecOps
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.identity import model_identity
-from mlic_fast.engine.pack import pack
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packing.packed import PackedModel
+from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.path import code_latents
 from mlic_fast.metadata import NONE, Metadata
 from mlic_fast.models import MlicConfig, MlicModel, create_model
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.config import ALIGNMENT
 from mlic_fast.models.mlic import Transforms
+from mlic_fast.profiling.seeded_weights import seed_weights
 
 Array = npt.NDArray[np.int32]
 

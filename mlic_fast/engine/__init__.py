@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mlic_fast.engine.packed import PackedModel, PackedTransforms
+from mlic_fast.engine.packing.packed import PackedModel, PackedTransforms
 from mlic_fast.errors import EngineError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def gpu_problem() -> str | None:
         return "this process was forked from one that used the GPU: use the start method 'spawn'"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install 'mlic_fast[gpu]'"
-    if not _C.device.has_cuda:
+    if not _C.gpu_coder.has_cuda:
         return (
             "mlic_fast was built without CUDA: install it again where nvcc is found, with "
             "MLIC_FAST_CUDA=ON"
@@ -128,7 +128,7 @@ def create_engine(
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: there are auto, {', '.join(ENGINES)}")
     if name == "reference":
-        from mlic_fast.engine.reference import ReferenceEngine
+        from mlic_fast.engine.reference_engine import ReferenceEngine
         from mlic_fast.models.mlic import MlicModel
 
         if not isinstance(model, MlicModel):
@@ -143,20 +143,20 @@ def create_engine(
             raise EngineError("the engine 'gpu' runs on a CUDA device: load with device='cuda'")
         import torch
 
-        from mlic_fast.engine.device import GpuEngine
+        from mlic_fast.engine.gpu.gpu_engine import GpuEngine
 
         return GpuEngine(model, packed, torch.device(device))
     if _type(device) != "cpu":
         raise EngineError(f"the engine {name!r} runs on the CPU only: load with device='cpu'")
 
-    from mlic_fast.engine.exact import ExactEngine, cpu_transforms
+    from mlic_fast.engine.exact_engine import ExactEngine, cpu_transforms
 
     if name == "spec":
         from mlic_fast.engine.arithmetic import SpecOps
 
         transforms = cpu_transforms(model, SpecOps)
         return ExactEngine(transforms, packed, SpecOps(packed), name)
-    from mlic_fast.engine.cpu import CpuOps
+    from mlic_fast.engine.cpu.cpu_operations import CpuOps
 
     transforms = cpu_transforms(model, CpuOps, native=True)
     return ExactEngine(transforms, packed, CpuOps(packed), name)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlic_fast.engine.operations import Operations, Real
-from mlic_fast.engine.packed import PackedTransforms
+from mlic_fast.engine.packing.packed import PackedTransforms
 
 Float = npt.NDArray[np.float32]
 Double = npt.NDArray[np.float64]
@@ -26,7 +26,7 @@ NO_RATE = "this model has a variable rate: give rate"
 
 class ExactTransforms:
     """g_a, h_a and g_s of a model with block transforms, like
-    :class:`mlic_fast.engine.transforms.EngineTransforms`, on numpy arrays.
+    :class:`mlic_fast.engine.cpu.residual_transforms.EngineTransforms`, on numpy arrays.
 
     Args:
         packed: the transforms in integers.

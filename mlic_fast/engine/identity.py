@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from mlic_fast.coder.arrays import little_endian
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packing.packed import PackedModel
 from mlic_fast.models.mlic import Transforms
 
 

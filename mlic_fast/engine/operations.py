@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from mlic_fast.engine.packed import PackedLayers
+from mlic_fast.engine.packing.packed import PackedLayers
 from mlic_fast.models.parity import Parity
 
 #: Of the global context within a slice.

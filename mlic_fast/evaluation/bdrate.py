@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlic_fast.evaluation.errors import EvaluationError
+from mlic_fast.errors import EvaluationError
 
 Floats = NDArray[np.float64]
 

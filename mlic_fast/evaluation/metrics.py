@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mlic_fast.evaluation.errors import EvaluationError
+from mlic_fast.errors import EvaluationError
 from mlic_fast.images import to_array
 
 # MS-SSIM halves an image four times and then needs a window of 11 pixels.

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from mlic_fast.evaluation.errors import EvaluationError
+from mlic_fast.errors import EvaluationError
 from mlic_fast.images import load_image, to_array
 
 # Colour at full resolution, as PSNR is taken over RGB, wherever the format has it (lossy WebP does

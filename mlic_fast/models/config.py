@@ -13,7 +13,7 @@ WeightFamily = Literal["current", "2023"]
 TransformKind = Literal["residual", "blocks"]
 
 #: In a checkpoint file: the configuration, in its metadata; the prefix of what packing found out
-#: (:mod:`mlic_fast.engine.stored`), in the names of its tensors.
+#: (:mod:`mlic_fast.engine.packing.stored`), in the names of its tensors.
 CONFIG_KEY = "mlic_fast.config"
 PACKING = "packing."
 

@@ -2,7 +2,7 @@
 (``docs/training.md``).
 """
 
-from mlic_fast.training.config import TrainConfig, TrainingError
+from mlic_fast.training.run_config import TrainConfig, TrainingError
 from mlic_fast.training.state import load_state
 from mlic_fast.training.trainer import Trainer, train
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from mlic_fast.training.config import TrainingError
+from mlic_fast.training.run_config import TrainingError
 
 
 def start(device: str) -> torch.device:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from mlic_fast.training.data import ImageCache
+from mlic_fast.training.patches import ImageCache
 
 COUNT = 144
 _TEXT = """the of and to in a is that for it as was with be by on not he this are or his from at

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mlic_fast.training.config import TrainConfig
+from mlic_fast.training.run_config import TrainConfig
 from mlic_fast.training.step import MEANS
 
 LOG_COLUMNS = ("step", *MEANS, "psnr", "lr", "skipped", "images_per_second")

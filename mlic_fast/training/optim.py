@@ -10,8 +10,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from mlic_fast.training.config import TrainConfig
 from mlic_fast.training.flat import PARTS, FlatWeights, Stack
+from mlic_fast.training.run_config import TrainConfig
 
 # MLIC++ was trained at 1e-4, then 3e-5 and 1e-5 near the end; the fractions of a run are ours.
 MILESTONES = ((0.85, 0.1), (0.7, 0.3))

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from mlic_fast.models import MlicModel
 from mlic_fast.training import distributed
-from mlic_fast.training.config import TrainConfig
-from mlic_fast.training.data import Patches
 from mlic_fast.training.flat import PARTS, FlatWeights
 from mlic_fast.training.forward import ASIDE, TrainingForward, absorb_biases
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import Optimizer
+from mlic_fast.training.patches import Patches
+from mlic_fast.training.run_config import TrainConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEANS = ("loss", "rd", "bpp", "z_bpp", "mse", "aux", "gradient")

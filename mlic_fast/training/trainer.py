@@ -26,13 +26,13 @@ from mlic_fast.models import (
     save_checkpoint,
 )
 from mlic_fast.training import distributed
-from mlic_fast.training.config import DEFAULT_LAMBDA, TrainConfig, TrainingError
-from mlic_fast.training.data import Cut, ImageCache, Patches, Pool, Squares
 from mlic_fast.training.flat import PARTS
 from mlic_fast.training.graphics import make_graphics
 from mlic_fast.training.klt import start_from_klt
 from mlic_fast.training.log import Clock, Logs
 from mlic_fast.training.optim import FALL, learning_rates
+from mlic_fast.training.patches import Cut, ImageCache, Patches, Pool, Squares
+from mlic_fast.training.run_config import DEFAULT_LAMBDA, TrainConfig, TrainingError
 from mlic_fast.training.state import save_state
 from mlic_fast.training.step import DTYPES, Controls, Step, runner
 from mlic_fast.training.validation import disorder, load_validation, validate

@@ -11,9 +11,9 @@ from mlic_fast.evaluation.metrics import SMALLEST_SIDE, ms_ssim, psnr
 from mlic_fast.images import load_image, pad
 from mlic_fast.models.config import ALIGNMENT
 from mlic_fast.models.mlic import MlicModel
-from mlic_fast.training.config import TrainConfig, TrainingError
-from mlic_fast.training.data import list_images
 from mlic_fast.training.loss import RateDistortionLoss, bits_per_pixel
+from mlic_fast.training.patches import list_images
+from mlic_fast.training.run_config import TrainConfig, TrainingError
 
 
 @torch.no_grad()

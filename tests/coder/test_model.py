@@ -7,8 +7,8 @@ import pytest
 import slow_decoder
 from test_slow_decoder import as_lists
 
-from mlic_fast.benchmark.coder_model import coder_time, count_events
 from mlic_fast.coder import SCALES, Encoder, Tables, gaussian_tables
+from mlic_fast.profiling.coder_model import coder_time, count_events
 
 
 class Counting(slow_decoder.Payload):

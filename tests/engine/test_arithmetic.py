@@ -27,7 +27,7 @@ from mlic_fast.engine.arithmetic import (
     half_tanh,
     quantise,
 )
-from mlic_fast.engine.packed import Layer, Segment
+from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.models.checkerboard import Parity
 
 f32 = np.float32

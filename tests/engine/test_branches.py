@@ -18,8 +18,8 @@ import pytest
 import torch
 from lively import SMALL, lively_model
 
-from mlic_fast.engine.gpu import GpuOps
-from mlic_fast.engine.pack import pack
+from mlic_fast.engine.gpu.gpu_operations import GpuOps
+from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.path import code_latents
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

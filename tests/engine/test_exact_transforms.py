@@ -15,10 +15,10 @@ from lively import BLOCKS, lively_model, photograph
 import mlic_fast
 from mlic_fast._C import exact
 from mlic_fast.engine.arithmetic import SpecOps
-from mlic_fast.engine.cpu import CpuOps
+from mlic_fast.engine.cpu.cpu_operations import CpuOps
 from mlic_fast.engine.exact_transforms import ExactTransforms, exact_exp
-from mlic_fast.engine.pack_transforms import STAGES, calibration_card, pack_transforms
-from mlic_fast.engine.packed import PackedTransforms
+from mlic_fast.engine.packing.pack_transforms import STAGES, calibration_card, pack_transforms
+from mlic_fast.engine.packing.packed import PackedTransforms
 from mlic_fast.engine.per_image import to_pixels, to_unit
 from mlic_fast.errors import CheckpointError
 from mlic_fast.models import MlicModel

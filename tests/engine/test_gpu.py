@@ -16,10 +16,10 @@ from lively import BLOCKS, SMALL, lively_model, photograph
 
 import mlic_fast
 from mlic_fast.codec import Codec
-from mlic_fast.engine.cpu import CpuOps
-from mlic_fast.engine.exact import ExactEngine, cpu_transforms
-from mlic_fast.engine.graphs import Gate, Pool, Recording
-from mlic_fast.engine.pack import pack
+from mlic_fast.engine.cpu.cpu_operations import CpuOps
+from mlic_fast.engine.exact_engine import ExactEngine, cpu_transforms
+from mlic_fast.engine.gpu.graphs import Gate, Pool, Recording
+from mlic_fast.engine.packing.packer import pack
 from mlic_fast.errors import (
     CorruptStreamError,
     DeviceMemoryError,
@@ -54,7 +54,7 @@ def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:
     Residual transforms are free arithmetic: without a GPU both codecs have those of the GPU engine,
     so that their bytes and pixels can be compared. Block transforms need nothing of the kind.
     """
-    from mlic_fast.engine.device import GpuEngine
+    from mlic_fast.engine.gpu.gpu_engine import GpuEngine
 
     model = lively_model(config).eval()
     packed = pack(model)
@@ -197,7 +197,7 @@ def test_kernels_that_do_not_fit(device: torch.device, monkeypatch: pytest.Monke
 
 
 def test_workspace() -> None:
-    from mlic_fast.engine.device import workspace
+    from mlic_fast.engine.gpu.gpu_engine import workspace
 
     config = PRESETS["mlic_plus_plus"]
     assert f"{workspace(config, 1, 2176, 3840) / 2**30:.1f}" == "3.5"  # docs/architecture.md
@@ -238,7 +238,7 @@ def test_threads(device: torch.device) -> None:
 @pytest.mark.gpu
 def test_full_size_follows_the_cpu_engine(device: torch.device) -> None:
     """A full-size model of seeded weights: streams of the GPU decode on the CPU, bit for bit."""
-    from mlic_fast.benchmark.models import trained_like_model
+    from mlic_fast.profiling.preset_models import trained_like_model
 
     for variant in ("mlic", "mlic_plus", "mlic_plus_plus"):
         model = trained_like_model(variant)

@@ -13,8 +13,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from mlic_fast.engine.arithmetic import SpecOps
 from mlic_fast.engine.exact_transforms import ExactTransforms
-from mlic_fast.engine.gpu_transforms import GpuTransforms
-from mlic_fast.engine.pack_transforms import pack_transforms
+from mlic_fast.engine.gpu.block_transforms import GpuTransforms
+from mlic_fast.engine.packing.pack_transforms import pack_transforms
 from mlic_fast.models import MlicConfig
 
 

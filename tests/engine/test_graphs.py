@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mlic_fast.engine import graphs
-from mlic_fast.engine.graphs import GATE, Recording
+from mlic_fast.engine.gpu import graphs
+from mlic_fast.engine.gpu.graphs import GATE, Recording
 
 
 class Stream:

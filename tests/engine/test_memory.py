@@ -12,7 +12,7 @@ from lively import SMALL
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlic_fast.engine.arithmetic import QUERY_BLOCK, Act, SpecOps
-from mlic_fast.engine.pack import pack
+from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.path import code_latents
 from mlic_fast.models import MlicModel
 from mlic_fast.models.contexts import GlobalInterContext, GlobalIntraContext

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 import mlic_fast
 from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, WEIGHT_LIMIT
 from mlic_fast.engine.identity import model_identity
-from mlic_fast.engine.pack import load_packed, pack, save_packed
-from mlic_fast.engine.weights import pack_weight
+from mlic_fast.engine.packing.integer_weights import pack_weight
+from mlic_fast.engine.packing.packer import load_packed, pack, save_packed
 from mlic_fast.errors import CheckpointError
 from mlic_fast.models import MlicModel
 

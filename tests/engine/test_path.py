@@ -13,10 +13,10 @@ from torch import Tensor
 
 from mlic_fast.coder import SCALES
 from mlic_fast.engine.arithmetic import SpecOps, squeeze
-from mlic_fast.engine.exact import ExactEngine, cpu_transforms
+from mlic_fast.engine.exact_engine import ExactEngine, cpu_transforms
 from mlic_fast.engine.operations import Latents
-from mlic_fast.engine.pack import pack
-from mlic_fast.engine.packed import PackedModel
+from mlic_fast.engine.packing.packed import PackedModel
+from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.path import code_latents
 from mlic_fast.models import MlicModel, load_checkpoint
 from mlic_fast.models import checkerboard as planar

@@ -10,8 +10,8 @@ import pytest
 import torch
 from lively import photograph
 
+from mlic_fast.engine.cpu.residual_transforms import EngineTransforms
 from mlic_fast.engine.per_image import to_pixels, to_unit
-from mlic_fast.engine.transforms import EngineTransforms
 from mlic_fast.models import MlicConfig, MlicModel, create_model
 
 

@@ -18,8 +18,8 @@ import torch
 import triton
 
 import mlic_fast
-from mlic_fast.engine.device import compile_path, device_transforms
-from mlic_fast.engine.gpu import GpuOps
+from mlic_fast.engine.gpu.gpu_engine import compile_path, device_transforms
+from mlic_fast.engine.gpu.gpu_operations import GpuOps
 from mlic_fast.kernels import configs
 from mlic_fast.kernels.compile import StubDriver
 from mlic_fast.kernels.functions import compile_only

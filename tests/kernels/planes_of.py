@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mlic_fast.coder import gaussian_tables
 from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, Float, Int16, SpecOps
-from mlic_fast.engine.packed import Layer, PackedModel, Segment
-from mlic_fast.engine.weights import pack_weight
+from mlic_fast.engine.packing.integer_weights import pack_weight
+from mlic_fast.engine.packing.packed import Layer, PackedModel, Segment
 from mlic_fast.kernels.functions import from_planes, to_planes
 
 POISON = 0x55

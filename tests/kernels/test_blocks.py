@@ -122,7 +122,7 @@ def test_pixels(device: torch.device) -> None:
 
 
 def test_layouts(device: torch.device) -> None:
-    from mlic_fast.engine.gpu import GpuOps
+    from mlic_fast.engine.gpu.gpu_operations import GpuOps
 
     q = activation("random", (2, 4, 6, 12))
     x = Act(Input(planes(q, device)), 0)

@@ -10,7 +10,7 @@ from planes_of import activation, floats, planes, segment, unwritten
 from mlic_fast.coder import SCALES, scale_indexes
 from mlic_fast.engine import arithmetic as spec
 from mlic_fast.engine.arithmetic import Float, Int16
-from mlic_fast.engine.packed import Layer, Segment
+from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.kernels import entropy_parameters as kernel
 from mlic_fast.kernels.grid import AT, SQUEEZED, Input, Positions
 from mlic_fast.models.checkerboard import Parity

@@ -11,7 +11,7 @@ from planes_of import activation, floats, planes, result, segment, specification
 
 from mlic_fast.engine import arithmetic as spec
 from mlic_fast.engine.arithmetic import Act, Float, Int16
-from mlic_fast.engine.packed import Layer, Segment
+from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.kernels import depthwise, products
 from mlic_fast.kernels.configs import Config
 from mlic_fast.kernels.functions import from_planes

@@ -10,7 +10,7 @@ import torch
 from planes_of import activation, planes, poisoned_slice, result, specification, values_of
 
 from mlic_fast.engine.arithmetic import Act, Int16, SpecOps, f32
-from mlic_fast.engine.packed import Layer, Segment
+from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.kernels import configs
 from mlic_fast.kernels.window_attention import WindowWeights, local_context, local_context_twin
 from mlic_fast.models.checkerboard import Parity

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import mlic_fast
 from mlic_fast.cli import main
-from mlic_fast.engine.pack import pack, save_packed
+from mlic_fast.engine.packing.packer import pack, save_packed
 from mlic_fast.errors import CheckpointError
 from mlic_fast.models import (
     PRESETS,

@@ -1,0 +1,1 @@
+"""The engine ``gpu``: Triton kernels, CUDA graphs, transforms."""

@@ -1,0 +1,249 @@
+"""The packer of block transforms: float modules -> integers, the same on every machine.
+
+The picture itself is carried in float32; each of its channels is scaled by a power of two, so that
+the activations that layers take of it use their whole range. These powers, and the exponents of all
+other activations, are found on a test card whose flats, edges and textures are stronger than those
+of photographs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, Act, Float, exponents_of, power_of_two
+from mlic_fast.engine.cpu.cpu_operations import CpuOps
+from mlic_fast.engine.exact_transforms import (
+    ExactTransforms,
+    analysis,
+    hyper_analysis,
+    synthesis,
+)
+from mlic_fast.engine.operations import Operations
+from mlic_fast.engine.packing.integer_weights import Known, Weights, pack_weight, weights_of
+from mlic_fast.engine.packing.packed import Layer, PackedTransforms
+from mlic_fast.errors import CheckpointError
+from mlic_fast.models.config import MlicConfig
+
+if TYPE_CHECKING:
+    from mlic_fast.models.mlic import Transforms
+
+#: Where channels are scaled: the picture at 1/8 and 1/16 in g_a, latents, the picture in g_s.
+STAGES = ("g_a.fine", "g_a.coarse", "h_a", "g_s.coarse", "g_s.fine")
+#: How far a channel may exceed the largest value seen before it saturates.
+HEADROOM = 1.5
+#: Largest values below this count as this.
+SMALLEST = np.float32(2.0**-20)
+#: Of the test card: its side, that of its tiles, and how many rectangles there are.
+SIDE = 384
+TILE = 64
+LEAVES = 3400
+
+Array = npt.NDArray[Any]
+Scales = dict[str, Float]
+
+
+def pack_transforms(model: Transforms) -> PackedTransforms:
+    """Quantise g_a, h_a and g_s of a model with block transforms.
+
+    Raises CheckpointError for weights so large that activations overflow.
+    """
+    config, weights = model.config, weights_of(model)
+    widths = config.block_channels, config.M, config.M, config.M, config.block_channels
+    ones = {stage: np.ones(width, np.float32) for stage, width in zip(STAGES, widths, strict=True)}
+    ranges = _Ranges(transform_layers(config, weights, ones, {}))
+    _run(ranges.packed, ranges)
+    scales = {
+        stage: np.float32(ACTIVATION_LIMIT / HEADROOM) / np.maximum(ranges.largest[stage], SMALLEST)
+        for stage in STAGES
+    }
+    packed = transform_layers(config, weights, scales, {})
+    _run(packed, _Calibration(packed))
+    return packed
+
+
+def _run(packed: PackedTransforms, ops: Operations) -> None:
+    """All transforms on the test card, at the lowest and the highest rate."""
+    transforms, config = ExactTransforms(packed, ops), packed.config
+    y = analysis(ops, calibration_card())
+    rates = (0.0, config.rates - 1.0) if config.rates else (None,)
+    scales = [transforms.scales(rate) for rate in rates]
+    latents = [ops.scale(y, analysis_scale) for analysis_scale, _ in scales]
+    hyper_analysis(ops, np.concatenate(latents) * packed.hyper_scale)
+    scaled = [ops.scale(np.rint(y), scale) for y, (_, scale) in zip(latents, scales, strict=True)]
+    synthesis(ops, np.concatenate(scaled))
+
+
+def calibration_card() -> npt.NDArray[np.uint8]:
+    """uint8 [1, 3, SIDE, SIDE]: coloured rectangles, stripes and noise of full contrast."""
+    # Raw bits: numpy keeps these the same in all versions.
+    bits = (np.random.PCG64(0).random_raw(SIDE**2) >> np.uint64(40)).astype(np.int64)
+    card = _leaves(bits[: 8 * LEAVES].reshape(LEAVES, 8))
+    bits = bits.reshape(SIDE, SIDE)
+    rows, columns = np.mgrid[:TILE, :TILE]
+    tiles = [(y, x) for y in range(SIDE // TILE) for x in range(SIDE // TILE) if (y + x) % 2 == 0]
+    for number, (y, x) in enumerate(tiles):
+        if number % 2:
+            grain = 1 << (number // 2 % 4)
+            white = bits[rows // grain, columns // grain] >> (number % 16)
+        else:
+            down, across, period = bits[number, 0] % 8, bits[number, 1] % 8, bits[number, 2] % 4
+            white = ((down + (across == 0)) * rows + across * columns) >> (1 + period)
+        card[:, y * TILE : (y + 1) * TILE, x * TILE : (x + 1) * TILE] = 255 * (white & 1)
+    return card[None]
+
+
+def _leaves(bits: Array) -> Array:
+    """uint8 [3, SIDE, SIDE]: rectangles of all sizes, one over another, the last ones small.
+
+    Half are black, white or of a pure colour, half of any colour.
+    """
+    card = np.full((3, SIDE, SIDE), 128, np.uint8)
+    for number, leaf in enumerate(bits):
+        octave, pure, grey = leaf[0] % 8, leaf[0] >> 8 & 1, leaf[0] >> 9 & 1
+        side = 2 << octave if number < len(bits) // 2 else min(2 << octave, 16)
+        height, width = 1 + leaf[1] % side, 1 + leaf[2] % side
+        bottom, right = leaf[3] % (SIDE + TILE), leaf[4] % (SIDE + TILE)
+        colour = leaf[5:8] & 255
+        if pure:
+            on = leaf[5:8] >> 8 & 1
+            colour = 255 * (on[[0, 0, 0]] if grey else on)
+        rows = slice(max(bottom - height, 0), bottom)
+        columns = slice(max(right - width, 0), right)
+        card[:, rows, columns] = colour[:, None, None]
+    return card
+
+
+def transform_layers(
+    config: MlicConfig, weights: Weights, scales: Scales, known: Known
+) -> PackedTransforms:
+    """All layers, for channels that are scaled; no exponents but those of the scaled channels.
+
+    ``known``: see :mod:`mlic_fast.engine.packing.integer_weights`.
+    """
+    fine_a, coarse_a, hyper, coarse_s, fine_s = (scales[stage] for stage in STAGES)
+    make = _Layers(weights, known)
+    make.layer("g_a.embed", inputs=np.full(192, 1 / 255, np.float32), outputs=fine_a)
+    make.layer("g_a.down", inputs=1 / np.tile(fine_a, 4), outputs=coarse_a)
+    make.layer("g_s.up", inputs=1 / coarse_s, outputs=np.tile(fine_s, 4), subpixel=True)
+    make.layer("g_s.project", inputs=1 / fine_s, outputs=np.full(192, 255, "f4"))
+    counts = dict(zip(("g_a.fine", "g_a.coarse"), config.analysis_blocks, strict=True))
+    counts |= dict(zip(("g_s.fine", "g_s.coarse"), config.synthesis_blocks, strict=True))
+    for stage, count in counts.items():
+        for index in range(count):
+            make.block(f"{stage}.{index}", scales[stage])
+    for index in (0, 2, 4, 6, 8):
+        make.layer(f"h_a.reduction.{index}", inputs=1 / hyper if index == 0 else None)
+    no_gain = np.zeros((0, config.M), np.float32)
+    return PackedTransforms(
+        config,
+        make.layers,
+        dict.fromkeys(STAGES, 0),
+        log_gain=weights.get("gain.log_gain", no_gain),
+        log_inverse_gain=weights.get("gain.log_inverse_gain", no_gain),
+        stages=scales,
+    )
+
+
+class _Layers:
+    """Makes ``layers``, by the names of the float model."""
+
+    def __init__(self, weights: Weights, known: Known) -> None:
+        self._weights, self._known = weights, known
+        self.layers: dict[str, Layer] = {}
+
+    def block(self, name: str, scale: Float) -> None:
+        """A :class:`mlic_fast.models.layers.MixingBlock` of a picture that is scaled."""
+        self.layer(f"{name}.mix_in", inputs=1 / scale)
+        self.layer(f"{name}.depthwise")
+        self.layer(f"{name}.mix_out", outputs=scale)
+        self.layer(f"{name}.expand", inputs=1 / scale)
+        self.layer(f"{name}.contract", outputs=scale)
+
+    def layer(
+        self,
+        name: str,
+        *,
+        inputs: Float | None = None,
+        outputs: Float | None = None,
+        subpixel: bool = False,
+    ) -> None:
+        """A convolution of inputs that are to be multiplied by ``inputs``, its result by
+        ``outputs``.
+
+        One of stride 2 and as wide a kernel becomes a 1x1 convolution of what space_to_depth gives.
+        With ``subpixel``, a 1x1 convolution before a pixel shuffle: channel 4c + s becomes s C + c.
+        """
+        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        weight = weight.transpose(0, 2, 3, 1)  # [O, k, k, C]
+        if subpixel:
+            order = np.arange(len(bias)).reshape(-1, 4).T.reshape(-1)
+            weight, bias = weight[order], bias[order]
+        if weight.shape[1] == 2:
+            weight = weight.reshape(len(weight), 1, 1, -1)
+        if inputs is not None:
+            weight = weight * inputs
+        if outputs is not None:
+            weight, bias = weight * outputs[:, None, None, None], bias * outputs
+        segment = pack_weight(np.ascontiguousarray(weight), self._known.get(f"{name}.0"))
+        self.layers[name] = Layer(np.ascontiguousarray(bias), (segment,))
+
+
+class _Calibration(CpuOps):
+    """Chooses the exponent of every activation at its first use."""
+
+    exponents: dict[str, int]
+
+    def conv(
+        self, layer: str, inputs: Sequence[Act], *, out: str | None = None, **options: Any
+    ) -> Any:
+        r = super().conv(layer, inputs, **options)
+        return r if out is None else self.quantise(r, out)
+
+    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
+        if out not in self.exponents:
+            # First with an exponent that fits whatever the input.
+            weights = self.layers[layer]
+            real = np.abs(weights.segments[0].weight).sum((1, 2, 3)) * weights.segments[0].scale
+            bound = real * np.abs(x.q).max() * power_of_two(-x.exponent) + np.abs(weights.bias)
+            self.exponents[out] = int(exponents_of(_finite(bound.max(), out)))
+            q = super().depthwise(layer, x, activation=activation, out=out).q
+            largest = (np.abs(q).max() + np.float32(0.5)) * power_of_two(-self.exponents[out])
+            self.exponents[out] = int(exponents_of(largest))
+        return super().depthwise(layer, x, activation=activation, out=out)
+
+    def quantise(self, r: Float, out: str) -> Act:
+        if out not in self.exponents:
+            self.exponents[out] = int(exponents_of(_finite(np.abs(r).max(), out)))
+        return super().quantise(r, out)
+
+    def mixing_blocks(self, prefix: str, count: int, r: Float) -> Float:
+        return Operations.mixing_blocks(self, prefix, count, r)
+
+
+class _Ranges(_Calibration):
+    """Finds the largest magnitude of every channel that is to be scaled.
+
+    Until they are, they get an exponent in common, a new one at every use.
+    """
+
+    def __init__(self, packed: PackedTransforms) -> None:
+        super().__init__(packed)
+        self.packed = packed
+        self.largest: dict[str, Float] = {}
+
+    def quantise(self, r: Float, out: str) -> Act:
+        if out in STAGES:
+            del self.exponents[out]
+            largest = np.abs(r).max((0, 1, 2))
+            self.largest[out] = np.maximum(largest, self.largest.get(out, np.float32(0)))
+        return super().quantise(r, out)
+
+
+def _finite(largest: np.float32, name: str) -> np.float32:
+    if not np.isfinite(largest):
+        raise CheckpointError(f"the model cannot be packed: {name} overflows float32")
+    return largest
