@@ -41,24 +41,13 @@ from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.path import code_latents
 from mlic_fast.kernels import configs
 from mlic_fast.kernels.latents import digest
-from mlic_fast.models import create_model
+from mlic_fast.models import create_model, networks
 from mlic_fast.profiling.coder_model import ENCODE_US, predict
 
 MODELS = ("mlic_plus_plus", "photo")
 #: The graphs of the commit that was measured, with the times that were measured.
 FIRST_RUN = Path(__file__).with_name("first_run.json")
-NETWORKS = (
-    "hyper_synthesis",
-    "sums",
-    "channel_context",
-    "inter_context",
-    "intra_queries_and_keys",
-    "entropy_parameters",
-    "decoded",
-    "predict_residual",
-    "local_context",
-    "intra_context",
-)
+METHODS = (*networks.METHODS, "sums", "decoded")
 #: Bits a pixel of a photograph, for the lanes of the range coder.
 BITS_PER_PIXEL = 0.31
 
@@ -320,7 +309,7 @@ class Recorder:
             self._transform(batch, height, width, encoding)
         with ExitStack() as stack:
             stack.enter_context(recorded(graph))
-            for name in NETWORKS:
+            for name in METHODS:
                 method = graph.part(name)(getattr(self.ops, name))
                 stack.enter_context(_replaced(self.ops, name, method))
             stack.enter_context(_replaced(self.ops, "aside", graph.aside))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mlic_fast.models.config import MlicConfig
 from mlic_fast.models.layers import conv3x3
+from mlic_fast.models.networks import inputs
 
 
 class EntropyParameters(nn.Module):
@@ -59,20 +60,24 @@ def lrp_hidden(config: MlicConfig, in_dim: int) -> tuple[int, ...]:
 
 def make_parameters(config: MlicConfig) -> dict[str, nn.ModuleList]:
     """The per-slice networks of both passes, by attribute name."""
-    c, m = config.slice_channels, config.M
-    contexts = 4 * c if config.variant == "mlic" else 6 * c
-    modules: dict[str, nn.ModuleList] = {}
-    for name, extra_first, extra in (("anchor", 0, 0), ("nonanchor", 2 * c, 4 * c)):
-        modules[f"entropy_parameters_{name}"] = nn.ModuleList(
-            EntropyParameters(
-                2 * m + (contexts + extra if i else extra_first),
-                2 * c,
-                config.entropy_parameters_channels,
-            )
+    c = config.slice_channels
+
+    def parameters(in_dim: int) -> nn.Module:
+        return EntropyParameters(in_dim, 2 * c, config.entropy_parameters_channels)
+
+    def prediction(in_dim: int) -> nn.Module:
+        return LatentResidualPrediction(in_dim, c, lrp_hidden(config, in_dim))
+
+    make = {
+        "entropy_parameters_anchor": parameters,
+        "lrp_anchor": prediction,
+        "entropy_parameters_nonanchor": parameters,
+        "lrp_nonanchor": prediction,
+    }
+    return {
+        name: nn.ModuleList(
+            network(sum(channels for _, channels in inputs(config, name, i)))
             for i in range(config.slices)
         )
-        modules[f"lrp_{name}"] = nn.ModuleList(
-            LatentResidualPrediction(m + (i + 1) * c, c, lrp_hidden(config, m + (i + 1) * c))
-            for i in range(config.slices)
-        )
-    return modules
+        for name, network in make.items()
+    }

@@ -27,6 +27,7 @@ from mlic_fast.engine.packing.packed import (
 from mlic_fast.engine.path import code_latents
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.mlic import Transforms
+from mlic_fast.models.networks import METHODS
 
 
 def count_transforms(model: Transforms, width: int, height: int) -> dict[str, int]:
@@ -104,10 +105,8 @@ class Counter:
 _MULTIPLYING = {
     *("conv", "subpixel_conv", "depthwise", "add_prediction"),
     *("window_attention", "linear_attention", "softmax_attention"),
-    *("sums", "project", "hyper_synthesis", "entropy_parameters", "predict_residual"),
-    *("channel_context", "local_context"),
-    *("inter_context", "inter_attention", "intra_context", "intra_queries_and_keys"),
-    *("mixing_blocks", "carried", "pixels"),
+    *("sums", "project", "mixing_blocks", "carried", "pixels"),
+    *METHODS,
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,6 +23,7 @@ from mlic_fast.engine.packing.packed import PackedLayers, Segment
 from mlic_fast.engine.reference_engine import ReferenceEngine
 from mlic_fast.models.checkerboard import Parity
 from mlic_fast.models.layers import GDN
+from mlic_fast.models.networks import METHODS, NETWORKS, module_of, split_name
 from mlic_fast.profiling.counting import Counter, read_planes, used_segments
 from mlic_fast.profiling.engine_parts import is_gpu, parts_of
 from mlic_fast.profiling.spans import Tracer
@@ -34,34 +34,14 @@ NETWORK = "network"
 SLICE = "slice"
 MODULE = "module"
 
-#: Networks of the models, by the name of their modules; (network, whose pass of a slice).
-_NETWORKS = {
-    "g_a": ("g_a", None),
-    "h_a": ("h_a", None),
-    "h_s": ("h_s", None),
-    "g_s": ("g_s", None),
-    "channel_context": ("channel context", Parity.ANCHOR),
-    "global_inter_context": ("global inter context", Parity.ANCHOR),
-    "local_context": ("local context", Parity.NON_ANCHOR),
-    "global_intra_context": ("global intra context", Parity.NON_ANCHOR),
-    "entropy_parameters_anchor": ("entropy parameters", Parity.ANCHOR),
-    "entropy_parameters_nonanchor": ("entropy parameters", Parity.NON_ANCHOR),
-    "lrp_anchor": ("latent residual prediction", Parity.ANCHOR),
-    "lrp_nonanchor": ("latent residual prediction", Parity.NON_ANCHOR),
-}
 #: Of operations that belong to no network.
 LAYOUT = "layouts and symbols"
-_LAYER = re.compile(r"([a-z_]+)(?:\.(\d+))?")
 
 
 def place(layer: str) -> tuple[str, int | None, Parity | None]:
     """Network, slice and colour of a layer; the layouts' for a name of none."""
-    match = _LAYER.match(layer)
-    if match is None or match[1] not in _NETWORKS:
-        return LAYOUT, None, None
-    network, parity = _NETWORKS[match[1]]
-    index = int(match[2]) if match[2] and parity is not None else None
-    return network, index, parity
+    network, index, _ = split_name(layer)
+    return (LAYOUT, None, None) if network is None else (network.title, index, network.parity)
 
 
 @contextmanager
@@ -112,10 +92,10 @@ def watched_kernels(codec: Codec, *, processor: bool = False) -> Iterator[Tracer
 
 def _networks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_children():
-        if name in _NETWORKS and isinstance(module, nn.ModuleList):
+        if name in NETWORKS and isinstance(module, nn.ModuleList):
             for i, each in module.named_children():
                 yield f"{name}.{i}", each
-        elif name in _NETWORKS:
+        elif name in NETWORKS:
             yield name, module
 
 
@@ -232,27 +212,14 @@ def _describer(
     return describe
 
 
-#: Modules that the networks of a backend compute.
-_MODULES = {
-    "hyper_synthesis": "h_s",
-    "entropy_parameters": "entropy_parameters_{colour}.{i}",
-    "predict_residual": "lrp_{colour}.{i}",
-    "channel_context": "channel_context.{i}",
-    "local_context": "local_context.{i}",
-    "inter_context": "global_inter_context.{i}",
-    "inter_attention": "global_inter_context.{i}",
-    "intra_context": "global_intra_context.{i}",
-    "intra_queries_and_keys": "global_intra_context.{i}",
-}
 #: Methods that only call others, in a backend that does not fuse them.
-NETWORK_METHODS = {*_MODULES, "sums", "project", "mixing_blocks"}
+NETWORK_METHODS = {*METHODS, "sums", "project", "mixing_blocks"}
 
 
 def _layers_of(name: str, arguments: dict[str, Any]) -> list[str]:
     """The layers or modules that a method computes."""
-    if name in _MODULES:
-        colour = "nonanchor" if arguments.get("parity") is Parity.NON_ANCHOR else "anchor"
-        return [_MODULES[name].format(i=arguments.get("i"), colour=colour)]
+    if name in METHODS:
+        return [module_of(name, arguments.get("i"), arguments.get("parity"))]
     for key in ("layer", "prefix"):
         if key in arguments:
             return [arguments[key]]

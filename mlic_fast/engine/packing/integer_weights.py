@@ -17,6 +17,7 @@ from mlic_fast.coder import SCALES
 from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, WEIGHT_LIMIT, WINDOW, Float
 from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.models.config import MlicConfig
+from mlic_fast.models.networks import TRANSFORMS, exact_inputs
 from mlic_fast.models.parity import Parity
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Weights = Mapping[str, Array]
 Known = Mapping[str, Float]
-
-#: Prefixes of what is no part of the entropy path.
-TRANSFORMS = ("g_a.", "g_s.", "h_a.", "gain.")
 
 #: Scales are packed smaller by half a step between tables. The table of a scale is the first that
 #: is not below it, so each gets the nearest table: 0.2 to 0.4 % of the bits.
@@ -119,40 +117,8 @@ def _product(config: MlicConfig, name: str, weight: Array, bias: Array, known: K
     if root == "local_context" and config.variant != "mlic":
         # The windows come as vectors of 25 tokens times C: the fusion is a 1x1 convolution.
         weight = weight.reshape(len(weight), 1, 1, -1)
-    ends = np.cumsum(input_channels(config, name, weight.shape[-1]))[:-1]
-    parts = segment_order(name, np.split(weight, ends, axis=-1))
-    segments = (pack_weight(part, known.get(f"{name}.{i}")) for i, part in enumerate(parts))
+    parts = exact_inputs(config, name, weight.shape[-1])
+    segments = (
+        pack_weight(weight[..., part], known.get(f"{name}.{i}")) for i, part in enumerate(parts)
+    )
     return Layer(bias, tuple(segments))
-
-
-def input_channels(config: MlicConfig, name: str, channels: int) -> list[int]:
-    """Channels of the tensors that are concatenated at the input of a layer of the float model."""
-    c, m = config.slice_channels, config.M
-    root, _, layer = name.partition(".")
-    first = layer.endswith((".fusion.0", ".lrp_transform.0", ".fushion.0"))
-    if root in ("entropy_parameters_anchor", "entropy_parameters_nonanchor") and first:
-        inter = [] if config.variant == "mlic" else [2 * c]
-        later = not layer.startswith("0.")
-        shared = [*inter, 4 * c] if later else []
-        own = ([2 * c, 2 * c] if later else [2 * c]) if root.endswith("nonanchor") else []
-        return [*own, *shared, 2 * m]
-    if root in ("lrp_anchor", "lrp_nonanchor") and first:
-        return [m] + [c] * ((channels - m) // c)
-    if root == "channel_context" and first:
-        return [c] * (channels // c)
-    if root == "global_inter_context" and name.endswith(("queries.0", "keys.0", "values.0")):
-        return [c] * (channels // c)
-    return [channels]
-
-
-def segment_order(name: str, parts: list[Any]) -> list[Any]:
-    """Order of the inputs on the exact path: what is known first comes first.
-
-    Entropy parameters: hyper, inter, channel, local, intra (float: local, intra, inter, channel,
-    hyper). Everything else keeps its order.
-    """
-    if not (name.startswith("entropy_parameters") and name.endswith("fusion.0")):
-        return parts
-    *contexts, hyper = parts
-    own = 0 if name.startswith("entropy_parameters_anchor") else min(2, len(contexts))
-    return [hyper, *contexts[own:], *contexts[:own]]

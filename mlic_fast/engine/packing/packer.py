@@ -34,11 +34,8 @@ from mlic_fast.engine.arithmetic import (
 from mlic_fast.engine.cpu.cpu_operations import CpuOps
 from mlic_fast.engine.packing.integer_weights import (
     BUDGET,
-    TRANSFORMS,
     Weights,
-    input_channels,
     path_layers,
-    segment_order,
     sums,
     weights_of,
 )
@@ -50,6 +47,7 @@ from mlic_fast.models.checkpoints import check_finite, check_state
 from mlic_fast.models.config import CONFIG_KEY, MlicConfig
 from mlic_fast.models.contexts import LocalContext
 from mlic_fast.models.mlic import MlicModel, Transforms, create_model
+from mlic_fast.models.networks import TRANSFORMS, exact_inputs
 from mlic_fast.models.parity import Parity
 
 #: How far an activation may exceed the largest one seen in calibration before it saturates.
@@ -182,8 +180,9 @@ def _shapes(config: MlicConfig) -> dict[str, tuple[tuple[int, ...], list[tuple[i
             outputs, channels, kernel, _ = module.weight.shape
             if isinstance(model.get_submodule(".".join(name.split(".")[:2])), LocalContext):
                 channels, kernel = channels * kernel**2, 1
-            parts = segment_order(name, input_channels(config, name, channels))
-            shapes[name] = (outputs,), [(outputs, kernel, kernel, c) for c in parts]
+            parts = exact_inputs(config, name, channels)
+            widths = (part.stop - part.start for part in parts)
+            shapes[name] = (outputs,), [(outputs, kernel, kernel, c) for c in widths]
         elif isinstance(module, nn.Linear):
             outputs, channels = module.weight.shape
             shapes[name] = (outputs,), [(outputs, 1, 1, channels)]
