@@ -10,6 +10,7 @@ memory than a few times its size.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -30,6 +32,12 @@ from mlic_fast.models.mlic import MlicModel, create_model
 
 State = dict[str, Tensor]
 
+#: Of safetensors.
+_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool},
+}
 #: Made by ``update()`` from the weights: may be missing, and are resized to what a file has.
 _TABLES = re.compile(r"\.(_offset|_quantized_cdf|_cdf_length|scale_table)$")
 #: The same in every model; in files of half precision some are zero, in damaged ones anything.
@@ -110,10 +118,8 @@ def _read(path: Path, allow_pickle: bool) -> tuple[MlicConfig | None, State]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = [key for key in file.keys() if not key.startswith(PACKING)]  # noqa: SIM118
-            state = {key: file.get_tensor(key) for key in names}
+        metadata, tensors = read_safetensors(path)
+        state = {key: value for key, value in tensors.items() if not key.startswith(PACKING)}
         config = MlicConfig.from_json(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None
         return config, state
     except SafetensorError as error:
@@ -126,6 +132,33 @@ def _read(path: Path, allow_pickle: bool) -> tuple[MlicConfig | None, State]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return None, _read_pickle(path)
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], State]:
+    """Metadata and tensors of a file, which the memory is mapped to.
+
+    The package safetensors checks the file and no more: it leaks two integers with each tensor that
+    it gives.
+
+    Raises:
+        SafetensorError: damaged, or not of this kind.
+        OSError: cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    data = np.memmap(path, np.uint8, mode="c")
+    end = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    tensors = {}
+    for name, entry in json.loads(data[8:end].tobytes()).items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise SafetensorError(f"{name} is of type {entry['dtype']}")
+        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+        start, stop = (end + offset for offset in entry["data_offsets"])
+        flat = torch.frombuffer(data[start:stop], dtype=dtype) if start < stop else torch.empty(0)
+        tensors[name] = flat.to(dtype).reshape(shape)
+    return metadata, tensors
 
 
 def _read_pickle(path: Path) -> State:

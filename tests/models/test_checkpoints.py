@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from mlic_fast.models import (
     load_checkpoint,
     save_checkpoint,
 )
-from mlic_fast.models.checkpoints import CONFIG_KEY
+from mlic_fast.models.checkpoints import CONFIG_KEY, read_safetensors
 
 State = dict[str, Tensor]
 
@@ -384,6 +385,31 @@ def tampered(data: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
     change(header)
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+@pytest.mark.parametrize("note", ["", "1", "22", "333", "4444"])
+def test_reading_tensors(tmp_path: Path, note: str) -> None:
+    """Of all kinds, at any place in the file; nothing of it stays in memory."""
+    path = tmp_path / "x.safetensors"
+    tensors = {
+        "half": torch.arange(70).bfloat16(),
+        "none": torch.empty(0, 3, dtype=torch.float16),
+        "one": torch.tensor(2.5, dtype=torch.float64),
+        "table": torch.arange(600).to(torch.uint16).reshape(2, 300),
+        "whether": torch.tensor([True, False]),
+    }
+    save_file(tensors, path, metadata={"note": ""})
+    change = lambda header: header["__metadata__"].update(note=note)  # noqa: E731
+    path.write_bytes(tampered(path.read_bytes(), change))
+    metadata, found = read_safetensors(path)
+    assert metadata == {"note": note}
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+    before = sys.getallocatedblocks()
+    for _ in range(500):
+        read_safetensors(path)
+    assert sys.getallocatedblocks() - before < 500
 
 
 @pytest.mark.parametrize("kind", ["float", "packed"])

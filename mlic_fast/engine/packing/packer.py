@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
@@ -43,7 +43,7 @@ from mlic_fast.engine.packing.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.errors import CheckpointError
 from mlic_fast.images import write_atomically
-from mlic_fast.models.checkpoints import check_finite, check_state
+from mlic_fast.models.checkpoints import check_finite, check_state, read_safetensors
 from mlic_fast.models.config import CONFIG_KEY, MlicConfig
 from mlic_fast.models.contexts import LocalContext
 from mlic_fast.models.mlic import MlicModel, Transforms, create_model
@@ -115,15 +115,17 @@ def load_packed(path: str | os.PathLike[str]) -> tuple[Transforms, PackedModel] 
     Raises CheckpointError for a packed file that is damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if _NAMES_KEY not in metadata:
-                return None
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata, tensors = read_safetensors(path)
     except (SafetensorError, OSError):
         return None
+    if _NAMES_KEY not in metadata:
+        return None
     prefix = "packed."
-    arrays = {k.removeprefix(prefix): v.numpy() for k, v in tensors.items() if k.startswith(prefix)}
+    arrays = {
+        k.removeprefix(prefix): v.numpy().copy()  # the file may be written anew
+        for k, v in tensors.items()
+        if k.startswith(prefix)
+    }
     try:
         config = MlicConfig.from_json(metadata[CONFIG_KEY])
         packed = PackedModel.from_arrays(config, arrays, json.loads(metadata[_NAMES_KEY]))
