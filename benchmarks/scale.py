@@ -14,6 +14,8 @@ import contextlib
 import io
 import json
 import multiprocessing
+import os
+import signal
 import sys
 import tempfile
 import threading
@@ -23,12 +25,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import ray
 import skimage.data
 import torch
 from PIL import Image
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
 
 import mlic_fast
 from mlic_fast.cli import main as mlic_fast_command
@@ -90,12 +92,14 @@ def on_ray(folder: Path, output: Path, count: int, harm: bool) -> None:
 
     def do_harm() -> None:
         wait_for(1 / 3)
-        worker = next(p for p in psutil.process_iter() if p.name().startswith("ray::MapWorker"))
-        worker.kill()
+        actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+        worker = next(actor.pid for actor in actors if actor.pid)
+        os.kill(worker, signal.SIGKILL)
         wait_for(1 / 2)
         cluster.remove_node(cluster.list_all_nodes[-1], allow_graceful=False)
         cluster.add_node(num_cpus=1, **memory)
-        print(f"killed process {worker.pid}, removed a node", file=sys.stderr)
+        done_by_then = len(list(output.rglob("*.mlic")))
+        print(f"killed a worker, removed a node after {done_by_then} pictures", file=sys.stderr)
 
     thread = threading.Thread(target=do_harm if harm else lambda: None)
     thread.start()
