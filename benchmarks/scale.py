@@ -18,9 +18,8 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +29,6 @@ import skimage.data
 import torch
 from PIL import Image
 from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
 
 import mlic_fast
 from mlic_fast.cli import main as mlic_fast_command
@@ -78,37 +76,48 @@ def processes(sources: list[Path], output: Path) -> None:
         list(pool.map(partial(encode_file, codec, output=output), sources, chunksize=8))
 
 
+def worker_processes(cluster: Cluster) -> list[int]:
+    """Those that code pictures, on all nodes."""
+    raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes]
+    children = [
+        int(child)
+        for raylet in raylets
+        for file in Path(f"/proc/{raylet}/task").glob("*/children")
+        for child in file.read_text().split()
+    ]
+    names = {child: Path(f"/proc/{child}/comm").read_text() for child in children}
+    return [child for child, name in names.items() if name.startswith("ray::MapWorker")]
+
+
 def on_ray(folder: Path, output: Path, count: int, harm: bool) -> None:
     memory = {"object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
     for _ in range(2):
         cluster.add_node(num_cpus=1, **memory)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    done = threading.Event()
 
-    def wait_for(part: float) -> None:
-        while not done.is_set() and len(list(output.rglob("*.mlic"))) < part * count:
-            time.sleep(0.1)
-
-    def do_harm() -> None:
-        wait_for(1 / 3)
-        actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-        worker = next(actor.pid for actor in actors if actor.pid)
-        os.kill(worker, signal.SIGKILL)
-        wait_for(1 / 2)
-        cluster.remove_node(cluster.list_all_nodes[-1], allow_graceful=False)
-        cluster.add_node(num_cpus=1, **memory)
-        done_by_then = len(list(output.rglob("*.mlic")))
-        print(f"killed a worker, removed a node after {done_by_then} pictures", file=sys.stderr)
-
-    thread = threading.Thread(target=do_harm if harm else lambda: None)
-    thread.start()
     report = io.StringIO()
-    with contextlib.redirect_stdout(report):
-        arguments = ["encode", str(folder), "--recursive", "--output-dir", str(output)]
-        code = mlic_fast_command([*arguments, "--ray", "auto", "-q", "50", "--json"])
-    done.set()
-    thread.join()
+    arguments = ["encode", str(folder), "--recursive", "--output-dir", str(output)]
+    arguments += ["--ray", "auto", "-q", "50", "--json"]
+    # In another thread, as nodes can be added from the main one alone.
+    with ThreadPoolExecutor(1) as executor, contextlib.redirect_stdout(report):
+        encoding = executor.submit(mlic_fast_command, arguments)
+
+        def wait_for(part: float) -> int:
+            while (made := len(list(output.rglob("*.mlic")))) < part * count:
+                if encoding.done():
+                    raise SystemExit(f"the command ended after {made} pictures")
+                time.sleep(0.1)
+            return made
+
+        if harm:
+            made = [wait_for(1 / 3)]
+            os.kill(worker_processes(cluster)[0], signal.SIGKILL)
+            made.append(wait_for(1 / 2))
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            cluster.add_node(num_cpus=1, **memory)
+            print("killed a worker and removed a node after", made, "pictures", file=sys.stderr)
+        code = encoding.result()
     results = [json.loads(line) for line in report.getvalue().splitlines()]
     assert code == 0 and len(results) == count, (code, len(results))
     ray.shutdown()

@@ -6,9 +6,9 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,19 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line[0] == "{"]
 
 
+def worker_processes(nodes: Any) -> list[int]:
+    """Those that code pictures, on all nodes."""
+    raylets = [node.all_processes["raylet"][0].process.pid for node in nodes.worker_nodes]
+    children = [
+        int(child)
+        for raylet in raylets
+        for file in Path(f"/proc/{raylet}/task").glob("*/children")
+        for child in file.read_text().split()
+    ]
+    names = {child: Path(f"/proc/{child}/comm").read_text() for child in children}
+    return [child for child, name in names.items() if name.startswith("ray::MapWorker")]
+
+
 def test_a_worker_and_a_node_are_lost(
     nodes: Any,
     codec: mlic_fast.Codec,
@@ -127,24 +140,17 @@ def test_a_worker_and_a_node_are_lost(
 
     output = tmp_path / "out"
 
-    def harm() -> None:
-        from ray.util.state import list_actors
-
-        while not (output.exists() and list(output.rglob("*.mlic"))):
-            time.sleep(0.02)
-        pids = [actor.pid for actor in list_actors(filters=[("state", "=", "ALIVE")], detail=True)]
-        os.kill(next(pid for pid in pids if pid), signal.SIGKILL)
-        nodes.remove_node(nodes.list_all_nodes[-1], allow_graceful=False)
-        nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
-
     arguments = ["encode", str(pictures), "-r", "--output-dir", str(output), "--ray", "auto"]
     arguments += ["--model", str(checkpoint), "--device", "cpu", "-q", "40", "--json"]
-    thread = threading.Thread(target=harm)
-    thread.start()
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as executor:
         patch.setattr(command, "FileEncoder", Fragile)
-        assert main(arguments) == 1
-    thread.join()
+        encoding = executor.submit(main, arguments)
+        while not (encoding.done() or list(output.rglob("*.mlic"))):
+            time.sleep(0.02)
+        os.kill(worker_processes(nodes)[0], signal.SIGKILL)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        nodes.add_node(num_cpus=1, object_store_memory=80 << 20)  # from the main thread alone
+        assert encoding.result() == 1
     right = expected(codec, pictures, 40)
     assert contents(output) == {k: v for k, v in right.items() if k != "03.mlic"}
     results = lines(capsys)
