@@ -107,8 +107,9 @@ def find_jobs(args: argparse.Namespace) -> list[dict[str, str]]:
 def _results(args: argparse.Namespace, jobs: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
     """A result for every job, as they come.
 
-    A job whose worker is lost is repeated by Ray. What kills its worker again and again is done
-    once more alone, and is an error if it does so then.
+    A job whose worker is lost is repeated by Ray. What is lost again, because of another picture,
+    of a machine that Ray does not know to be lost yet, or of itself, is done alone, three times at
+    most.
     """
     import ray
 
@@ -119,7 +120,7 @@ def _results(args: argparse.Namespace, jobs: list[dict[str, str]]) -> Iterator[d
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise MlicError(f"there is no Ray cluster at {args.ray}: {error}") from error
     remaining = {job["target"]: job for job in jobs}
-    for together in (BATCH, 1):
+    for together in (BATCH, 1, 1, 1):
         for result in _pass(args, list(remaining.values()), together):
             del remaining[result.pop("target")]
             yield result
