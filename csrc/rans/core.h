@@ -196,12 +196,20 @@ MLIC_HD Bounds bounds_of(const TableSet& set, uint32_t table) {
 MLIC_HD bool needs_word(uint32_t x) { return x < kLowest; }
 MLIC_HD uint32_t take_word(uint32_t x, uint32_t word) { return x << 16 | word; }
 
+// The table's entry that owns a slot.
+MLIC_HD uint32_t find_entry(const TableSet& set, const Table& table, uint32_t slot) {
+  uint32_t entry = set.hints[table.hints + (slot >> table.hint_shift)];
+  while (slot - start_of(set.entries[entry]) >= freq_of(set.entries[entry])) {
+    ++entry;  // the last reaches 2^bits
+  }
+  return entry;
+}
+
 // The table's entry that x holds; x then needs a word or not.
 MLIC_HD uint32_t decode_entry(const TableSet& set, const Table& table, uint32_t& x) {
   const uint32_t slot = x & table.mask;
-  uint32_t entry = set.hints[table.hints + (slot >> table.hint_shift)];
-  Entry e = set.entries[entry];
-  while (slot - start_of(e) >= freq_of(e)) e = set.entries[++entry];  // the last reaches 2^bits
+  const uint32_t entry = find_entry(set, table, slot);
+  const Entry e = set.entries[entry];
   x = freq_of(e) * (x >> table.bits) + slot - start_of(e);
   return entry;
 }

@@ -184,21 +184,21 @@ void Decoder::decode_part(Section part, int32_t* symbols) {
 
 // Where a lane is in its runs.
 struct Decoder::Run {
-  uint32_t place;          // the lane's next symbol,
-  uint32_t list;           // in this list
-  uint32_t further;        // place of a symbol that is still to come,
-  const RunTable* values;  // from this table, or null
+  uint32_t place;    // the lane's next symbol,
+  uint32_t list;     // in this list
+  uint32_t pending;  // 1 if a run has ended there, and the symbol is a value that comes next
 };
 
-// Lanes do not wait for one another at the ends of lists, so a step has events of several lists. A
-// branch that depends on what is decoded would be mispredicted too often; what is left of them is
-// rare.
+// Lanes do not wait for one another at the ends of lists, so a step has events of several lists,
+// runs and values. Both are decoded by the same instructions, as a branch that depends on what is
+// decoded would be mispredicted too often.
 void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
   const auto lanes = static_cast<uint32_t>(states_.size());
   const uint32_t width = std::min(lanes, kGroupLanes);
   const uint64_t first_place = section.begin + g * width;
   if (first_place >= section.end) return;
   const TableSet set = tables_->view();
+  const RunEvent* events = tables_->run_events();
   const uint32_t* symbol_at = symbol_at_.data();
   Group& group = groups_[g];
   uint32_t* states = states_.data() + g * width;
@@ -207,9 +207,14 @@ void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
   run_lists_.clear();
   for (const List& list : order_.lists()) {
     if (list.end <= section.begin || list.begin >= section.end) continue;
-    run_lists_.push_back({std::min(list.end, section.end), set.runs + set.run_tables[list.table]});
+    const RunTable& table = set.runs[set.run_tables[list.table]];
+    run_lists_.push_back({std::min(list.end, section.end),
+                          table.first,
+                          table.limit,
+                          table.classes.count(),
+                          {table.runs, table.values}});
   }
-  run_lists_.push_back({~0u, nullptr});
+  run_lists_.push_back({~0u, 0, 0, 0, {}});
   const RunList* lists = run_lists_.data();
 
   std::array<Run, kGroupLanes> runs;
@@ -219,7 +224,7 @@ void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
     while (run.place >= lists[run.list].end) ++run.list;
   };
   for (; active_count < width && first_place + active_count < section.end; ++active_count) {
-    runs[active_count] = {static_cast<uint32_t>(first_place) + active_count, 0, 0, nullptr};
+    runs[active_count] = {static_cast<uint32_t>(first_place) + active_count, 0, 0};
     find_list(runs[active_count]);
     active[active_count] = active_count;
   }
@@ -229,46 +234,30 @@ void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
     for (uint32_t i = 0; i < active_count; ++i) {
       const uint32_t lane = active[i];
       Run& run = runs[lane];
+      const RunList& list = lists[run.list];
+      const Table& table = list.tables[run.pending];
       uint32_t x = states[lane];
-      if (run.values != nullptr) {
-        const uint32_t entry = decode_entry(set, run.values->values, x);
-        if (entry == run.values->values.escape) {
-          escapes_.push_back(run.further);
-        } else {
-          symbols[symbol_at[run.further]] = value_of(*run.values, entry);
-        }
-        run.values = nullptr;
-      } else {
-        const RunList list = lists[run.list];
-        const RunTable& table = *list.table;
-        const Classes classes = table.classes;
-        const uint32_t begin = run.place;
-        const uint32_t longest = std::min(table.limit, (list.end - begin + lanes - 1) >> shift);
-        const uint32_t last =
-            table.first + classes.count() * longest;  // so many zeros, nothing after
-        const uint32_t slot = x & table.runs.mask;
-        uint32_t entry = set.hints[table.runs.hints + (slot >> table.runs.hint_shift)];
-        while (slot - start_of(set.entries[entry]) >= freq_of(set.entries[entry])) ++entry;
-        const bool ends = entry < last;
-        entry = std::min(entry, last);
-        const uint32_t start = start_of(set.entries[entry]);
-        const uint32_t freq = ends ? freq_of(set.entries[entry]) : (1u << kRunBits) - start;
-        x = freq * (x >> kRunBits) + slot - start;
-        const uint32_t number = entry - table.first;
-        const uint32_t zeros = classes.run_of(number);
-        const uint32_t kind = ends ? number - zeros * classes.count() : classes.last();
-        const uint32_t place = begin + ((zeros - !ends) << shift);
-        if (ends) symbols[symbol_at[place]] = classes.symbol(kind);
-        if (ends && kind == classes.last()) {
-          run.further = place;
-          run.values = &table;
-        }
-        run.place = place + lanes;
-        run.list += run.place >= list.end;
-        if (run.place >= lists[run.list].end) find_list(run);
-      }
+      const uint32_t longest = std::min(list.limit, (list.end - run.place + lanes - 1) >> shift);
+      // The entry of so many zeros and nothing after.
+      const uint32_t last = (list.first + list.classes * longest) | (0u - run.pending);
+      const uint32_t slot = x & table.mask;
+      const uint32_t found = find_entry(set, table, slot);
+      const bool ends = found < last;
+      const uint32_t entry = ends ? found : last;
+      const uint32_t start = start_of(set.entries[entry]);
+      const uint32_t freq = ends ? freq_of(set.entries[entry]) : (1u << kRunBits) - start;
+      x = freq * (x >> table.bits) + slot - start;
+      const RunEvent event = events[entry];
+      const uint32_t zeros = ends ? event.zeros : longest - 1;
+      const uint32_t place = run.place + (zeros << shift);
+      symbols[symbol_at[place]] = ends ? event.symbol : 0;
+      if (ends && event.kind == RunEvent::kEscape) escapes_.push_back(place);
+      run.pending = ends && event.kind == RunEvent::kPending;
+      run.place = place + (run.pending ? 0 : lanes);
+      run.list += run.place >= list.end;
+      if (run.place >= lists[run.list].end) find_list(run);
       active[going_on] = lane;
-      going_on += run.place < section.end || run.values != nullptr;
+      going_on += run.place < section.end;
       const uint32_t needed = 0u - needs_word(x);  // a mask
       states[lane] = x << (needed & 16) | (needed & *next);
       next += needed & 1;

@@ -1,6 +1,7 @@
 // Host decoder of a payload: bytes -> symbols, pass by pass.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -43,8 +44,11 @@ class Decoder {
   };
   struct Run;
   struct RunList {
-    uint32_t end;  // in the section
-    const RunTable* table;
+    uint32_t end;                 // in the section
+    uint32_t first;               // the first entry of runs
+    uint32_t limit;               // zeros, at most
+    uint32_t classes;             // how many
+    std::array<Table, 2> tables;  // of runs, of values
   };
 
   void decode_part(Section part, int32_t* symbols);

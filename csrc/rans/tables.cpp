@@ -83,6 +83,7 @@ Tables::Tables(const uint16_t* frequencies, size_t frequency_count, const int32_
     used += size;
   }
   costs_.resize(entries_.size());
+  run_events_.resize(entries_.size());
   for (const bool has_runs : {true, false}) {
     for (size_t i = 0; i < table_count; ++i) {
       if ((run_tables_[i] != kNoRuns) == has_runs) {
@@ -178,8 +179,24 @@ void Tables::add_runs(const uint16_t* frequencies, uint32_t size, int32_t minimu
     before += weight;
   }
   table.values = make_table(starts, value_bits);
+  add_run_events(table);
   run_tables_.push_back(static_cast<uint32_t>(runs_.size()));
   runs_.push_back(table);
+}
+
+void Tables::add_run_events(const RunTable& table) {
+  run_events_.resize(entries_.size());
+  const Classes classes = table.classes;
+  for (uint32_t number = 0; number < classes.count() * table.limit; ++number) {
+    const uint32_t zeros = classes.run_of(number), kind = number - zeros * classes.count();
+    run_events_[table.first + number] = {
+        classes.symbol(kind), static_cast<uint16_t>(zeros),
+        kind == classes.last() ? RunEvent::kPending : RunEvent::kSymbol};
+  }
+  for (uint32_t entry = table.lowest_entry; entry < table.values.escape; ++entry) {
+    run_events_[entry] = {value_of(table, entry), 0, RunEvent::kSymbol};
+  }
+  run_events_[table.values.escape] = {0, 0, RunEvent::kEscape};
 }
 
 void Tables::add_hints(Table& table, uint32_t first) {

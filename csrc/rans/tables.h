@@ -9,6 +9,15 @@
 
 namespace mlic::rans {
 
+// What an entry of a run table does: so many zeros, then a symbol.
+struct RunEvent {
+  enum Kind : uint16_t { kSymbol, kPending, kEscape };  // kPending: the symbol is the next entry's
+
+  int32_t symbol;  // 0 if it is not of kind kSymbol
+  uint16_t zeros;
+  uint16_t kind;
+};
+
 // Immutable after construction, so any number of threads may read it.
 class Tables {
  public:
@@ -25,6 +34,8 @@ class Tables {
   size_t size() const { return tables_.size(); }
   // The order of tables in a pass: those with runs, then the others.
   const std::vector<uint16_t>& coding_order() const { return coding_order_; }
+  // Of each entry; of entries that are not of runs it means nothing.
+  const RunEvent* run_events() const { return run_events_.data(); }
   const EncoderEntry* encoder_entries() const { return encoder_entries_.data(); }
   // What an entry of one of the tables costs, in 1/kBit bit.
   uint32_t cost(uint32_t entry) const { return costs_[entry]; }
@@ -36,6 +47,7 @@ class Tables {
   Table make_table(const std::vector<uint32_t>& starts, uint32_t bits);
   void add_entry(uint32_t start, uint32_t freq, uint32_t bits);
   void add_hints(Table& table, uint32_t first);
+  void add_run_events(const RunTable& table);
   void add_runs(const uint16_t* frequencies, uint32_t size, int32_t minimum, uint32_t bits);
 
   std::vector<Table> tables_;
@@ -46,6 +58,7 @@ class Tables {
   std::vector<Entry> entries_;
   std::vector<uint32_t> hints_;
   std::vector<int32_t> minima_;
+  std::vector<RunEvent> run_events_;
   std::vector<EncoderEntry> encoder_entries_;
 };
 
