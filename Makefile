@@ -23,7 +23,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-arm   test the C++ code on an emulated ARM64 and on a big-endian machine"
 	@echo "make test-arm-golden   decode all golden streams on an emulated ARM64"
-	@echo "make lint    check style, types and formatting"
+	@echo "make lint    check style, types, imports and formatting"
 	@echo "make format  correct formatting"
 	@echo "make kernels compile the GPU kernels ahead of time, without a GPU, and report"
 	@echo "make gpu     test and measure on a GPU, results in build/gpu"
@@ -59,6 +59,7 @@ lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) fuzz/*.cpp fuzz/*.h tests/portable/check.cpp
 
 format: $(INSTALLED)
