@@ -19,7 +19,7 @@ Decoded decode_on_host(const uint8_t* data, size_t size, uint32_t lanes,
   try {
     const auto copy = exactly<uint8_t>(size);
     std::memcpy(copy.get(), data, size);
-    rans::Decoder decoder(tables().host, copy.get(), size, lanes);
+    BoundedDecoder decoder(copy.get(), size, lanes);
     for (const Pass& pass : passes) {
       std::vector<int32_t> symbols(pass.size());
       decoder.decode(pass.indexes.data(), pass.size(), symbols.data());

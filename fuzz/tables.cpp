@@ -5,6 +5,20 @@
 
 using namespace fuzz;
 
+namespace {
+
+template <class Error, class Work>
+void must_refuse(Work&& work) {
+  try {
+    work();
+  } catch (const Error&) {
+    return;
+  }
+  fail("what must be refused is not");
+}
+
+}  // namespace
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Bytes bytes(data, size);
   std::vector<uint16_t> frequencies;
@@ -32,6 +46,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       frequencies[entries % frequencies.size()] ^= static_cast<uint16_t>(minimum);
     }
   }
+  if (bytes.left() % 64 == 63) frequencies.push_back(1);  // of no table
   std::shared_ptr<const rans::Tables> made;
   try {
     made = std::make_shared<rans::Tables>(frequencies.data(), frequencies.size(), sizes.data(),
@@ -41,6 +56,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   const device::TableImage image(*made);
   require(image.size() == count, "the device has another number of tables");
+  require(made->bytes() >= made->entry_count() * sizeof(rans::Entry), "entries are not counted");
   const uint32_t lanes = lanes_of(bytes.byte());
   rans::Encoder encoder(made, lanes);
   std::vector<int32_t> symbols, indexes;
@@ -51,11 +67,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const int64_t near = minima[t] + static_cast<int64_t>(at % (2 * sizes[t])) - sizes[t] / 2;
     symbols.push_back(at == 255 ? INT32_MIN : at == 254 ? INT32_MAX : static_cast<int32_t>(near));
   }
+  std::vector<int32_t> decoded(symbols.size());
+  const auto none = static_cast<int32_t>(count);
+  must_refuse<std::invalid_argument>([&] { encoder.encode(symbols.data(), &none, 1); });
   encoder.encode(symbols.data(), indexes.data(), symbols.size());
   const std::vector<uint8_t> payload = encoder.finish(1);
+  must_refuse<rans::UsedAfterFinish>([&] { encoder.finish(1); });
   rans::Decoder decoder(made, payload.data(), payload.size(), lanes);
-  std::vector<int32_t> decoded(symbols.size());
+  must_refuse<std::invalid_argument>([&] { decoder.decode(&none, 1, decoded.data()); });
   decoder.decode(indexes.data(), indexes.size(), decoded.data());
   require(decoded == symbols && decoder.finish() == 1, "the symbols do not come back");
+  must_refuse<rans::UsedAfterFinish>([&] { decoder.finish(); });
   return 0;
 }

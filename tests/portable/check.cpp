@@ -124,7 +124,7 @@ void print(const std::string& name, const Result& result) {
   std::printf("%s %016llx\n", name.c_str(), static_cast<unsigned long long>(result.hash()));
 }
 
-// work(runner, result) on every instruction set, with one thread and with three.
+// work(runner, result) on every instruction set, with one thread and with eight.
 template <class Work>
 void check(const std::string& name, const Work& work) {
   const auto run = [&](const std::string& isa, int threads) {
@@ -134,7 +134,7 @@ void check(const std::string& name, const Work& work) {
   };
   const Result expected = run("scalar", 1);
   for (const std::string& isa : instruction_sets()) {
-    for (const int threads : {1, 3}) {
+    for (const int threads : {1, 8}) {
       if (run(isa, threads).hash() != expected.hash()) fail(name + ": " + isa + " differs");
     }
   }
