@@ -215,9 +215,12 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
         shape = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], inputs, -(-steps // parts))
         products = a["positions"] * a["outputs"] * inputs * a["channels"] * a["side"] ** 2
         moved += (inputs - 1) * a["x"].nbytes  # the others lie beside the first
+    elif kernel == "totals":
+        shape = (a["parts"],)
     elif kernel == "pass":
         layer0, layer2, layer4 = (a[f"PADDED{i}"] // 64 for i in (0, 2, 4))
-        steps = layer0 * sum(-(-width // a["BLOCK_K"]) for width in a["WIDTHS"])
+        # What a context adds already counts as a step.
+        steps = layer0 * sum(-(-width // a["BLOCK_K"]) or 1 for width in a["WIDTHS"])
         blocks = layer0 * layer2 + layer2 * layer4 + layer4 * max(1, a["PADDED"] // 32)
         shape = (steps, blocks)
         hidden = a["PADDED0"] * a["PADDED2"] + a["PADDED2"] * a["PADDED4"]

@@ -11,29 +11,22 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: Multiprocessors.
-CORES = 132
-#: Microseconds between two launches of which one waits for the other. Such a launch that does
-#: nothing takes 1.1 in all.
-GAP = 0.35
-#: The same where the second launch begins before the first has ended: 0.83 instead of 1.1.
+from mlic_fast.kernels.product_times import CORES, GAP, TILES, TileTimes, totals
+
+#: The same where the second launch begins before the first has ended: 0.83 in all instead of 1.1.
 PROGRAMMATIC_GAP = 0.08
 #: Bytes and bfloat16 operations a microsecond that large launches of the transforms reached.
 BYTES, BYTES_NORMALISE, BFLOAT16, FLOAT32 = 2.4e6, 1.2e6, 700e6, 10e6
 #: What the names of PyTorch's operators begin with.
 OPERATOR = "torch."
 
-#: Tiles of products -> fixed; an input; a step, with a block of K of 0 and 64 more, alone and by
-#: the programs of a multiprocessor; sharpness of the bend between; a program's end.
-PRODUCTS = {
-    (16, 64): (0.912, 1.24, 0.069, 0.221, 0.053, 0.108, 3.513, 0.544),
-    (32, 32): (0.809, 1.457, 0.0, 0.31, 0.084, 0.101, 1.532, 0.682),
-    (32, 64): (1.392, 1.336, 0.055, 0.233, 0.024, 0.234, 3.56, 0.265),
-    (64, 32): (1.485, 0.952, 0.142, 0.224, 0.081, 0.122, 3.313, 0.622),
-    (64, 64): (2.06, 0.8, 0.163, 0.312, 0.133, 0.228, 5.119, 0.904),
-    (128, 32): (1.981, 0.943, 0.214, 0.312, 0.245, 0.277, 3.124, 1.067),
-    (128, 64): (2.879, 1.03, 0.27, 0.419, 0.038, 1.0, 12.0, 0.914),
+#: Tiles that nothing is launched with any more.
+OTHER_TILES = {
+    (32, 32): TileTimes(0.809, 1.457, (0.0, 0.31), (0.084, 0.101), 1.532, 0.682),
+    (128, 32): TileTimes(1.981, 0.943, (0.214, 0.312), (0.245, 0.277), 3.124, 1.067),
+    (128, 64): TileTimes(2.879, 1.03, (0.27, 0.419), (0.038, 1.0), 12.0, 0.914),
 }
+PRODUCTS = TILES | OTHER_TILES
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,8 @@ def microseconds(launch: Launch) -> float:
 def load(launch: Launch) -> float:
     """The share of the GPU that a launch keeps busy, at most 1."""
     if launch.kernel in ("conv", "parts"):
-        shared, step = _step(launch)
+        m, n, k, *_ = launch.shape
+        shared, step = _times(m, n).step(k, launch.programs)
         return min(1.0, shared / step)
     if launch.kernel in ("convolution", "activate", "normalise"):
         return 1.0
@@ -76,23 +70,20 @@ def load(launch: Launch) -> float:
 
 
 def _conv(launch: Launch) -> float:
-    m, n, _, inputs, steps = launch.shape
-    fixed, each, *_, end = PRODUCTS[_nearest(m, n)]
-    _, step = _step(launch)
-    return fixed + end * launch.programs / CORES + inputs * (each + steps * step) - GAP
+    m, n, k, inputs, steps = launch.shape
+    return _times(m, n).product(k, launch.programs, inputs, steps)
 
 
-def _step(launch: Launch) -> tuple[float, float]:
-    """Of a product's step of K: the time at full load, and the time it takes."""
-    m, n, k, *_ = launch.shape
-    _, _, l0, l1, w0, w1, bend, _ = PRODUCTS[_nearest(m, n)]
-    alone, shared = l0 + l1 * k / 64, launch.programs / CORES * (w0 + w1 * k / 64)
-    return shared, (alone**bend + shared**bend) ** (1 / bend)
+def _times(m: int, n: int) -> TileTimes:
+    """Those of a tile that was timed."""
+    nearest = min(
+        PRODUCTS, key=lambda each: abs(math.log(each[0] / m)) + abs(math.log(each[1] / n))
+    )
+    return PRODUCTS[nearest]
 
 
-def _nearest(m: int, n: int) -> tuple[int, int]:
-    """A tile of which there are times."""
-    return min(PRODUCTS, key=lambda each: abs(math.log(each[0] / m)) + abs(math.log(each[1] / n)))
+def _totals(launch: Launch) -> float:
+    return totals(*(launch.shape or (4,)), launch.programs)
 
 
 def _pass(launch: Launch) -> float:
@@ -145,7 +136,7 @@ def _coder(launch: Launch) -> float:
 _TIMES: dict[str, Callable[[Launch], float]] = {
     "conv": _conv,
     "parts": _conv,
-    "totals": _linear(1.4, 0.8),
+    "totals": _totals,
     "pass": _pass,
     "fusion": _fusion,
     "mlp": _mlp,

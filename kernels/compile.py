@@ -47,9 +47,9 @@ from mlic_fast.models.config import PRESETS
 TARGETS = tuple(int(name.removeprefix("sm")) for name in configs.SHARED_MEMORY)
 #: All presets, and slices of 64 channels with the published widths.
 MODELS = {**PRESETS, "wide": MlicConfig(slices=5)}
-#: Kinds of sizes, and up to how many positions an image is small then: the smallest image stands
-#: for all.
-SIZES = {"least": 1 << 30, "small": 1 << 30, "large": 0, "parted": 1 << 30}
+#: Up to how many positions an image is small: the smallest image stands for small ones, and for
+#: large ones.
+SMALL, LARGE = 1 << 30, 0
 
 #: In SASS: mma and wgmma, on int8 and in half precision.
 _TENSOR_CORES = re.compile(r"\b(IMMA|IGMMA|UTCIMMA|HMMA|HGMMA|UTCHMMA)\b[.\w]*")
@@ -135,24 +135,29 @@ def launches(config: MlicConfig, targets: Iterable[int]) -> Iterator[Variant]:
         return True  # it is not compiled now
 
     triton.knobs.runtime.jit_cache_hook = hook
-    names = ("architecture", "SMALL_POSITIONS", "PRODUCT_SIZES", "PARTED_PROGRAMS")
+    names = ("architecture", "SMALL_POSITIONS", "MOST_PARTS", "PARTED_PROGRAMS", "PRODUCT_TILES")
     before = {name: getattr(configs, name) for name in names}
+    configs.PARTED_PROGRAMS = 1 << 30
     try:
         for target in targets:
             triton.runtime.driver.set_active(StubDriver(target))
             configs.architecture = cache(lambda _, target=target: f"sm{target}")
-            for size, limit in SIZES.items():
-                configs.SMALL_POSITIONS = limit
-                configs.PRODUCT_SIZES = {size: limit} if size in ("least", "small") else {}
-                configs.PARTED_PROGRAMS = limit if size == "parted" else 0
-                for encoding in (True, False):
-                    work = partial(compile_path, ops, transforms, device, 1, 1, 2, encoding)
-                    with torch.inference_mode(), compiling_only():
-                        work()
+            all_tiles = before["PRODUCT_TILES"]
+            tiles = all_tiles.get(f"sm{target}", all_tiles["any"])
+            for positions, outputs in tiles:
+                sides = (positions, outputs), (positions, 64)  # those of 32 outputs are for some
+                configs.PRODUCT_TILES = {"any": {side: tiles[side] for side in sides}}
+                for configs.SMALL_POSITIONS, configs.MOST_PARTS in ((SMALL, 1), (LARGE, 12)):
+                    for encoding in (True, False):
+                        work = partial(compile_path, ops, transforms, device, 1, 1, 2, encoding)
+                        configs._product_config.cache_clear()
+                        with torch.inference_mode(), compiling_only():
+                            work()
     finally:
         triton.knobs.runtime.jit_cache_hook = None
         for name, value in before.items():
             setattr(configs, name, value)
+        configs._product_config.cache_clear()
     yield from found.values()
 
 

@@ -6,10 +6,14 @@ positions to fill the device with wide blocks, so narrow ones spread them over m
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+
+from mlic_fast.kernels.product_times import GAP, TILES, totals
 
 
 @dataclass(frozen=True)
@@ -28,28 +32,28 @@ class Config:
 
 #: Positions up to which an image is small: below, blocks of 64 leave most of 132 cores idle.
 SMALL_POSITIONS = 4096
-#: The same for products, in positions times blocks of 64 outputs; larger ones are large. On an H200
-#: the products of an MLIC++ decode of 768x512 take 2.19 ms with these three kinds of tiles, 2.18
-#: with the best of eight for each shape, and 2.39 with the best one for all.
-PRODUCT_SIZES = {"least": 1920, "small": 9216}
-#: A product of one input is taken in parts if it has so many steps at least, and so that there are
-#: as many programs at most, of as many steps at least. By the model of benchmarks/gpu_model.py that
-#: takes all products of that decode from 2.13 ms to 1.97, with a second launch of 2 us for each of
-#: 68.
-PARTED_STEPS, PARTED_PROGRAMS, PART_STEPS = 18, 320, 4
-#: With more tiles than this it is parted if it has half as many steps again: then there is less to
-#: gain.
-PARTED_TILES = 24
+#: Tiles of products, positions by outputs, by architecture. Which one a product has, and in how
+#: many parts its steps are taken, is what takes least by the times of product_times.py.
+PRODUCT_TILES = {
+    "interpreter": {(128, 128): Config(128, outputs=128)},
+    "sm90": {
+        (16, 64): Config(16, outputs=64, stages=4),
+        (32, 64): Config(32, outputs=64),  # with four stages one would spill
+        (64, 32): Config(64),  # only where it has the outputs that a tile of 64 would leave empty
+        (64, 64): Config(64, outputs=64),
+    },
+    # With mma instead of wgmma those of 64 positions would spill.
+    "any": {
+        (16, 64): Config(16, outputs=64, stages=4),
+        (32, 64): Config(32, outputs=64),
+    },
+}
+#: A product of one input is taken in at most so many parts, of at least so many steps, if it then
+#: has at most so many programs.
+MOST_PARTS, PART_STEPS, PARTED_PROGRAMS = 12, 2, 320
 
 #: kernel -> (architecture, size) -> configuration; ``any`` serves all that have no entry.
 CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
-    "product": {
-        ("interpreter", "any"): Config(128, outputs=128),
-        ("any", "least"): Config(16, outputs=64, stages=4),
-        ("sm90", "large"): Config(64, outputs=64),  # with mma instead of wgmma it would spill
-        ("sm90", "parted"): Config(64, outputs=64),
-        ("any", "any"): Config(32, outputs=64),  # with four stages one would spill
-    },
     "totals": {
         ("interpreter", "any"): Config(128, outputs=128),
         ("any", "any"): Config(32, outputs=64),
@@ -144,24 +148,40 @@ def config(kernel: str, device: torch.device, positions: int) -> Config:
 
 
 def product_config(
-    device: torch.device, positions: int, outputs: int, steps: int, inputs: int = 1
+    device: torch.device, positions: int, outputs: int, inputs: int, steps: int, block_k: int
 ) -> Config:
     """The configuration of a product of [positions, K] and [K, outputs], K in ``steps`` blocks for
     each of ``inputs``.
     """
-    table, kind = CONFIGS["product"], architecture(device)
-    if inputs == 1:
-        found = _find(table, kind, "parted")
-        if 0 < outputs % 64 <= 32:
-            found = replace(found, outputs=32)
-        tiles = -(-positions // found.block) * -(-outputs // found.outputs)
-        least = PARTED_STEPS if tiles <= PARTED_TILES else 3 * PARTED_STEPS // 2
-        parts = min(PARTED_PROGRAMS // tiles, steps // PART_STEPS)
-        if steps >= least and parts > 1:
-            return replace(found, parts=parts)
-    tiles = positions * -(-outputs // 64)
-    size = next((name for name, most in PRODUCT_SIZES.items() if tiles <= most), "large")
-    return _find(table, kind, size)
+    return _product_config(architecture(device), positions, outputs, inputs, steps, block_k)
+
+
+@cache
+def _product_config(
+    architecture: str, positions: int, outputs: int, inputs: int, steps: int, block_k: int
+) -> Config:
+    narrow = 0 < outputs % 64 <= 32
+    best, least = None, math.inf
+    choice = PRODUCT_TILES.get(architecture, PRODUCT_TILES["any"])
+    for (block, width), tile in choice.items():
+        if width == 32 and not narrow:
+            continue
+        times = TILES.get((block, width), TILES[64, 64])
+        tiles = -(-positions // block) * -(-outputs // width)
+        adding = -(-positions // 32) * -(-outputs // 64)
+        for parts in _parts(tiles, inputs, steps):
+            us = times.product(block_k, tiles * parts, inputs, -(-steps // parts))
+            if parts > 1:
+                us += GAP + totals(parts, adding)
+            if us < least:
+                best, least = replace(tile, parts=parts), us
+    assert best is not None
+    return best
+
+
+def _parts(tiles: int, inputs: int, steps: int) -> Iterable[int]:
+    most = min(MOST_PARTS, steps // PART_STEPS, PARTED_PROGRAMS // tiles) if inputs == 1 else 1
+    return range(1, max(1, most) + 1)
 
 
 def _find(table: dict[tuple[str, str], Config], architecture: str, size: str) -> Config:

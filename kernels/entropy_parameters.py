@@ -65,7 +65,7 @@ class PassWeights:
     Attributes:
         context: int8 [2, blocks of all contexts, a, BLOCK_K].
         context_scale: float32 [contexts, a].
-        widths: channels of each context.
+        widths: channels of each context; 0 of one that comes as what it adds to layer 0.
         layer2: int8 [2, a / BLOCK_N, b, BLOCK_N].
         layer4: int8 [2, c, b].
         layer6: int8 [2, 2, C, c], scales and means.
@@ -94,14 +94,14 @@ class PassWeights:
 
 def pack_weights(
     layers: Sequence[Layer],
-    context_exponents: Sequence[int],
+    context_exponents: Sequence[int | None],
     exponents: Sequence[int],
     device: torch.device,
 ) -> PassWeights:
     """Layers 0, 2, 4, 6 -> what :func:`entropy_parameters` takes.
 
     ``context_exponents``: of the last inputs of layer 0, the contexts; those before are summed
-    already.
+    already. None for a context that comes as what it adds to layer 0.
     ``exponents``: of the outputs of layers 0, 2, 4.
     """
     first, second, third, last = layers
@@ -111,6 +111,10 @@ def pack_weights(
     blocks, scales, widths = [], [], []
     a_padded = _round_up(a, _BLOCK_N)
     for segment, exponent in zip(contexts, context_exponents, strict=True):
+        if exponent is None:
+            scales.append(np.zeros(a_padded, np.float32))
+            widths.append(0)
+            continue
         width = segment.weight.shape[-1]
         w = np.zeros((a_padded, _round_up(width, _BLOCK_K)), np.int32)
         w[:a, :width] = segment.weight.reshape(a, width)
@@ -183,10 +187,15 @@ def _matrix(layer: Layer, rows: int, columns: int) -> np.ndarray:
 def entropy_parameters_twin(
     start: Tensor, contexts: Sequence[Tensor], weights: PassWeights, y: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """All at the positions of the colour: start [P, a], contexts int32 [P, c], y [P, C]."""
+    """All at the positions of the colour: start [P, a], contexts int32 [P, c] or float32 [P, a], y
+    [P, C].
+    """
     a, b, c, channels = weights.hidden
     r, block = start, 0
     for x, width, scale in zip(contexts, weights.widths, weights.context_scale, strict=False):
+        if width == 0:
+            r = r + x
+            continue
         blocks = -(-width // _BLOCK_K)
         w = from_planes(weights.context[:, block : block + blocks]).permute(1, 0, 2)
         r = r + _product_twin(x, w.reshape(w.shape[0], -1)[:a, :width]) * scale[:a]
@@ -342,11 +351,15 @@ def _pass_kernel(
         for i in tl.static_range(len(WIDTHS)):
             at = m if SQUEEZED[i] else full
             x = contexts[i] + at[:, None].to(tl.int64) * context_positions[i]
-            total = _product(
-                x, context_planes[i], m_inside, w, w_plane, PADDED0, WIDTHS[i], BLOCK_N, BLOCK_K
-            )
-            r = r + total.to(tl.float32) * tl.load(context_scale + i * PADDED0 + n)[None, :]
-            w += (WIDTHS[i] + BLOCK_K - 1) // BLOCK_K * (PADDED0 * BLOCK_K)
+            if WIDTHS[i] == 0:
+                inside = m_inside[:, None] & (n < HIDDEN)[None, :]
+                r = r + tl.load(x + n[None, :], mask=inside, other=0.0)
+            else:
+                total = _product(
+                    x, context_planes[i], m_inside, w, w_plane, PADDED0, WIDTHS[i], BLOCK_N, BLOCK_K
+                )
+                r = r + total.to(tl.float32) * tl.load(context_scale + i * PADDED0 + n)[None, :]
+                w += (WIDTHS[i] + BLOCK_K - 1) // BLOCK_K * (PADDED0 * BLOCK_K)
         q = quantise(gelu(r), out_scale0)
         low = low_byte(q)
         high = high_byte(q)
@@ -392,7 +405,7 @@ def stages(weights: PassWeights, config: configs.Config, shared_memory: int) -> 
 
 def entropy_parameters(
     start: Tensor,
-    contexts: Sequence[Input],
+    contexts: Sequence[Input | Tensor],
     weights: PassWeights,
     colour: int,
     grid: Positions,
@@ -407,15 +420,17 @@ def entropy_parameters(
     Args:
         start: float32 [B, H, W/2, a], the sum of the first layer over what comes before the
             contexts: bias, hyper part.
-        contexts: FULL, or SQUEEZED to the colour; in the order of the weights.
+        contexts: FULL, or SQUEEZED to the colour; or what they add to the first layer, float32
+            [B, H, W/2, a]; in the order of the weights.
         indexes, means: receive the results, [B, H, W/2, C], contiguous.
         y: float32 [B, H, W, C], the latents to encode; ``symbols`` then receives int32 [B, H, W/2,
         C].
     """
     positions = grid.count // 2
     config = configs.config("pass", start.device, positions)
-    planes = [x.planes for x in contexts]
-    assert tuple(x.shape[-1] for x in planes) == weights.widths
+    planes = [x.planes if isinstance(x, Input) else x for x in contexts]
+    widths = (x.shape[-1] if x.dtype == torch.int8 else 0 for x in planes)
+    assert tuple(widths) == weights.widths
     a, *_, channels = weights.hidden
     launch(
         _pass_kernel,
@@ -449,7 +464,7 @@ def entropy_parameters(
         *weights.out_scales,
         COLOUR=colour,
         WIDTHS=weights.widths,
-        SQUEEZED=tuple(x.kind == SQUEEZED for x in contexts),
+        SQUEEZED=tuple(not isinstance(x, Input) or x.kind == SQUEEZED for x in contexts),
         HIDDEN=a,
         PADDED0=weights.layer2.shape[1] * _BLOCK_N,
         PADDED2=weights.layer2.shape[2],

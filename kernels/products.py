@@ -55,6 +55,8 @@ REAL, PLANES, SHUFFLED, LATENTS, CARRIED, SPREAD, PIXELS = range(7)
 _KEPT, _SQUEEZED = tl.constexpr(KEPT), tl.constexpr(SQUEEZED)
 _REAL, _SHUFFLED, _LATENTS = (tl.constexpr(kind) for kind in (REAL, SHUFFLED, LATENTS))
 _CARRIED, _SPREAD, _PIXELS = (tl.constexpr(kind) for kind in (CARRIED, SPREAD, PIXELS))
+#: Parts that are loaded at a time.
+_ADDED = tl.constexpr(4)
 #: Arguments whose value (1, or a multiple of 16) must not make another variant to compile.
 _SIZES = ("positions", "height", "width", "inputs", "side", "gelu_after", "parts")
 
@@ -493,11 +495,15 @@ def _totals_kernel(
     at = m[:, None].to(tl.int64) * start_position + n[None, :]
     r = tl.load(start + at, mask=inside, other=0.0)
     at = m[:, None].to(tl.int64) * outputs + n[None, :]
+    plane = positions.to(tl.int64) * outputs
     for i in range(inputs):
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-        for _ in range(parts):
-            total += tl.load(totals + at, mask=inside, other=0)
-            at += positions.to(tl.int64) * outputs
+        for part in range(0, parts, _ADDED):
+            for j in tl.static_range(_ADDED):
+                there = inside & (part + j < parts)
+                total += tl.load(totals + at + j * plane, mask=there, other=0)
+            at += _ADDED * plane
+        at += (parts - tl.cdiv(parts, _ADDED) * _ADDED) * plane
         factor = tl.load(scale + i * outputs + n, mask=n_inside, other=0.0)
         r = r + total.to(tl.float32) * factor[None, :]
     _finish(
@@ -566,7 +572,7 @@ def conv(
     outputs = weights.outputs
     positions = grid.count // (1 if at == ALL else 2)
     steps = weights.planes.shape[1] // inputs
-    config = product_config(out.device, positions, outputs, steps, inputs)
+    config = product_config(out.device, positions, outputs, inputs, steps, weights.block_k)
     kind, real = REAL if out_scale is None else PLANES, None
     if out.dtype == torch.uint8:
         kind = PIXELS

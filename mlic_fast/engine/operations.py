@@ -255,13 +255,21 @@ class Operations(ABC):
                 x = self.conv(name, [x], activation=True, out=name)
         return self.conv("h_s.increase.8", [x], out="hyper")
 
+    def context_ahead(self, i: int, parity: Parity, number: int, context: Act) -> Any:
+        """A context as :meth:`entropy_parameters` takes it too, before the others are there.
+
+        A backend may do here what needs this one alone. ``number``: of the context among the
+        inputs of the first layer.
+        """
+        return context
+
     def entropy_parameters(
-        self, i: int, parity: Parity, start: Real, contexts: Sequence[Act], y: Real | None
+        self, i: int, parity: Parity, start: Real, contexts: Sequence[Any], y: Real | None
     ) -> tuple[Any, Real, Any]:
         """Scale indexes and means at one colour, and the symbols of ``y`` when encoding.
 
-        ``start``: the sum over the hyper part; ``contexts``: squeezed to the colour. All results
-        are [B, H, W/2, C].
+        ``start``: the sum over the hyper part; ``contexts``: squeezed to the colour, or what
+        :meth:`context_ahead` made of them. All results are [B, H, W/2, C].
         """
         first = entropy_parameters_layer(i, parity, 0)
         x = self.conv(first, contexts, partial=start, activation=True, out=first)

@@ -109,10 +109,14 @@ class _Passes:
         sums, residual_parts = self.sums, self.sums.residual
         starts = {parity: parts[i] for parity, parts in self.hyper_parts.items()}
         shared: list[Act] = []
+        anchors_contexts: list[Any] = []
         if last:
             with ops.aside(INTER):
                 inter = self._inter_context(i, last, sums)
             channel = ops.channel_context(i, last, sums.channel[0] if sums.channel else None)
+            anchors_contexts = [ops.squeeze(channel, Parity.ANCHOR)]
+            if ops.config.variant != "mlic":
+                anchors_contexts = [ops.context_ahead(i, Parity.ANCHOR, 2, *anchors_contexts)]
             with ops.aside(PARTS):
                 residual_parts = ops.sums(
                     _residual_layers(i), [last], partials=sums.residual, first=i
@@ -120,12 +124,15 @@ class _Passes:
                 q, k = ops.intra_queries_and_keys(i, last)
             ops.join(INTER)
             shared = [*inter, channel]
+            anchors_contexts[:0] = [ops.squeeze(x, Parity.ANCHOR) for x in inter]
         for parity, residual_part in zip(PARITIES, residual_parts, strict=True):
-            contexts = [ops.squeeze(x, parity) for x in shared]
+            contexts = anchors_contexts
             if parity is Parity.NON_ANCHOR:
                 anchors = latents.q[i]
                 with ops.aside(LOCAL):
                     contexts = [ops.local_context(i, anchors)]
+                    if last:
+                        contexts = [ops.context_ahead(i, parity, 1 + len(shared), *contexts)]
                 if last:
                     contexts.append(ops.squeeze(ops.intra_context(i, q, k, anchors), parity))
                 ops.join(LOCAL)

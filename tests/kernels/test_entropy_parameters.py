@@ -35,12 +35,12 @@ def chain(
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "hidden", "widths", "squeezed", "parity"),
+    ("size", "channels", "hidden", "widths", "squeezed", "ahead", "parity"),
     [
-        ((2, 3, 6), 32, (40, 48, 33), (64, 128, 64, 64), 2, Parity.NON_ANCHOR),
-        ((1, 5, 2), 4, (320, 64, 16), (8,), 0, Parity.NON_ANCHOR),
-        ((1, 3, 4), 32, (64, 32, 32), (), None, Parity.ANCHOR),
-        ((1, 2, 2), 16, (65, 100, 40), (48, 80), None, Parity.ANCHOR),
+        ((2, 3, 6), 32, (40, 48, 33), (64, 128, 64, 64), 2, 1, Parity.NON_ANCHOR),
+        ((1, 5, 2), 4, (320, 64, 16), (8,), 0, None, Parity.NON_ANCHOR),
+        ((1, 3, 4), 32, (64, 32, 32), (), None, None, Parity.ANCHOR),
+        ((1, 2, 2), 16, (65, 100, 40), (48, 80), None, 1, Parity.ANCHOR),
     ],
 )
 def test_pass(
@@ -50,6 +50,7 @@ def test_pass(
     hidden: tuple[int, int, int],
     widths: tuple[int, ...],
     squeezed: int | None,
+    ahead: int | None,
     parity: Parity,
 ) -> None:
     a, b, c = hidden
@@ -61,16 +62,22 @@ def test_pass(
         Layer(floats((2 * channels,), 30), (segment(2 * channels, 1, c),)),
     ]
     exponents = [3 + i for i in range(len(widths))]
-    weights = kernel.pack_weights(layers, exponents, EXPONENTS, device)
+    known = [None if i == ahead else exponent for i, exponent in enumerate(exponents)]
+    weights = kernel.pack_weights(layers, known, EXPONENTS, device)
     half = (*size[:2], size[2] // 2)
     # The hyper part is a slice of that of all slices.
     wide = floats((*half, a + 16), 10)
     start = torch.from_numpy(wide).to(device)[..., 8:-8]
-    contexts, at_colour = [], []
+    contexts: list[Input | torch.Tensor] = []
+    at_colour = []
     for i, width in enumerate(widths):
         x = activation("random", (*size, width), i)
         at_colour.append(spec.squeeze(x, parity))
-        if i == squeezed:
+        if i == ahead:
+            total = spec.product(at_colour[-1], first[i + 1].weight).astype(np.float32)
+            added = total * (first[i + 1].scale * spec.power_of_two(-exponents[i]))
+            contexts.append(torch.from_numpy(added).to(device))
+        elif i == squeezed:
             contexts.append(Input(planes(at_colour[-1], device), SQUEEZED, int(parity)))
         else:
             contexts.append(Input(planes(x, device), AT, int(parity)))
@@ -111,7 +118,10 @@ def test_pass(
 
     twin = kernel.entropy_parameters_twin(
         start.flatten(0, 2),
-        [flat(x.astype(np.int32)) for x in at_colour],
+        [
+            x.flatten(0, 2) if isinstance(x, torch.Tensor) else flat(q.astype(np.int32))
+            for x, q in zip(contexts, at_colour, strict=True)
+        ],
         weights,
         flat(spec.squeeze(y, parity)),
     )

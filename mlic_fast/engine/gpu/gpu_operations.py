@@ -431,12 +431,22 @@ class GpuOps(Operations):
 
     # -- networks -----------------------------------------------------------------------------
 
+    def context_ahead(self, i: int, parity: Parity, number: int, context: Act) -> Tensor:
+        """What the first layer adds for this context, float32 [B, H, W/2, a]."""
+        layer = entropy_parameters_layer(i, parity, 0)
+        zero = self._once(
+            ("zero", len(self.layers[layer].bias)),
+            lambda: torch.zeros(len(self.layers[layer].bias), device=self.device),
+        )
+        real: Tensor = self.conv(layer, [context], partial=zero, first=number, at=parity)
+        return real
+
     def entropy_parameters(
         self,
         i: int,
         parity: Parity,
         start: Tensor,
-        contexts: Sequence[Act],
+        contexts: Sequence[Act | Tensor],
         y: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All four layers in one launch, and the rounding too."""
@@ -445,7 +455,7 @@ class GpuOps(Operations):
             layers[0],
             lambda: entropy_parameters.pack_weights(
                 [self.layers[layer] for layer in layers],
-                [x.exponent for x in contexts],
+                [x.exponent if isinstance(x, Act) else None for x in contexts],
                 [self.exponents[layer] for layer in layers[:3]],
                 self.device,
             ),
@@ -459,7 +469,7 @@ class GpuOps(Operations):
         batch, height, half, _ = shape
         entropy_parameters.entropy_parameters(
             start,
-            [x.q for x in contexts],
+            [x.q if isinstance(x, Act) else x for x in contexts],
             weights,
             int(parity),
             Positions(batch, height, 2 * half),
