@@ -28,6 +28,7 @@ from mlic_fast.engine.operations import (
 from mlic_fast.engine.packing.packed import PackedLayers
 from mlic_fast.kernels import (
     blocks,
+    configs,
     depthwise,
     entropy_parameters,
     latents,
@@ -431,8 +432,13 @@ class GpuOps(Operations):
 
     # -- networks -----------------------------------------------------------------------------
 
-    def context_ahead(self, i: int, parity: Parity, number: int, context: Act) -> Tensor:
-        """What the first layer adds for this context, float32 [B, H, W/2, a]."""
+    def context_ahead(self, i: int, parity: Parity, number: int, context: Act) -> Act | Tensor:
+        """What the first layer adds for this context, float32 [B, H, W/2, a].
+
+        On sm_120 the pass kernel would spill, on others it has not been compiled for all models.
+        """
+        if configs.architecture(self.device) not in ("sm90", "interpreter"):
+            return context
         layer = entropy_parameters_layer(i, parity, 0)
         zero = self._once(
             ("zero", len(self.layers[layer].bias)),
