@@ -19,7 +19,8 @@ from mlic_fast._C import exact
 
 pytestmark = CPU_SUITE
 
-KERNELS = exact.Kernels(exact.instruction_sets()[0], 1)
+ISA = exact.instruction_sets()[0]
+KERNELS = exact.Kernels(ISA, 1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def convolution(shape: Shape) -> Callable[[], None]:
         inputs.append(rng.integers(-4095, 4096, size).astype(np.int16))
         limit = min(16383, (2**31 - 1) // 4095 // (shape.kernel**2 * channels))
         size = (shape.outputs, shape.kernel, shape.kernel, channels)
-        weights.append(exact.Weights(rng.integers(-limit, limit + 1, size).astype(np.int16)))
+        values = rng.integers(-limit, limit + 1, size).astype(np.int16)
+        weights.append(exact.Weights(values, ISA))
         scales.append(np.full(shape.outputs, 2.0**-20, np.float32))
     width = shape.width // 2 if shape.half else shape.width
     out = np.empty((1, shape.height, width, shape.outputs), np.int16)

@@ -85,7 +85,7 @@ uint64_t compute(Case c, const Runner& run) {
     case 0: {  // convolution
       const auto x = c.activations(n * c.stride);
       const auto w = c.weights(c.outputs, c.kernel * c.kernel * c.channels);
-      const Weights weights(w.get(), c.outputs, c.kernel, c.channels, 1);
+      const Weights weights(w.get(), c.outputs, c.kernel, c.channels, run.kernels->layout, 1);
       const auto scales = c.reals(c.outputs, 1e-4f), bias = c.reals(c.outputs, 2.0f);
       const auto at = static_cast<Positions>(c.width % 2 ? -1 : c.flags / 8 % 3 - 1);
       const ptrdiff_t positions = at == Positions::kAll ? n : n / 2;

@@ -170,6 +170,8 @@ class Kernels {
       require_shape(inputs[i], {shape[0], shape[1], width, weights[i]->channels()}, "an input");
       require(weights[i]->outputs() == outputs, "weights and output differ in channels");
       require(weights[i]->kernel() == weights[0]->kernel(), "weights differ in kernel size");
+      require(weights[i]->layout() == run_.kernels->layout,
+              "weights are packed for another instruction set");
       list.push_back({views[i].act(), weights[i].get(), contiguous_scales[i].data(), units[i]});
     }
 
@@ -367,6 +369,11 @@ class Kernels {
     for (const auto& block : blocks) {
       require(block != nullptr, "a block is missing");
       require(block->mix_in.weights->channels() == x.shape(3), "blocks and x differ in channels");
+      for (const exact::Pointwise* layer :
+           {&block->mix_in, &block->mix_out, &block->expand, &block->contract}) {
+        require(layer->weights->layout() == run_.kernels->layout,
+                "weights are packed for another instruction set");
+      }
       list.push_back(block.get());
     }
     float* to = output<float>(x, shape_of(x), "x");
@@ -428,14 +435,16 @@ class Kernels {
   exact::Runner run_;
 };
 
-std::shared_ptr<exact::Weights> make_weights(const py::array& w, int threads) {
+std::shared_ptr<exact::Weights> make_weights(const py::array& w, const std::string& isa,
+                                             int threads) {
   require(w.ndim() == 4 && w.shape(1) == w.shape(2) && w.shape(1) % 2 == 1 && w.size() > 0,
           "weights must be [O, k, k, C], k odd");
   require(w.shape(0) < 1 << 24, "there are too many outputs");
   const Contiguous<int16_t> from(w, shape_of(w), "weights");
   const py::ssize_t outputs = w.shape(0), kernel = w.shape(1), channels = w.shape(3);
+  const exact::Layout layout = exact::kernels_for(isa).layout;
   const py::gil_scoped_release release;
-  return std::make_shared<exact::Weights>(from.data(), outputs, kernel, channels, threads);
+  return std::make_shared<exact::Weights>(from.data(), outputs, kernel, channels, layout, threads);
 }
 
 exact::Scaling scaling_of(const py::array& bias, const py::array& scales, float unit,
@@ -503,7 +512,7 @@ void bind_exact(py::module_& parent) {
   });
 
   py::class_<exact::Weights, std::shared_ptr<exact::Weights>>(m, "Weights")
-      .def(py::init(&make_weights), "weights"_a, "threads"_a = 1);
+      .def(py::init(&make_weights), "weights"_a, "isa"_a, "threads"_a = 1);
 
   py::class_<exact::Pointwise>(m, "Pointwise")
       .def(py::init(&pointwise_of), "weights"_a, "bias"_a, "scales"_a, py::kw_only(), "unit"_a,

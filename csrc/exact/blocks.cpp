@@ -50,7 +50,7 @@ void pointwise(const Kernels& kernels, const Pointwise& layer, const int16_t* x,
   c.bias = layer.scaling.bias.data();
   c.out_scale = layer.scaling.out_scale;
   const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
-  for (int panel = 0; panel < panels; ++panel) kernels.conv(c, panel, 0, count);
+  conv_panels(kernels, c, 0, panels, 0, count);
 }
 
 void activated(const Kernels& kernels, const Pointwise& layer, const int16_t* x, ptrdiff_t count,

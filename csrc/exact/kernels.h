@@ -32,6 +32,19 @@ static inline Panel panel_of(int groups, int index) {
   return {first, groups - first < 2 ? 1 : 2};
 }
 
+// How packed weights lie: for instructions on pairs of 16-bit integers, as above; or for those on
+// tiles of bytes, [groups][blocks of 64 channels][high, low][16][16][4], where an integer is 256
+// times its high byte plus its low byte, both with a sign, and the last dimension is of channels.
+enum class Layout { kPairs, kTiles };
+
+constexpr ptrdiff_t kTileRows = 16;
+constexpr ptrdiff_t kTileChannels = 64;
+constexpr ptrdiff_t kTileBytes = kTileRows * kTileChannels;
+
+static inline ptrdiff_t tile_blocks(ptrdiff_t channels) {
+  return (channels + kTileChannels - 1) / kTileChannels;
+}
+
 // One input of a convolution. Position n of the output sees, for each of `rows` kernel rows,
 // 2 * pairs consecutive integers from x + pixels[n] * pixel_stride + row * row_stride.
 struct Segment {
@@ -39,7 +52,7 @@ struct Segment {
   ptrdiff_t pixel_stride;
   ptrdiff_t row_stride;
   ptrdiff_t pairs;
-  const int16_t* weights;
+  const void* weights;  // in the kernels' layout
   const float* scales;  // of the weights, [outputs]
   float unit;           // of x: the multiplier of an output is its scale * unit
 };
@@ -61,6 +74,26 @@ struct Conv {
   int16_t* out_act;
   float out_scale;
 };
+
+// What a call of Kernels::conv for tiles uses beside: the split inputs of as many positions as the
+// second level cache holds well, and one of them whole.
+static inline ptrdiff_t conv_blocks(const Conv& c) {
+  ptrdiff_t blocks = 0;
+  for (int s = 0; s < c.segment_count; ++s) {
+    blocks += tile_blocks(c.rows * 2 * c.segments[s].pairs);
+  }
+  return blocks;
+}
+
+static inline ptrdiff_t conv_tiles(const Conv& c) {
+  constexpr ptrdiff_t most = 6;
+  const ptrdiff_t fits = (ptrdiff_t{1} << 19) / (2 * kTileBytes * (conv_blocks(c) + 1));
+  return fits < 1 ? 1 : fits < most ? fits : most;
+}
+
+static inline ptrdiff_t conv_scratch(const Conv& c) {
+  return 2 * conv_blocks(c) * (conv_tiles(c) * kTileBytes + kTileChannels);
+}
 
 struct Depthwise {
   const int16_t* x;
@@ -148,8 +181,10 @@ struct SoftmaxAttention {
 };
 
 struct Kernels {
-  // Positions begin .. end of one panel.
-  void (*conv)(const Conv&, int panel, ptrdiff_t begin, ptrdiff_t end);
+  Layout layout;  // of the weights
+  // Positions begin .. end of the panels first .. last. `scratch` is conv_scratch() bytes, aligned
+  // to 64, for tiles; else null.
+  void (*conv)(const Conv&, int first, int last, ptrdiff_t begin, ptrdiff_t end, void* scratch);
   // Positions begin .. end, out of batch * height * width, into out [end - begin, channels].
   void (*depthwise)(const Depthwise&, ptrdiff_t begin, ptrdiff_t end, int16_t* out);
   void (*layer_norm)(const LayerNorm&, ptrdiff_t begin, ptrdiff_t end);
@@ -187,6 +222,7 @@ const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avxvnni_kernels();
 const Kernels* avx512_kernels();
+const Kernels* amx_kernels();
 const Kernels* neon_kernels();
 
 }  // namespace mlic::exact

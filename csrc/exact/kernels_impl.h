@@ -116,7 +116,8 @@ inline void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P]
   I acc[P][V];
   clear(acc);
   const ptrdiff_t step = panel_groups * kGroup * 2;
-  const int16_t* w = s.weights + panel_first * kGroup * 2 * s.pairs * c.rows;
+  const auto* w = static_cast<const int16_t*>(s.weights);
+  w += panel_first * kGroup * 2 * s.pairs * c.rows;
   w += (group - panel_first) * kGroup * 2;
   const int16_t* x[P];
   for (int p = 0; p < P; ++p) x[p] = s.x + c.pixels[n[p]] * s.pixel_stride;
@@ -201,7 +202,7 @@ void conv_columns(const Conv& c, const Panel& panel, int group, ptrdiff_t begin,
   }
 }
 
-void conv(const Conv& c, int index, ptrdiff_t begin, ptrdiff_t end) {
+void conv_panel(const Conv& c, int index, ptrdiff_t begin, ptrdiff_t end) {
   const Panel panel = panel_of((c.outputs + kGroup - 1) / kGroup, index);
   const int last = panel.first + panel.groups;
   if constexpr (S::tile_groups == 3) {
@@ -211,6 +212,10 @@ void conv(const Conv& c, int index, ptrdiff_t begin, ptrdiff_t end) {
   for (int group = panel.first; group < last; ++group) {
     conv_columns<1>(c, panel, group, begin, end);
   }
+}
+
+void conv(const Conv& c, int first, int last, ptrdiff_t begin, ptrdiff_t end, void* /*scratch*/) {
+  for (int panel = first; panel < last; ++panel) conv_panel(c, panel, begin, end);
 }
 
 // Positions begin .. end of one row, V vectors of channels from c on. Every column is read once, as
@@ -821,10 +826,10 @@ int64_t peak(int64_t iterations) {
   return S::horizontal_add(total) == -1 ? 0 : iterations * P * V * 2 * W;
 }
 
-constexpr Kernels kKernels = {
-    &conv,           &depthwise,         &layer_norm,     &window_attention, &linear_keys,
-    &linear_queries, &softmax_attention, &quantise_ratio, &quantise_all,     &to_bytes,
-    &add_half_tanh,  &scale_indexes,     &symbols,        &decoded,          &peak};
+constexpr Kernels kKernels = {Layout::kPairs,    &conv,         &depthwise,      &layer_norm,
+                              &window_attention, &linear_keys,  &linear_queries, &softmax_attention,
+                              &quantise_ratio,   &quantise_all, &to_bytes,       &add_half_tanh,
+                              &scale_indexes,    &symbols,      &decoded,        &peak};
 
 }  // namespace
 }  // namespace mlic::exact

@@ -138,6 +138,18 @@ void pack_keys(const int16_t* k, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t de
 
 }  // namespace
 
+void conv_panels(const Kernels& kernels, const Conv& c, int first, int last, ptrdiff_t begin,
+                 ptrdiff_t end) {
+  if (kernels.layout != Layout::kTiles) return kernels.conv(c, first, last, begin, end, nullptr);
+  struct alignas(kTileChannels) Line {
+    int8_t bytes[kTileChannels];
+  };
+  thread_local std::vector<Line> scratch;  // kept for the next task
+  const auto lines = static_cast<size_t>(divide_up(conv_scratch(c), kTileChannels));
+  if (scratch.size() < lines) scratch.resize(lines);
+  kernels.conv(c, first, last, begin, end, scratch.data());
+}
+
 void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions,
                   Conv c) const {
   std::vector<Segment> segments;
@@ -168,15 +180,22 @@ void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t posi
   c.segment_count = static_cast<int>(segments.size());
   c.pixels = pixels.data();
 
-  // Enough tasks to share out evenly, each of a multiple of every register tile's rows.
+  // Enough tasks to share out evenly, each of a multiple of every register tile's rows. With pairs
+  // every panel is a task of its own, while its weights lie in the first level cache; for tiles the
+  // inputs are split once for all panels, unless positions are too few.
   const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
-  const ptrdiff_t chunks = threads == 1 ? 1 : divide_up(ptrdiff_t{4} * threads, panels);
-  const ptrdiff_t chunk = round_up(divide_up(positions, chunks), 24);
-  const ptrdiff_t chunk_count = divide_up(positions, chunk);
-  parallel_for(panels * chunk_count, threads, [&](ptrdiff_t task) {
-    const ptrdiff_t begin = task % chunk_count * chunk;
-    kernels->conv(c, static_cast<int>(task / chunk_count), begin,
-                  std::min(begin + chunk, positions));
+  const ptrdiff_t tasks = threads == 1 ? 1 : ptrdiff_t{4} * threads;
+  const bool pairs = kernels->layout == Layout::kPairs;
+  const ptrdiff_t chunk =
+      round_up(divide_up(positions, pairs ? divide_up(tasks, panels) : tasks), 48);
+  const ptrdiff_t chunks = divide_up(positions, chunk);
+  const ptrdiff_t parts = pairs ? panels : std::min<ptrdiff_t>(panels, divide_up(tasks, chunks));
+  parallel_for(parts * chunks, threads, [&](ptrdiff_t task) {
+    const ptrdiff_t begin = task % chunks * chunk;
+    const ptrdiff_t part = task / chunks;
+    conv_panels(*kernels, c, static_cast<int>(part * panels / parts),
+                static_cast<int>((part + 1) * panels / parts), begin,
+                std::min(begin + chunk, positions));
   });
 }
 

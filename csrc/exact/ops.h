@@ -50,6 +50,10 @@ struct Latents {
 // the lowest and zero, [3 columns, 2, channels].
 std::vector<int32_t> depthwise_taps(const int16_t* weights, ptrdiff_t channels);
 
+// Positions begin .. end of the panels first .. last, with the memory that they need.
+void conv_panels(const Kernels& kernels, const Conv& c, int first, int last, ptrdiff_t begin,
+                 ptrdiff_t end);
+
 struct Runner {
   const Kernels* kernels;
   int threads;

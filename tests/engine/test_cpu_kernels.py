@@ -116,6 +116,31 @@ def test_conv_reaches_the_ends_of_int32(how: Any) -> None:
     check(model, how, "conv", "layer", [x], activation=True, out="fine")
 
 
+def test_conv_takes_every_integer(how: Any) -> None:
+    """Also where a number is split into bytes: each activation, and each weight, with the edges of
+    the other.
+    """
+    edges = [0, 1, 127, 128, 129, 255, 256, 257, 383, 384, 4094, 4095, 16255, 16256, 16383]
+    edges += [-edge for edge in edges]
+    for weights, activations in (
+        (edges, range(-4095, 4096)),
+        (range(-16383, 16384), [e for e in edges if abs(e) < 4096]),
+    ):
+        w = np.array(weights, np.int16).reshape(-1, 1, 1, 1)
+        one = np.ones(len(w), f32)
+        model = packed(layer=Layer(0 * one, (Segment(w, one),)))
+        x = Act(np.array(activations, np.int16).reshape(1, 1, -1, 1), 0)
+        check(model, how, "conv", "layer", [x])
+
+
+def test_conv_of_any_number_of_channels_and_positions(how: Any) -> None:
+    for channels in (1, 2, 63, 64, 65, 127, 128, 130):
+        model = packed(layer=Layer(real(18), (segment(18, 1, channels), segment(18, 1, 33))))
+        for width in (1, 15, 16, 17, 31, 33, 98):
+            inputs = [act(1, 1, width, channels), act(1, 1, width, 33)]
+            check(model, how, "conv", "layer", inputs, activation=True, out="fine")
+
+
 def test_conv_takes_any_float(how: Any) -> None:
     """Saturation, infinities and not-a-number give defined activations."""
     model = packed(layer=Layer(np.zeros(9, f32), (segment(9, 1, 4),)))

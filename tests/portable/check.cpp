@@ -172,13 +172,11 @@ const ConvCase kConvs[] = {
 void check_conv(const ConvCase& shape, const Size& size, bool extreme) {
   Generator g(1);
   std::vector<std::vector<int16_t>> data;
-  std::vector<std::unique_ptr<Weights>> weights;
+  std::vector<std::vector<int16_t>> weights;
   std::vector<std::vector<float>> scales;
   for (const ptrdiff_t channels : shape.channels) {
     data.push_back(g.activations(size.positions() * (channels + 3), extreme));
-    const auto w = g.weights(shape.outputs, shape.kernel * shape.kernel * channels);
-    weights.push_back(
-        std::make_unique<Weights>(w.data(), shape.outputs, shape.kernel, channels, 1));
+    weights.push_back(g.weights(shape.outputs, shape.kernel * shape.kernel * channels));
     scales.push_back(g.reals(shape.outputs, 1e-4f));
   }
   const auto bias = g.reals(shape.outputs, 2.0f);
@@ -190,10 +188,13 @@ void check_conv(const ConvCase& shape, const Size& size, bool extreme) {
   for (const Positions at : {Positions::kAll, Positions::kNonAnchors, Positions::kAnchors}) {
     const ptrdiff_t positions = at == Positions::kAll ? size.positions() : size.positions() / 2;
     check(name + " at " + std::to_string(static_cast<int>(at)), [&](Runner run, Result& result) {
+      std::vector<std::unique_ptr<Weights>> packed;
       std::vector<Input> inputs;
       for (size_t i = 0; i < data.size(); ++i) {
         const Act x = act_of(data[i], size, shape.channels[i], shape.channels[i] + 3);
-        inputs.push_back({x, weights[i].get(), scales[i].data(), std::ldexp(1.0f, -8)});
+        packed.push_back(std::make_unique<Weights>(weights[i].data(), shape.outputs, shape.kernel,
+                                                   shape.channels[i], run.kernels->layout, 1));
+        inputs.push_back({x, packed[i].get(), scales[i].data(), std::ldexp(1.0f, -8)});
       }
       std::vector<float> real(static_cast<size_t>(positions * shape.outputs));
       std::vector<int16_t> act(real.size());
@@ -255,9 +256,8 @@ void check_odd_reals() {
       const ptrdiff_t pixel = 0;
       c.pixels = &pixel;
       c.rows = 1;
-      for (int panel = 0; panel < panel_count((c.outputs + kGroup - 1) / kGroup); ++panel) {
-        run.kernels->conv(c, panel, 0, 1);
-      }
+      const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
+      conv_panels(*run.kernels, c, 0, panels, 0, 1);
       result.add(act);
     }
     std::vector<uint8_t> bytes(r.size());
@@ -409,31 +409,32 @@ void check_attention(ptrdiff_t depth, int heads, const Size& size, bool extreme)
 
 void check_blocks(ptrdiff_t channels, const Size& size) {
   Generator g(5);
-  const auto pointwise = [&](ptrdiff_t inputs, ptrdiff_t outputs, float scale) {
+  const auto pointwise = [&](Layout layout, ptrdiff_t inputs, ptrdiff_t outputs, float scale) {
     const auto w = g.weights(outputs, inputs);
-    return Pointwise{std::make_shared<Weights>(w.data(), outputs, 1, inputs, 1),
+    return Pointwise{std::make_shared<Weights>(w.data(), outputs, 1, inputs, layout, 1),
                      {g.reals(outputs, 1.0f), g.reals(outputs, scale), 1.0f / 16, 256.0f}};
   };
-  std::vector<MixingBlock> blocks;
-  for (int i = 0; i < 2; ++i) {
+  const auto block = [&](Layout layout) {
+    MixingBlock block;
     const auto taps = g.weights(9, channels);
-    MixingBlock& block = blocks.emplace_back();
-    block.mix_in = pointwise(channels, channels, 1e-5f);
+    block.mix_in = pointwise(layout, channels, channels, 1e-5f);
     block.taps = depthwise_taps(taps.data(), channels);
     block.depthwise = {g.reals(channels, 1.0f), g.reals(channels, 1e-4f), 1.0f / 16, 256.0f};
-    block.mix_out = pointwise(channels, channels, 1e-4f);
-    block.expand = pointwise(channels, 2 * channels, 1e-5f);
-    block.contract = pointwise(2 * channels, channels, 1e-4f);
+    block.mix_out = pointwise(layout, channels, channels, 1e-4f);
+    block.expand = pointwise(layout, channels, 2 * channels, 1e-5f);
+    block.contract = pointwise(layout, 2 * channels, channels, 1e-4f);
     block.in_scale = 8.0f;
-  }
-  const auto x = g.reals(size.positions() * channels, 500.0f);
-  check("mixing blocks " + std::to_string(channels) + " " + size.text(),
-        [&](Runner run, Result& result) {
-          auto r = x;
-          mixing_blocks(run, {&blocks[0], &blocks[1]}, size.batch, size.height, size.width,
-                        channels, r.data());
-          result.add(r);
-        });
+    return block;
+  };
+  check("mixing blocks " + std::to_string(channels) + " " + size.text(), [&](Runner run,
+                                                                             Result& result) {
+    g = Generator(5);
+    const MixingBlock first = block(run.kernels->layout);
+    const MixingBlock second = block(run.kernels->layout);
+    auto r = g.reals(size.positions() * channels, 500.0f);
+    mixing_blocks(run, {&first, &second}, size.batch, size.height, size.width, channels, r.data());
+    result.add(r);
+  });
   std::vector<uint8_t> pixels(static_cast<size_t>(size.positions() * 192));
   for (uint8_t& pixel : pixels) pixel = static_cast<uint8_t>(g.bits());
   const auto real = g.reals(size.positions() * 192, 300.0f);

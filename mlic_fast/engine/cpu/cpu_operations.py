@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 #: Environment variable that overrides the instruction set.
 ISA_VARIABLE = "MLIC_FAST_ISA"
-ISA_NAMES = ("avx512", "avxvnni", "avx2", "neon", "scalar")
+ISA_NAMES = ("amx", "avx512", "avxvnni", "avx2", "neon", "scalar")
 
 _ALL_POSITIONS = -1
 #: Positions of latents whose local context is made at a time, in whole rows: a window of 25 tokens
@@ -114,7 +114,9 @@ class CpuOps(SpecOps):
         self._blocks: dict[str, Any] = {}
 
     def _prepare(self, name: str, layer: Layer) -> None:
-        self._weights[name] = [exact.Weights(s.weight, self.threads) for s in layer.segments]
+        self._weights[name] = [
+            exact.Weights(s.weight, self.isa, self.threads) for s in layer.segments
+        ]
         if layer.segments and layer.segments[0].weight.shape[1:] == (3, 3, 1):
             weight = layer.segments[0].weight
             self._taps[name] = np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0))
