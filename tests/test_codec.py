@@ -23,8 +23,8 @@ from torch import Tensor
 import mlic_fast
 from mlic_fast import bitstream
 from mlic_fast.codec import WEIGHTS, Codec, load
-from mlic_fast.engine import exact_engine, exact_transforms
-from mlic_fast.engine.cpu import cpu_operations
+from mlic_fast.engine import bands, exact_engine, exact_transforms
+from mlic_fast.engine.cpu.cpu_operations import CpuOps
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.packing.packer import pack, save_packed
 from mlic_fast.errors import (
@@ -124,24 +124,43 @@ def test_the_image_is_that_of_the_float_model(small_models: dict[str, MlicModel]
 
 @pytest.mark.parametrize("engine", ["cpu", "spec"])
 def test_bands_change_no_bit(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large pictures are transformed, and their local contexts made, in bands."""
+    """Large pictures are transformed, and most networks run, in bands."""
     codec = load(lively_model(replace(BLOCKS, M=96, slices=3)), device="cpu", engine=engine)
     whole = exact_transforms.synthesis
-    bands: list[int] = []
+    seen: list[int] = []
 
     def counted(ops: Any, y: Any) -> Any:
-        bands.append(y.shape[1])
+        seen.append(y.shape[1])
         return whole(ops, y)
 
     image = picture(330, 200)  # 24x16 latents
     data = codec.compress(image)
     pixels = codec.decompress(data)
     monkeypatch.setattr(exact_transforms, "synthesis", counted)
-    for module in (exact_transforms, cpu_operations):
-        monkeypatch.setattr(module, "BAND_POSITIONS", 16)
+    monkeypatch.setattr(bands, "BAND_POSITIONS", 16)
     assert codec.compress(image) == data
     assert torch.equal(codec.decompress(data), pixels)
-    assert bands == [9, 12, 12, 9]
+    assert seen == [12, 16, 12]
+
+
+@pytest.mark.parametrize("variant", ["mlic", "mlic_plus", "mlic_plus_plus"])
+@pytest.mark.parametrize("family", ["current", "2023"])
+def test_bands_of_networks(variant: str, family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(SMALL[variant], weight_family=family)
+    codec = load(lively_model(config), device="cpu", engine="cpu")
+    data = codec.compress(picture(330, 200))
+    latents = codec.decode_latents(data)
+    hidden: list[int] = []
+    network = CpuOps.residual_hidden
+
+    def counted(ops: CpuOps, i: int, parity: Any, last: Any, start: Any) -> Any:
+        hidden.append(last.q.shape[1])
+        return network(ops, i, parity, last, start)
+
+    monkeypatch.setattr(CpuOps, "residual_hidden", counted)
+    monkeypatch.setattr(bands, "BAND_POSITIONS", 16)
+    assert torch.equal(codec.decode_latents(data), latents)
+    assert max(hidden) < 24 and len(hidden) > 2 * config.slices
 
 
 def test_decode_latents_is_what_the_encoder_had(
@@ -149,16 +168,16 @@ def test_decode_latents_is_what_the_encoder_had(
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def keep(latents: np.ndarray) -> int:
+    def keep(latents: np.ndarray, first: int = 0) -> int:
         seen.append(latents.copy())
-        return latents_digest(latents)
+        return latents_digest(latents, first)
 
     monkeypatch.setattr(exact_engine, "latents_digest", keep)
     data = codec.compress(picture(63, 130))
     y_hat = codec.decode_latents(data)
     assert y_hat.dtype == torch.float32
     assert y_hat.shape == (codec.model.config.M, 4, 12)
-    assert np.array_equal(seen[0][0], y_hat)
+    assert np.array_equal(np.concatenate(seen, axis=1)[0], y_hat)
 
 
 def test_inputs_and_outputs_of_all_kinds(fast: Codec, tmp_path: Path) -> None:
@@ -500,7 +519,7 @@ def test_a_digest_of_other_latents_is_an_error(
 ) -> None:
 
     with monkeypatch.context() as patch:
-        patch.setattr(exact_engine, "latents_digest", lambda latents: 12345)
+        patch.setattr(exact_engine, "latents_digest", lambda latents, first: 12345)
         data = fast.compress(picture(64, 64))
     assert zlib.crc32(data)  # the stream itself is whole
     with pytest.raises(CorruptStreamError, match="not the encoded ones"):

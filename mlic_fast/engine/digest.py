@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 16  # elements; the working set stays in the cache however large the image
 
 
-def latents_digest(latents: torch.Tensor | npt.NDArray[np.float32]) -> int:
+def latents_digest(latents: torch.Tensor | npt.NDArray[np.float32], first: int = 0) -> int:
     """The digest of the latents of one image, float32 of any shape and layout, e.g. [M, H/16,
     W/16].
+
+    That of channels from some on has ``first``, the flat index of the first of their latents; the
+    sum of all parts modulo 2^32 is the digest.
 
     Raises `TypeError` for another dtype: a converted value has other bits.
     """
@@ -34,14 +37,17 @@ def latents_digest(latents: torch.Tensor | npt.NDArray[np.float32]) -> int:
         latents = latents.detach().cpu().numpy()
     if latents.dtype != np.float32:
         raise TypeError(f"the digest is defined on float32 latents, not {latents.dtype}")
-    bits = np.ascontiguousarray(latents).reshape(-1).view(np.uint32)
     total = 0
-    steps = np.arange(min(_CHUNK, bits.size), dtype=np.uint32) * np.uint32(0x9E3779B1)
-    for start in range(0, bits.size, _CHUNK):
-        h = bits[start : start + _CHUNK].copy()
+    steps = np.arange(min(_CHUNK, latents.size), dtype=np.uint32) * np.uint32(0x9E3779B1)
+    parts = np.nditer(
+        latents, ["external_loop", "buffered", "zerosize_ok"], order="C", buffersize=_CHUNK
+    )
+    for part in parts:
+        h = np.array(part).view(np.uint32)
         h[h == 0x80000000] = 0
         h += steps[: h.size]
-        h += np.uint32(start * 0x9E3779B1 & 0xFFFFFFFF)
+        h += np.uint32(first * 0x9E3779B1 & 0xFFFFFFFF)
+        first += h.size
         h ^= h >> np.uint32(16)
         h *= np.uint32(0x85EBCA6B)
         h ^= h >> np.uint32(13)

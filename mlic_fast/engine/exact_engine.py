@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -53,26 +53,42 @@ class ExactEngine(PerImageEngine):
         self._ops = ops
 
     def encode(self, image: Pixels, rate: float | None) -> tuple[bytes, int]:
-        return self._encode(*self._transforms.analyse(image, rate))
+        return self._encode(lambda: self._transforms.analyse(image, rate))
 
     def encoder(self, image: Pixels) -> Callable[[float | None], tuple[bytes, int]]:
         latents = self._transforms.analysis(image)
-        return lambda rate: self._encode(*self._transforms.at_rate(latents, rate))
+        return lambda rate: self._encode(lambda: self._transforms.at_rate(latents, rate))
 
-    def _encode(self, y: Any, z: Any) -> tuple[bytes, int]:
+    def _encode(self, analyse: Callable[[], tuple[Any, Any]]) -> tuple[bytes, int]:
+        """What is not needed any more makes room for what follows: large pictures fill memory."""
+        y, z = (_channels_last(each) for each in analyse())
+        z_symbols = to_symbols(z - self._packed.layers["medians"].bias)
+        coding = _Encoding(np.split(y, self._packed.config.slices, axis=-1))
+        del y
+        digest = 0
+
+        def take(index: int, y_hat: Float) -> None:
+            nonlocal digest
+            digest += latents_digest(np.moveaxis(y_hat, -1, 1), first=index * y_hat.size)
+
+        code_latents(self._ops, z_symbols, coding, coding.slices, take)
         encoder = Encoder(self._packed.tables)
-        symbols = to_symbols(_channels_last(z) - self._packed.layers["medians"].bias)
-        encoder.encode(symbols, self._packed.hyper_indexes(symbols.shape))
-        slices = np.split(_channels_last(y), self._packed.config.slices, axis=-1)
-        latents = code_latents(self._ops, symbols, _Encoding(encoder), slices)
-        return encoder.finish(latents_digest(_channels_first(latents.y))), encoder.lanes
+        encoder.encode(z_symbols, self._packed.hyper_indexes(z_symbols.shape))
+        coding.drain(encoder)
+        return encoder.finish(digest & 0xFFFFFFFF), encoder.lanes
 
     def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Float, int]:
         decoder = Decoder(self._packed.tables, payload, lanes)
-        shape = (1, *size, self._packed.config.N)
-        symbols = decoder.decode(self._packed.hyper_indexes(shape))
-        latents = code_latents(self._ops, symbols, _Decoding(decoder))
-        return _channels_first(latents.y), decoder.finish()
+        config = self._packed.config
+        symbols = decoder.decode(self._packed.hyper_indexes((1, *size, config.N)))
+        y_hat = np.empty((1, 4 * size[0], 4 * size[1], config.M), np.float32)
+
+        def take(index: int, part: Float) -> None:
+            first = index * config.slice_channels
+            y_hat[..., first : first + config.slice_channels] = part
+
+        code_latents(self._ops, symbols, _Decoding(decoder), take=take)
+        return np.moveaxis(y_hat, -1, 1), decoder.finish()
 
     def synthesise(self, y_hat: Float, rate: float | None) -> Pixels:
         return np.asarray(self._transforms.synthesise(y_hat, rate))
@@ -98,16 +114,27 @@ def cpu_transforms(
 
 
 class _Encoding:
-    """Pass coder of an encoder."""
+    """Pass coder of an encoder: keeps the symbols in 16 bits where they fit, since the range coder
+    goes backwards, and the slices [B, H, W, C] of the latents until they are coded.
+    """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+    def __init__(self, slices: Sequence[Float]) -> None:
+        self.slices: list[Any] = [np.ascontiguousarray(each) for each in slices]
+        self._passes: list[tuple[npt.NDArray[Any], Indexes]] = []
 
     def __call__(
         self, index: int, parity: Parity, scale_indexes: Indexes, means: Float, symbols: Int32
     ) -> Int32:
-        self._encoder.encode(symbols, scale_indexes)
+        narrow = symbols.astype(np.int16)
+        fits = bool(np.array_equal(narrow, symbols))
+        self._passes.append((narrow if fits else symbols, scale_indexes))
+        if parity is Parity.NON_ANCHOR:
+            self.slices[index] = None
         return symbols
+
+    def drain(self, encoder: Encoder) -> None:
+        while self._passes:
+            encoder.encode(*self._passes.pop(0))
 
 
 class _Decoding:
@@ -125,8 +152,3 @@ class _Decoding:
 def _channels_last(x: Any) -> Float:
     """Array or tensor [B, C, H, W] -> array [B, H, W, C]."""
     return np.ascontiguousarray(np.moveaxis(np.asarray(x), 1, -1))
-
-
-def _channels_first(slices: list[Float]) -> Float:
-    """Decoded slices [B, H, W, C] -> latents [B, M, H, W], whose channels lie side by side."""
-    return np.moveaxis(np.concatenate(slices, axis=-1), -1, 1)

@@ -5,12 +5,12 @@ The arithmetic: docs/arithmetic.md, section 9.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mlic_fast.engine.bands import bands, in_bands
 from mlic_fast.engine.operations import Operations, Real
 from mlic_fast.engine.packing.packed import PackedTransforms
 
@@ -19,8 +19,6 @@ Double = npt.NDArray[np.float64]
 
 #: Halvings before the series of :func:`exact_exp`, and squarings after it.
 HALVINGS = 10
-#: Positions of latents that transforms take at a time, in whole rows: larger pictures go in bands.
-BAND_POSITIONS = 1 << 15
 NO_RATE = "this model has a variable rate: give rate"
 
 
@@ -43,15 +41,14 @@ class ExactTransforms:
     def analysis(self, images: Any) -> Real:
         """What all rates have in common: the input of :meth:`at_rate`."""
         images = np.asarray(images)
-        batch, _, height, width = images.shape
+        height, width = images.shape[2:]
         fine, coarse = self.packed.config.analysis_blocks
-        bands = list(_bands(height // 16, width // 16, _halo(fine, coarse)))
-        if len(bands) == 1:
-            return analysis(self.ops, images)
-        y = np.empty((batch, height // 16, width // 16, self.packed.config.M), np.float32)
-        for band in bands:
-            part = np.ascontiguousarray(images[:, :, 16 * band.start : 16 * band.stop])
-            y[:, band.rows] = analysis(self.ops, part)[:, band.inner]
+
+        def network(at: slice) -> tuple[Real]:
+            part = np.ascontiguousarray(images[:, :, 16 * at.start : 16 * at.stop])
+            return (analysis(self.ops, part),)
+
+        (y,) = in_bands(bands(height // 16, width // 16, _halo(fine, coarse)), network)
         return y
 
     def at_rate(self, latents: Real, rate: float | None) -> tuple[Float, Float]:
@@ -67,15 +64,10 @@ class ExactTransforms:
         factors = self.scales(rate)[1]
         batch, height, width, _ = y.shape
         fine, coarse = self.packed.config.synthesis_blocks
-        bands = list(_bands(height, width, _halo(fine, coarse)))
-        images = (
-            None if len(bands) == 1 else np.empty((batch, 3, 16 * height, 16 * width), np.uint8)
-        )
-        for band in bands:
-            part = np.ascontiguousarray(y[:, band.start : band.stop])
+        images = np.empty((batch, 3, 16 * height, 16 * width), np.uint8)
+        for band in bands(height, width, _halo(fine, coarse)):
+            part = np.ascontiguousarray(y[:, band.seen])
             pixels = np.asarray(synthesis(self.ops, self.ops.scale(part, factors)))
-            if images is None:
-                return pixels
             inner = slice(16 * band.inner.start, 16 * band.inner.stop)
             images[:, :, 16 * band.rows.start : 16 * band.rows.stop] = pixels[:, :, inner]
         return images
@@ -95,28 +87,6 @@ class ExactTransforms:
             for logs in (packed.log_gain, packed.log_inverse_gain)
         )
         return gain * packed.analysis_scale, inverse * packed.synthesis_scale
-
-
-class Band(NamedTuple):
-    """Rows of latents that are computed from the rows ``start`` to ``stop``, of which they are the
-    rows ``inner``.
-    """
-
-    rows: slice
-    start: int
-    stop: int
-    inner: slice
-
-
-def _bands(height: int, width: int, halo: int) -> Iterator[Band]:
-    """All rows, in bands. Arithmetic is exact, so a band has the values of the whole picture where
-    its layers see no border that the picture has not: ``halo`` rows within its own.
-    """
-    rows = height if height * width <= BAND_POSITIONS else max(2 * halo, BAND_POSITIONS // width)
-    for first in range(0, height, rows):
-        last = min(first + rows, height)
-        start, stop = max(0, first - halo), min(height, last + halo)
-        yield Band(slice(first, last), start, stop, slice(first - start, last - start))
 
 
 def _halo(fine: int, coarse: int) -> int:

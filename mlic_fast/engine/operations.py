@@ -287,13 +287,19 @@ class Operations(ABC):
 
         ``start``: the sum over mu_h and the previous slices.
         """
-        first, *middle, last = residual_layers(self.config.weight_family)
+        x = self.residual_hidden(i, parity, latents.q[i], start)
+        last = residual_layers(self.config.weight_family)[-1]
+        self.add_prediction(latents, i, residual_layer(i, parity, last), x, parity)
+
+    def residual_hidden(self, i: int, parity: Parity, last: Act, start: Real) -> Act:
+        """The layers of the residual prediction but for the last; ``last`` is slice i."""
+        first, *middle, _ = residual_layers(self.config.weight_family)
         layer = residual_layer(i, parity, first)
-        x = self.conv(layer, [latents.q[i]], partial=start, activation=True, out=layer)
+        x = self.conv(layer, [last], partial=start, activation=True, out=layer)
         for index in middle:
             layer = residual_layer(i, parity, index)
             x = self.conv(layer, [x], activation=True, out=layer)
-        self.add_prediction(latents, i, residual_layer(i, parity, last), x, parity)
+        return x
 
     def channel_context(self, i: int, last: Act, start: Real | None = None) -> Act:
         """[B, H, W, 4C], from the last of the slices before.
@@ -330,8 +336,11 @@ class Operations(ABC):
 
         ``starts``: the sums of its first layers over the others, if there are any.
         """
+        return self.inter_projection(i, self.inter_attention(i, last, starts))
+
+    def inter_projection(self, i: int, x: Act) -> Act:
+        """What follows the attention of :meth:`inter_context`."""
         prefix = f"global_inter_context.{i}"
-        x = self.inter_attention(i, last, starts)
         x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
         with self.aside(SKIP):
             skip = self.conv(f"{prefix}.skip", [x])
@@ -365,7 +374,11 @@ class Operations(ABC):
             x = self.linear_attention(q, k, v, INTRA_HEADS, out)
         else:
             x = self.softmax_attention(q, k, v, INTRA_HEADS, out, exclude=True)
-        x = self.unsqueeze(x, Parity.NON_ANCHOR)
+        return self.intra_projection(i, self.unsqueeze(x, Parity.NON_ANCHOR))
+
+    def intra_projection(self, i: int, x: Act) -> Act:
+        """What follows the attention of :meth:`intra_context`."""
+        prefix = f"global_intra_context.{i}"
         x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
         return self._last(prefix, self._hidden(prefix, x), residual=x)
 

@@ -6,7 +6,7 @@ latents, rounded about the means, or the pass coder's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,17 +42,26 @@ class PassCoder(Protocol):
 
 
 def code_latents(
-    ops: Operations, z_symbols: Any, code: PassCoder, y: Sequence[Real] | None = None
+    ops: Operations,
+    z_symbols: Any,
+    code: PassCoder,
+    y: Sequence[Real] | None = None,
+    take: Callable[[int, Real], None] | None = None,
 ) -> Latents:
     """Symbols of z [B, h, w, N] and 2S coding passes -> the decoded latents.
 
     ``y``: when encoding, the S slices of the latents, float32 [B, 4h, 4w, C].
+    ``take``: is given each slice when it is decoded, float32 [B, 4h, 4w, C]; what is returned has
+    them no more.
     """
     batch, height, width, _ = z_symbols.shape
     hyper = ops.hyper_synthesis(z_symbols)
     passes = _Passes(ops, hyper, ops.new_latents(batch, 4 * height, 4 * width))
     for i in range(ops.config.slices):
         passes.code_slice(i, code, None if y is None else y[i])
+        if take is not None:
+            take(i, passes.latents.y[i])
+            passes.latents.y[i] = None
     return passes.latents
 
 
@@ -109,30 +118,29 @@ class _Passes:
         sums, residual_parts = self.sums, self.sums.residual
         starts = {parity: parts[i] for parity, parts in self.hyper_parts.items()}
         shared: list[Act] = []
-        anchors_contexts: list[Any] = []
+        contexts: list[Any] = []
         if last:
             with ops.aside(INTER):
-                inter = self._inter_context(i, last, sums)
-            channel = ops.channel_context(i, last, sums.channel[0] if sums.channel else None)
-            anchors_contexts = [ops.squeeze(channel, Parity.ANCHOR)]
+                shared = self._inter_context(i, last, sums)
+            shared.append(ops.channel_context(i, last, sums.channel[0] if sums.channel else None))
+            contexts = [ops.squeeze(shared[-1], Parity.ANCHOR)]
             if ops.config.variant != "mlic":
-                anchors_contexts = [ops.context_ahead(i, Parity.ANCHOR, 2, *anchors_contexts)]
+                contexts = [ops.context_ahead(i, Parity.ANCHOR, 2, *contexts)]
             with ops.aside(PARTS):
                 residual_parts = ops.sums(
                     _residual_layers(i), [last], partials=sums.residual, first=i
                 )
                 q, k = ops.intra_queries_and_keys(i, last)
             ops.join(INTER)
-            shared = [*inter, channel]
-            anchors_contexts[:0] = [ops.squeeze(x, Parity.ANCHOR) for x in inter]
+            contexts[:0] = [ops.squeeze(x, Parity.ANCHOR) for x in shared[:-1]]
+        own = 1 + len(shared)  # number of the local context among the inputs
         for parity, residual_part in zip(PARITIES, residual_parts, strict=True):
-            contexts = anchors_contexts
             if parity is Parity.NON_ANCHOR:
                 anchors = latents.q[i]
                 with ops.aside(LOCAL):
                     contexts = [ops.local_context(i, anchors)]
                     if last:
-                        contexts = [ops.context_ahead(i, parity, 1 + len(shared), *contexts)]
+                        contexts = [ops.context_ahead(i, parity, own, *contexts)]
                 if last:
                     contexts.append(ops.squeeze(ops.intra_context(i, q, k, anchors), parity))
                 ops.join(LOCAL)
@@ -149,6 +157,7 @@ class _Passes:
             ops.decoded(latents, i, symbols, means, parity)
             if parity is Parity.ANCHOR:
                 ops.join(PARTS)
+            shared, contexts = [], []  # their memory is free for what follows
             ops.predict_residual(latents, i, parity, residual_part)
 
     def _inter_context(self, i: int, last: Act, sums: _Sums) -> list[Act]:

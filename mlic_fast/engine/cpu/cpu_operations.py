@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,13 @@ from mlic_fast.engine.arithmetic import (
     f32,
     power_of_two,
 )
-from mlic_fast.engine.operations import Latents, inter_context_prefixes
+from mlic_fast.engine.bands import bands, in_bands
+from mlic_fast.engine.operations import (
+    Latents,
+    inter_context_prefixes,
+    residual_layer,
+    residual_layers,
+)
 from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.engine.surroundings import thread_count
 from mlic_fast.errors import EngineError
@@ -40,9 +46,6 @@ ISA_VARIABLE = "MLIC_FAST_ISA"
 ISA_NAMES = ("amx", "avx512", "avxvnni", "avx2", "neon", "scalar")
 
 _ALL_POSITIONS = -1
-#: Positions of latents whose local context is made at a time, in whole rows: a window of 25 tokens
-#: takes much memory.
-BAND_POSITIONS = 1 << 15
 
 
 def instruction_set(name: str | None = None) -> str:
@@ -81,6 +84,15 @@ class Later(NamedTuple):
 
     inputs: list[Act]
     at: Parity | None
+
+
+def _rows(x: Any, at: slice) -> Any:
+    """Of an activation, an array [B, H, ..], a sum that is made later, or nothing."""
+    if isinstance(x, Act):
+        return Act(x.q[:, at], x.exponent)
+    if isinstance(x, Later):
+        return Later([_rows(each, at) for each in x.inputs], x.at)
+    return None if x is None else x[:, at]
 
 
 class CpuOps(SpecOps):
@@ -289,7 +301,7 @@ class CpuOps(SpecOps):
         batch, height, width, _ = last.q.shape
         channels = self.config.slice_channels
         linear = self.config.variant == "mlic_plus_plus" and channels % 32 == 0
-        if height * width <= BAND_POSITIONS or not linear:
+        if len(bands(height, width, 0)) == 1 or not linear:
             return super().inter_attention(i, last, starts)
         out = f"global_inter_context.{i}.attention"
         r = np.empty((batch, height, width, i * channels), np.int16)
@@ -325,18 +337,75 @@ class CpuOps(SpecOps):
             self._parts[name] = narrowed  # last: other threads may look for it
         return name
 
+    # -- networks in bands, for large pictures ------------------------------------------------
+
     def local_context(self, i: int, anchors: Act) -> Act:
-        _, height, width, _ = anchors.q.shape
-        if self.config.variant == "mlic" or height * width <= BAND_POSITIONS:
-            return super().local_context(i, anchors)
-        rows = max(4, BAND_POSITIONS // width // 2 * 2)  # of both colours alike
-        parts = []
-        for row in range(0, height, rows):
-            start, stop = max(0, row - WINDOW // 2), row + rows + WINDOW // 2
-            part = Act(np.ascontiguousarray(anchors.q[:, start:stop]), anchors.exponent)
-            found = super().local_context(i, part)
-            parts.append(found.q[:, row - start : row - start + rows])
-        return Act(np.concatenate(parts, axis=1), found.exponent)
+        network = super().local_context
+        if self.config.variant == "mlic":  # it takes little memory
+            return network(i, anchors)
+        out = f"local_context.{i}.mlp.fc2"
+        return self._in_bands(anchors, WINDOW // 2, lambda at: network(i, _rows(anchors, at)), out)
+
+    def channel_context(self, i: int, last: Act, start: Any = None) -> Act:
+        network = super().channel_context
+        layers = [f"channel_context.{i}.fushion.{index}" for index in (0, 2, 4)]
+        return self._in_bands(
+            last,
+            self._halo(layers),
+            lambda at: network(i, _rows(last, at), _rows(start, at)),
+            layers[-1],
+        )
+
+    def inter_projection(self, i: int, x: Act) -> Act:
+        return self._projection(super().inter_projection, f"global_inter_context.{i}", i, x)
+
+    def intra_projection(self, i: int, x: Act) -> Act:
+        return self._projection(super().intra_projection, f"global_intra_context.{i}", i, x)
+
+    def _projection(self, network: Callable[[int, Act], Act], prefix: str, i: int, x: Act) -> Act:
+        layers = [f"{prefix}.{name}" for name in ("reprojection", "mlp.0", "mlp.2", "mlp.4")]
+        return self._in_bands(
+            x, self._halo(layers), lambda at: network(i, _rows(x, at)), layers[-1]
+        )
+
+    def predict_residual(self, latents: Latents, i: int, parity: Parity, start: Any) -> None:
+        q = latents.q[i]
+        layers = [
+            residual_layer(i, parity, index) for index in residual_layers(self.config.weight_family)
+        ]
+
+        def network(at: slice) -> tuple[Float]:
+            x = self.residual_hidden(i, parity, _rows(q, at), _rows(start, at))
+            return (self.conv(layers[-1], [x], at=parity),)
+
+        _, height, width, _ = q.q.shape
+        (r,) = in_bands(bands(height, width, self._halo(layers)), network)
+        self._set(latents, i, self.add_residual(latents.y[i], r, parity))
+
+    def entropy_parameters(
+        self, i: int, parity: Parity, start: Any, contexts: Sequence[Act], y: Float | None
+    ) -> tuple[Any, Float, Any]:
+        whole = super().entropy_parameters
+
+        def network(at: slice) -> tuple[Any, ...]:
+            inputs = [_rows(x, at) for x in contexts]
+            found = whole(i, parity, _rows(start, at), inputs, None if y is None else y[:, at])
+            return found if y is not None else found[:2]
+
+        first = start if isinstance(start, np.ndarray) else start.inputs[0].q
+        _, height, width, _ = first.shape
+        indexes, means, *symbols = in_bands(bands(height, width, 0), network)
+        return indexes, means, symbols[0] if symbols else None
+
+    def _in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
+        """The activation ``out`` that a network gives for the rows of ``x``."""
+        _, height, width, _ = x.q.shape
+        (q,) = in_bands(bands(height, width, halo), lambda at: (network(at).q,))
+        return Act(q, self.exponents[out])
+
+    def _halo(self, layers: Sequence[str]) -> int:
+        """Rows that layers, one after the other, see on each side."""
+        return sum(self.layers[layer].segments[0].weight.shape[1] // 2 for layer in layers)
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
         weights = self._parts.get(layer) or self.layers[layer]
