@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 _BITS_PER_SAMPLE = 258
@@ -24,6 +28,9 @@ _ADAM7 = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
+#: Of bytes: big-endian, little-endian, this machine's.
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_PNG_RGBA = 6
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
@@ -65,6 +72,47 @@ def can_be_rounded(picture: Image.Image) -> bool:
         and colours in (1, 2)
         and set(kinds if isinstance(kinds, tuple) else (kinds or 1,)) == {1}
     )
+
+
+def lower_bytes(picture: Image.Image) -> npt.NDArray[np.uint8] | None:
+    """Of 16 bits a channel, the lower 8, in the shape of the array of the picture, which Pillow
+    makes of the upper 8; to be asked before it is loaded. None for what is not PNG or TIFF in
+    colour or with alpha.
+
+    Pillow reads the file once more, as if its bytes had the other order.
+    """
+    file = getattr(picture, "fp", None)
+    if picture.format not in ("PNG", "TIFF") or file is None:
+        return None
+    modes = {tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in _tiles(picture)}
+    if len(modes) != 1:
+        return None
+    (mode,) = modes
+    place = file.tell()
+    file.seek(0)
+    data = bytearray(file.read())
+    file.seek(place)
+    if mode == "LA;16B":  # read as four channels of 8 bits
+        data[24:26] = bytes([8, _PNG_RGBA])
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        grey, alpha = np.split(np.asarray(Image.open(io.BytesIO(data)))[..., 1::2], 2, axis=-1)
+        return np.concatenate([grey] * (len(picture.getbands()) - 1) + [alpha], axis=-1)
+    colours, _, order = str(mode).partition(";16")
+    if colours not in ("RGB", "RGBA", "RGBX") or order not in _OTHER_ORDER:
+        return None
+    again = Image.open(io.BytesIO(data))
+    again.seek(picture.tell())
+    other = f"{colours};16{_OTHER_ORDER[order]}"
+    again.tile = [
+        tile._replace(args=other if isinstance(tile[3], str) else (other, *tile[3][1:]))
+        for tile in _tiles(again)
+    ]
+    return np.asarray(again)
+
+
+def _tiles(picture: Image.Image) -> list[Any]:
+    """What Pillow knows of where pixels are, and of their kind; nothing once it has read them."""
+    return list(getattr(picture, "tile", []))
 
 
 def is_camera_raw(picture: Image.Image) -> bool:

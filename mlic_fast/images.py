@@ -11,8 +11,9 @@ What happens to an image on its way in (files and PIL images):
   profile.
 - An alpha channel is dropped if every pixel is opaque, and goes its own way if not.
 
-- More than 8 bits a channel are rounded to 8, and a note says so: grey levels to the nearest,
-  colours down, as Pillow does it. AVIF files of 10 and 12 bits become 8 in Pillow without a note.
+- More than 8 bits a channel are rounded to the nearest of 8, and a note says so. (Down, as Pillow
+  does it, are colours of JPEG 2000 and SGI files, and of PIL images that are read already.) AVIF
+  files of 10 and 12 bits become 8 in Pillow without a note.
 
 Refused with `UnsupportedImageError`: channels of real numbers, of 32 bits, or of 16 in a TIFF file
 plane by plane, which Pillow does not read right; CMYK without a profile, Lab, animations and files
@@ -49,6 +50,7 @@ from .image_files import (
     grey_level_of_transparency,
     has_deep_channels,
     is_camera_raw,
+    lower_bytes,
     png_cicp,
 )
 from .metadata import NONE, Metadata, exif_elsewhere, from_info
@@ -357,10 +359,12 @@ def _from_file(path: Path, metadata: bool) -> Picture:
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise UnsupportedImageError(f"{path} {what}; give the path of an image file")
-    return _from_open(path, str(path), metadata)
+    # Opened here: files that Pillow maps into memory it reads wrong where EXIF turns them (13.0).
+    with _reading(str(path)), open(path, "rb") as file:
+        return _from_open(file, str(path), metadata)
 
 
-def _from_open(file: Path | IO[bytes], name: str, metadata: bool) -> Picture:
+def _from_open(file: IO[bytes], name: str, metadata: bool) -> Picture:
     with _reading(name), _raised_limits, Image.open(file) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format not in _STILL_FORMATS:
@@ -451,10 +455,14 @@ def _from_pil(picture: Image.Image, name: str, wanted: bool) -> Picture:
             check_png_is_whole(file)
             cicp = png_cicp(file)
         transparent = grey_level_of_transparency(picture)
+        lower = lower_bytes(picture)
         exif = exif_elsewhere(picture) if wanted else None
         picture.load()
+        turn = _turn(picture)
         if picture.mode.startswith("I"):
             picture = _rounded(picture)
+        elif lower is not None:
+            picture = _rounded_colours(picture, lower)
     profile = picture.info.get("icc_profile")
     if picture.mode == "CMYK" and not profile:
         raise UnsupportedImageError(
@@ -468,7 +476,7 @@ def _from_pil(picture: Image.Image, name: str, wanted: bool) -> Picture:
     if transparent is not None:
         picture = picture.copy()
         picture.info["transparency"] = transparent
-    opaque, alpha = _apart(_upright(picture))
+    opaque, alpha = _apart(picture if turn is None else picture.transpose(turn))
     if profile and (opaque.mode != "RGB" or not wanted):
         opaque = _to_srgb(opaque, profile, name)
         metadata = replace(metadata, icc_profile=None, cicp=None, gamma=None)
@@ -484,18 +492,27 @@ def _rounded(picture: Image.Image) -> Image.Image:
     return grey
 
 
+def _rounded_colours(picture: Image.Image, lower: npt.NDArray[np.uint8]) -> Image.Image:
+    """Of 16 bits, 256 ``picture`` + ``lower``, as 8: the nearest to a 257th."""
+    upper = np.asarray(picture)
+    difference = lower.astype(np.int16) - upper
+    levels = upper + (difference > 128) - (difference < -128)
+    rounded = Image.frombytes(picture.mode, picture.size, levels.astype(np.uint8).tobytes())
+    rounded.info = picture.info
+    return rounded
+
+
 def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
     """Converted, without a copy of what has the mode already."""
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF data say; these may be odd in every other way."""
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What makes it upright, as its EXIF data say; these may be odd in every other way."""
     orientation: Any = None
     with contextlib.suppress(Exception):
         orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    method = _TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
-    return picture if method is None else picture.transpose(method)
+    return _TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
 
 
 def _apart(picture: Image.Image) -> tuple[Image.Image, Pixels | None]:

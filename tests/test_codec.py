@@ -151,13 +151,13 @@ def test_bands_of_networks(variant: str, family: Any, monkeypatch: pytest.Monkey
     data = codec.compress(picture(330, 200))
     latents = codec.decode_latents(data)
     hidden: list[int] = []
-    network = CpuOps.residual_hidden
+    network = CpuOps._residual_hidden
 
     def counted(ops: CpuOps, i: int, parity: Any, last: Any, start: Any) -> Any:
         hidden.append(last.q.shape[1])
         return network(ops, i, parity, last, start)
 
-    monkeypatch.setattr(CpuOps, "residual_hidden", counted)
+    monkeypatch.setattr(CpuOps, "_residual_hidden", counted)
     monkeypatch.setattr(bands, "BAND_POSITIONS", 16)
     assert torch.equal(codec.decode_latents(data), latents)
     assert max(hidden) < 24 and len(hidden) > 2 * config.slices

@@ -108,7 +108,7 @@ def test_tiffs_of_8_and_16_bits(tmp_path: Path, planar: bool) -> None:
         with pytest.raises(UnsupportedImageError, match="8 bits a channel"):
             load_image(path)
         return
-    path.write_bytes(tiff(tags_of(10, 6, 16, planar), (order * np.uint16(256)).tobytes()))
+    path.write_bytes(tiff(tags_of(10, 6, 16, planar), (order * np.uint16(257)).tobytes()))
     with pytest.warns(UserWarning, match="rounded"):
         assert np.array_equal(load_image(path).numpy(), planes)
 

@@ -48,6 +48,41 @@ def png16(path: Path, colour_type: int, channels: int) -> Path:
     return path
 
 
+def png_of(levels: npt.NDArray[np.uint16], colour_type: int, interlaced: int) -> bytes:
+    """[H, W, channels], each row with another filter."""
+    height, width, channels = levels.shape
+    size, data = 2 * channels, b""
+    starts = ((0, 0), (4, 0), (0, 4), (2, 0), (0, 2), (1, 0), (0, 1))
+    steps = ((8, 8), (8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2))
+    passes = zip(starts, steps, strict=True) if interlaced else [((0, 0), (1, 1))]
+    for (left, top), (across, down) in passes:
+        part = levels[top::down, left::across]
+        if not part.size:
+            continue
+        above = np.zeros(size + part.shape[1] * size, int)
+        for number, row in enumerate(part):
+            raw = np.zeros_like(above)
+            raw[size:] = np.frombuffer(row.astype(">u2").tobytes(), np.uint8)
+            x, a, b, c = raw[size:], raw[:-size], above[size:], above[:-size]
+            p = a + b - c
+            near = np.abs(p - a), np.abs(p - b), np.abs(p - c)
+            paeth = np.where(
+                (near[0] <= near[1]) & (near[0] <= near[2]), a, np.where(near[1] <= near[2], b, c)
+            )
+            predicted = (0, a, b, (a + b) // 2, paeth)[number % 5]
+            data += bytes([number % 5]) + ((x - predicted) % 256).astype(np.uint8).tobytes()
+            above = raw
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, interlaced)
+    body = b"".join(
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
 def icc_profile(kind: bytes, space: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
     """A minimal ICC profile, version 2."""
     table, body = struct.pack(">I", len(tags)), b""
@@ -268,10 +303,46 @@ def test_16_bit_png_is_rounded(colour_type: int, channels: int, tmp_path: Path) 
     with pytest.warns(UserWarning, match="deep.png has more than 8 bits a channel"):
         picture = load_picture(path)
         picture.warn()
-    levels = [0, 1, 127, 255] if channels == 1 else [0, 0, 127, 255]
+    levels = [0, 1, 127, 255]
     assert np.array_equal(picture.pixels, np.broadcast_to(levels, (3, 3, 4)))
     assert (picture.alpha is None) == (channels % 2 == 1)
     assert picture.alpha is None or picture.alpha[0].tolist() == levels
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_16_bits_are_rounded_to_the_nearest(
+    colour_type: int, channels: int, interlaced: int, tmp_path: Path
+) -> None:
+    """With every filter of a PNG, interlaced or not."""
+    levels = np.random.default_rng(0).integers(0, 1 << 16, (19, 13, channels), np.uint16)
+    levels[0, :5] = np.array([128, 129, 385, 386, 65407])[:, None]
+    path = tmp_path / "deep.png"
+    path.write_bytes(png_of(levels, colour_type, interlaced))
+    expected = np.rint(levels / 257).astype(np.uint8)
+    with pytest.warns(UserWarning, match="rounded to 8"):
+        picture = load_picture(path)
+        picture.warn()
+    colours = expected[..., :1].repeat(3, -1) if channels == 2 else expected[..., :3]
+    assert np.array_equal(picture.pixels, colours.transpose(2, 0, 1))
+    assert picture.alpha is None or np.array_equal(picture.alpha, expected[..., -1])
+    assert (picture.alpha is None) == (channels == 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"compression": "zlib"}])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiffs_upright(options: dict[str, Any], dtype: Any, tmp_path: Path) -> None:
+    """Pillow turns them itself, but not grey ones that it maps into memory."""
+    tifffile = pytest.importorskip("tifffile")
+    largest = np.iinfo(dtype).max
+    levels = np.random.default_rng(0).integers(0, largest, (19, 13, 3), dtype, endpoint=True)
+    turned = (274, "H", 1, 6, True)
+    for pixels, kind in ((levels, "rgb"), (levels[..., 0], "minisblack")):
+        path = tmp_path / "turned.tif"
+        tifffile.imwrite(path, pixels, photometric=kind, extratags=[turned], **options)
+        expected = np.rot90(np.rint(pixels / (largest / 255)).astype(np.uint8), -1)
+        found = load_picture(path).pixels
+        assert np.array_equal(found[0], expected[..., 0] if kind == "rgb" else expected)
 
 
 def test_other_deep_images(tmp_path: Path) -> None:

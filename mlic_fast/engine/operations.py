@@ -287,11 +287,11 @@ class Operations(ABC):
 
         ``start``: the sum over mu_h and the previous slices.
         """
-        x = self.residual_hidden(i, parity, latents.q[i], start)
+        x = self._residual_hidden(i, parity, latents.q[i], start)
         last = residual_layers(self.config.weight_family)[-1]
         self.add_prediction(latents, i, residual_layer(i, parity, last), x, parity)
 
-    def residual_hidden(self, i: int, parity: Parity, last: Act, start: Real) -> Act:
+    def _residual_hidden(self, i: int, parity: Parity, last: Act, start: Real) -> Act:
         """The layers of the residual prediction but for the last; ``last`` is slice i."""
         first, *middle, _ = residual_layers(self.config.weight_family)
         layer = residual_layer(i, parity, first)
@@ -336,9 +336,9 @@ class Operations(ABC):
 
         ``starts``: the sums of its first layers over the others, if there are any.
         """
-        return self.inter_projection(i, self.inter_attention(i, last, starts))
+        return self._inter_projection(i, self.inter_attention(i, last, starts))
 
-    def inter_projection(self, i: int, x: Act) -> Act:
+    def _inter_projection(self, i: int, x: Act) -> Act:
         """What follows the attention of :meth:`inter_context`."""
         prefix = f"global_inter_context.{i}"
         x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
@@ -374,9 +374,9 @@ class Operations(ABC):
             x = self.linear_attention(q, k, v, INTRA_HEADS, out)
         else:
             x = self.softmax_attention(q, k, v, INTRA_HEADS, out, exclude=True)
-        return self.intra_projection(i, self.unsqueeze(x, Parity.NON_ANCHOR))
+        return self._intra_projection(i, self.unsqueeze(x, Parity.NON_ANCHOR))
 
-    def intra_projection(self, i: int, x: Act) -> Act:
+    def _intra_projection(self, i: int, x: Act) -> Act:
         """What follows the attention of :meth:`intra_context`."""
         prefix = f"global_intra_context.{i}"
         x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")

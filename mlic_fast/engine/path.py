@@ -146,6 +146,7 @@ class _Passes:
                 ops.join(LOCAL)
             indexes, means, symbols = ops.entropy_parameters(i, parity, starts[parity], contexts, y)
             if parity is Parity.ANCHOR:
+                contexts = []  # large
                 # From here on the GPU is nearly idle: the range coder takes little of it.
                 if shared:
                     with ops.aside(PARTS):

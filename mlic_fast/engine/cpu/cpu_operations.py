@@ -356,11 +356,11 @@ class CpuOps(SpecOps):
             layers[-1],
         )
 
-    def inter_projection(self, i: int, x: Act) -> Act:
-        return self._projection(super().inter_projection, f"global_inter_context.{i}", i, x)
+    def _inter_projection(self, i: int, x: Act) -> Act:
+        return self._projection(super()._inter_projection, f"global_inter_context.{i}", i, x)
 
-    def intra_projection(self, i: int, x: Act) -> Act:
-        return self._projection(super().intra_projection, f"global_intra_context.{i}", i, x)
+    def _intra_projection(self, i: int, x: Act) -> Act:
+        return self._projection(super()._intra_projection, f"global_intra_context.{i}", i, x)
 
     def _projection(self, network: Callable[[int, Act], Act], prefix: str, i: int, x: Act) -> Act:
         layers = [f"{prefix}.{name}" for name in ("reprojection", "mlp.0", "mlp.2", "mlp.4")]
@@ -375,7 +375,7 @@ class CpuOps(SpecOps):
         ]
 
         def network(at: slice) -> tuple[Float]:
-            x = self.residual_hidden(i, parity, _rows(q, at), _rows(start, at))
+            x = self._residual_hidden(i, parity, _rows(q, at), _rows(start, at))
             return (self.conv(layers[-1], [x], at=parity),)
 
         _, height, width, _ = q.q.shape
