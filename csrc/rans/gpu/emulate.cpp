@@ -38,15 +38,19 @@ void run_begin(const BeginArgs& args, uint32_t batch, Target) {
 
 void run_decode(const DecodeArgs& args, uint32_t batch, Target) {
   const TableRange& range = args.range;
-  const bool fits = staged_bytes(range) + range.cells * sizeof(Cell) <= kStagedLimit;
+  const size_t bytes = value_bytes(args.shape.size());
+  const bool fits = staged_bytes(range) + cell_bytes(range) <= kStagedLimit;
+  const bool all_fit = fits && staged_bytes(range) + cell_bytes(range) + bytes <= kStagedLimit;
   run<DecodeShared>(batch, 1, [&](HostBlock& block, DecodeShared& shared) {
-    std::vector<DeviceTable> tables(range.count);
-    std::vector<uint32_t> bounds(range.bounds);
+    std::vector<StagedList> lists(range.count);
+    std::vector<uint32_t> bounds(range.bounds), values(all_fit ? bytes / sizeof(uint32_t) : 0);
     std::vector<Cell> cells(fits ? range.cells : 0);
+    auto* value_bytes = all_fit ? reinterpret_cast<int8_t*>(values.data()) : nullptr;
     if (fits) {
-      decode_pass<true>(block, shared, {tables.data(), bounds.data(), cells.data()}, args);
+      decode_pass<true>(block, shared, {lists.data(), bounds.data(), cells.data(), value_bytes},
+                        args);
     } else {
-      decode_pass<false>(block, shared, {tables.data(), bounds.data(), nullptr}, args);
+      decode_pass<false>(block, shared, {lists.data(), bounds.data(), nullptr, nullptr}, args);
     }
   });
 }

@@ -48,16 +48,29 @@ MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& 
   const int32_t* symbols = pass.symbols + begin;
   const uint8_t* indexes = pass.indexes == nullptr ? nullptr : pass.indexes + begin;
   int32_t* sorted = args.sorted + image * args.symbols_stride + pass.symbols_before;
+  // Not wanted for anything else yet.
+  uint32_t* within = args.entries + image * args.symbols_stride + pass.symbols_before;
   const DeviceTable* tables = args.tables.tables + pass.range.first;
   PassInfo& info = args.infos[image * kMaxPasses + block.row()];
   block.each([&](uint32_t thread) {
     if (thread == 0) shared.cost = 0;
   });
-  find_lists(block, shared.lists, tables, pass.range, pass.shape, indexes);
+  rank_tables(block, shared.lists, tables, pass.range);
+  find_lists(block, shared.lists, pass.range, pass.shape, indexes, within);
   const bool bad = shared.lists.bad_index != 0;
   if (!bad) {
-    place_symbols(block, shared.lists, pass.range, pass.shape, indexes,
-                  [&](uint32_t place, uint32_t i) { sorted[place] = symbols[i]; });
+    each_place(block, shared.lists, pass.shape, indexes, within,
+               [&](uint32_t i, const uint32_t* places) {
+                 int32_t own[kAtOnce];
+                 MLIC_UNROLL
+                 for (uint32_t row = 0; row < kAtOnce; ++row) {
+                   own[row] = places[row] == kNone ? 0 : symbols[i + row * kWarpLanes];
+                 }
+                 MLIC_UNROLL
+                 for (uint32_t row = 0; row < kAtOnce; ++row) {
+                   if (places[row] != kNone) sorted[places[row]] = own[row];
+                 }
+               });
     block.each([&](uint32_t thread) {
       for (uint32_t i = thread; i < pass.range.count; i += kBlockThreads) shared.costs[i] = 0;
     });
