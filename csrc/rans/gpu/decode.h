@@ -632,38 +632,6 @@ class GroupDecoder {
   Lanes<uint32_t> x_;
 };
 
-// The places of escaped symbols from begin to end - 1, in their order, into scratch. Returns how
-// many there are.
-template <class Block>
-MLIC_DEVICE uint32_t collect_escapes(Block& block, Scan& scan, uint32_t* scratch, uint32_t stride,
-                                     uint32_t begin, uint32_t end) {
-  const uint32_t* marks = scratch + kMarks * size_t{stride};
-  uint32_t* escapes = scratch + kEscapes * size_t{stride};
-  const uint32_t words = (end - begin / 32 * 32 + 31) / 32;
-  const uint32_t own = (words + kBlockThreads - 1) / kBlockThreads;
-  const auto each_word = [&](uint32_t thread, auto&& use) {
-    for (uint32_t i = thread * own; i < lesser((thread + 1) * own, words); ++i) {
-      const uint32_t first = (begin / 32 + i) * 32;
-      uint32_t mask = marks[first / 32];
-      if (first < begin) mask &= ~0u << (begin - first);
-      use(first, mask);
-    }
-  };
-  block.each([&](uint32_t thread) {
-    uint32_t count = 0;
-    each_word(thread, [&](uint32_t, uint32_t mask) { count += count_bits(mask); });
-    scan.values[thread] = count;
-  });
-  sum_up(block, scan);
-  block.each([&](uint32_t thread) {
-    uint32_t next = scan.before(thread);
-    each_word(thread, [&](uint32_t first, uint32_t mask) {
-      for (; mask != 0; mask &= mask - 1) escapes[next++] = first + lowest_bit(mask);
-    });
-  });
-  return scan.total;
-}
-
 // Places begin .. end - 1 of a pass.
 template <bool kStaged, class Block>
 MLIC_DEVICE void decode_part(Block& block, DecodeShared& shared, const StagedTables& staged,
@@ -687,7 +655,8 @@ MLIC_DEVICE void decode_part(Block& block, DecodeShared& shared, const StagedTab
   });
   if (shared.has_escapes == 0 || shared.failure != kNoFailure) return;
   const uint32_t count =
-      collect_escapes(block, shared.lists.scan, scratch, args.scratch_stride, begin, end);
+      collect_marked(block, shared.lists.scan, scratch + kMarks * size_t{args.scratch_stride}, begin,
+                     end, scratch + kEscapes * size_t{args.scratch_stride});
   block.each_warp([&](Warp& warp) {
     if (warp.index() >= groups) return;
     GroupDecoder<kStaged, Warp> decoder(warp, shared, staged, args, image, state);

@@ -60,10 +60,14 @@ void run_finish(const FinishArgs& args, uint32_t batch, Target) {
                     [&](HostBlock& block, FinishShared& shared) { finish(block, shared, args); });
 }
 
-void run_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target) {
-  run<PrepareShared>(batch, passes.count, [&](HostBlock& block, PrepareShared& shared) {
-    prepare(block, shared, args, passes);
+void run_prepare(const EncodeArgs& args, const EncodePass& pass, uint32_t number, uint32_t batch,
+                 Target) {
+  run<PrepareShared>(batch, 1, [&](HostBlock& block, PrepareShared& shared) {
+    prepare(block, shared, args, pass, number);
   });
+}
+
+void run_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target) {
   run<CollectShared>(batch, passes.count, [&](HostBlock& block, CollectShared& shared) {
     collect(block, shared, args, passes);
   });
@@ -74,6 +78,6 @@ void run_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, 
 
 }  // namespace
 
-const Launchers kHostLaunchers = {run_begin, run_decode, run_finish, run_encode};
+const Launchers kHostLaunchers = {run_begin, run_decode, run_finish, run_prepare, run_encode};
 
 }  // namespace mlic::rans::device

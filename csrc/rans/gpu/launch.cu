@@ -45,10 +45,10 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 __global__ void __launch_bounds__(kBlockThreads)
     prepare_kernel(const __grid_constant__ EncodeArgs args,
-                   const __grid_constant__ PassList passes) {
+                   const __grid_constant__ EncodePass pass, uint32_t number) {
   __shared__ PrepareShared shared;
   DeviceBlock block;
-  prepare(block, shared, args, passes);
+  prepare(block, shared, args, pass, number);
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
@@ -127,17 +127,21 @@ void launch_finish(const FinishArgs& args, uint32_t batch, Target target) {
   launch(finish_kernel, batch, 0, target, args);
 }
 
+void launch_prepare(const EncodeArgs& args, const EncodePass& pass, uint32_t number,
+                    uint32_t batch, Target target) {
+  launch(prepare_kernel, batch, 0, target, args, pass, number);
+}
+
 void launch_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target target) {
   if (passes.count > 0) {
-    const dim3 blocks(batch, passes.count);
-    launch(prepare_kernel, blocks, 0, target, args, passes);
-    launch(collect_kernel, blocks, 0, target, args, passes);
+    launch(collect_kernel, dim3(batch, passes.count), 0, target, args, passes);
   }
   launch(write_kernel, batch, 0, target, args, passes);
 }
 
 }  // namespace
 
-const Launchers kCudaLaunchers = {launch_begin, launch_decode, launch_finish, launch_encode};
+const Launchers kCudaLaunchers = {launch_begin, launch_decode, launch_finish, launch_prepare,
+                                  launch_encode};
 
 }  // namespace mlic::rans::device

@@ -239,12 +239,13 @@ MLIC_HD uint64_t event_room(uint64_t size) { return 2 * (size + kMaxLanes + kGro
 struct PassInfo {
   uint32_t error;
   uint32_t runs_end;
-  uint32_t escapes[kParts];  // how many
+  uint32_t escapes;           // how many
+  uint32_t parts[kParts];     // and of each part
   uint64_t cost;
   uint64_t costs[kMaxChannels];        // of each list, in 1/kBit bit
   uint32_t ends[kMaxChannels];         // of each list
   uint16_t tables[kMaxChannels];       // of each list, counted from the first of the pass
-  uint32_t events[kParts][kMaxLanes];  // how many each lane has
+  uint32_t steps[kParts][kMaxGroups];  // events of the lane that has most of them
 };
 
 struct EncodeResult {

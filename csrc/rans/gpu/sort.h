@@ -205,4 +205,34 @@ MLIC_DEVICE void each_place(Block& block, const Lists& lists, const PassShape& s
   });
 }
 
+// The places from begin to end - 1 that have a bit in marks, in their order. Returns how many there
+// are.
+template <class Block>
+MLIC_DEVICE uint32_t collect_marked(Block& block, Scan& scan, const uint32_t* marks, uint32_t begin,
+                                    uint32_t end, uint32_t* places) {
+  const uint32_t words = (end - begin / 32 * 32 + 31) / 32;
+  const uint32_t own = (words + kBlockThreads - 1) / kBlockThreads;
+  const auto each_word = [&](uint32_t thread, auto&& use) {
+    for (uint32_t i = thread * own; i < lesser((thread + 1) * own, words); ++i) {
+      const uint32_t first = (begin / 32 + i) * 32;
+      uint32_t mask = marks[first / 32];
+      if (first < begin) mask &= ~0u << (begin - first);
+      use(first, mask);
+    }
+  };
+  block.each([&](uint32_t thread) {
+    uint32_t count = 0;
+    each_word(thread, [&](uint32_t, uint32_t mask) { count += count_bits(mask); });
+    scan.values[thread] = count;
+  });
+  sum_up(block, scan);
+  block.each([&](uint32_t thread) {
+    uint32_t next = scan.before(thread);
+    each_word(thread, [&](uint32_t first, uint32_t mask) {
+      for (; mask != 0; mask &= mask - 1) places[next++] = first + lowest_bit(mask);
+    });
+  });
+  return scan.total;
+}
+
 }  // namespace mlic::rans::device
