@@ -722,23 +722,28 @@ MLIC_DEVICE void fill_bytes(Block& block, const Lists& lists, const StagedTables
     }
     for (uint32_t i = thread; i < (size + 31) / 32; i += kBlockThreads) marks[i] = 0;
     const uint32_t end = lesser((thread + 1) * own, words);
+    auto* bytes = reinterpret_cast<uint32_t*>(staged.bytes);
+    const uint32_t zeros = lists.runs_end() / 4;  // words that no plain symbol touches
+    for (uint32_t i = thread * own; i < lesser(end, zeros); ++i) bytes[i] = 0;
+    if (end <= zeros) return;
+    const uint32_t begin = thread * own < zeros ? zeros : thread * own;
     uint32_t rank = 0, above = count;  // the list of the first place, by halves
     while (above - rank > 1) {
       const uint32_t middle = (rank + above) / 2;
-      if (4 * thread * own >= lists.ends[middle - 1]) {
+      if (4 * begin >= lists.ends[middle - 1]) {
         rank = middle;
       } else {
         above = middle;
       }
     }
-    for (uint32_t i = thread * own; i < end; ++i) {
+    for (uint32_t i = begin; i < end; ++i) {
       uint32_t word = 0;
       MLIC_UNROLL
       for (uint32_t k = 0; k < 4; ++k) {
         while (rank + 1 < count && 4 * i + k >= lists.ends[rank]) ++rank;
         if (rank >= lists.runs) word |= lesser(rank, kFarRank) << 8 * k;
       }
-      reinterpret_cast<uint32_t*>(staged.bytes)[i] = word;
+      bytes[i] = word;
     }
   });
 }

@@ -63,12 +63,13 @@ struct Lists {
 
   MLIC_DEVICE uint32_t runs_end() const { return runs == 0 ? 0 : ends[runs - 1]; }
   MLIC_DEVICE uint32_t begin_of(uint32_t rank) const { return rank == 0 ? 0 : ends[rank - 1]; }
-  MLIC_DEVICE uint32_t count_at(uint32_t warp, uint32_t table) const {
-    return warp * kCountStride + ranks[table];
-  }
 };
 
 constexpr uint32_t kNone = ~0u;
+// Of a symbol: the rank of its table above, and how many of its warp's come before it.
+constexpr uint32_t kWithinBits = 26;
+static_assert(kScaleTables <= 1u << (32 - kWithinBits), "a rank fits");
+static_assert(kMaxSymbols / kBlockWarps < 1u << kWithinBits, "and so do a warp's symbols");
 
 // The consecutive symbols of a warp, whole rows of 32 but for the last.
 struct Share {
@@ -102,8 +103,8 @@ MLIC_DEVICE void rank_tables(Block& block, Lists& lists, const DeviceTable* tabl
 }
 
 // Finds the lists of a pass, of whose tables the ranks are known. Without indexes the table of a
-// symbol is its channel; else within becomes, of each symbol, how many of its table come before it
-// in the share of its warp. Nothing is to be done with the lists if there is a bad index.
+// symbol is its channel; else within becomes, of each symbol, its rank and how many of its table come
+// before it in the share of its warp. Nothing is to be done with the lists if there is a bad index.
 template <class Block>
 MLIC_DEVICE void find_lists(Block& block, Lists& lists, const TableRange& range,
                             const PassShape& shape, const uint8_t* indexes, uint32_t* within) {
@@ -116,7 +117,7 @@ MLIC_DEVICE void find_lists(Block& block, Lists& lists, const TableRange& range,
   }
   block.each_warp([&](Warp& warp) {
     const Share share = share_of(warp.index(), shape.size());
-    typename Warp::template Lanes<uint32_t> at[kAtOnce], mask;
+    typename Warp::template Lanes<uint32_t> at[kAtOnce], mask, before;
     for (uint32_t i = share.begin; i < share.end; i += kAtOnce * kWarpLanes) {
       warp.each([&](uint32_t lane) {
         MLIC_UNROLL
@@ -128,21 +129,23 @@ MLIC_DEVICE void find_lists(Block& block, Lists& lists, const TableRange& range,
         for (uint32_t row = 0; row < kAtOnce; ++row) {
           const uint32_t table = at[row][lane];
           if (table != kNone && table >= range.count) atomic_or(lists.bad_index, 1);
-          at[row][lane] = table < range.count ? lists.count_at(warp.index(), table) : kNone;
+          at[row][lane] = table < range.count ? lists.ranks[table] : kNone;
         }
       });
+      uint32_t* counts = lists.counts + warp.index() * kCountStride;
       MLIC_UNROLL
       for (uint32_t row = 0; row < kAtOnce; ++row) {
         warp.match(at[row], mask);
         warp.each([&](uint32_t lane) {
-          if (at[row][lane] == kNone) return;
-          within[i + row * kWarpLanes + lane] =
-              lists.counts[at[row][lane]] + rank_in(mask[lane], lane);
+          const uint32_t rank = at[row][lane];
+          before[lane] = rank == kNone ? 0 : counts[rank];
         });
         warp.sync();
         warp.each([&](uint32_t lane) {
-          if (at[row][lane] == kNone || lane != lowest_bit(mask[lane])) return;
-          lists.counts[at[row][lane]] += count_bits(mask[lane]);
+          const uint32_t rank = at[row][lane], own = rank_in(mask[lane], lane);
+          if (rank == kNone) return;
+          within[i + row * kWarpLanes + lane] = rank << kWithinBits | (before[lane] + own);
+          if (own == 0) counts[rank] = before[lane] + count_bits(mask[lane]);
         });
         warp.sync();
       }
@@ -177,27 +180,28 @@ MLIC_DEVICE void each_place(Block& block, const Lists& lists, const PassShape& s
   block.each([&](uint32_t thread) {
     const uint32_t warp = thread / kWarpLanes;
     const Share share = share_of(warp, shape.size());
+    const uint32_t* counts = lists.counts + warp * kCountStride;
     for (uint32_t i = share.begin + thread % kWarpLanes; i < share.end;
          i += kAtOnce * kWarpLanes) {
-      uint32_t places[kAtOnce], tables[kAtOnce];
-      MLIC_UNROLL
-      for (uint32_t row = 0; row < kAtOnce; ++row) {
-        const uint32_t symbol = i + row * kWarpLanes;
-        places[row] = kNone;
-        if (symbol >= share.end) continue;
-        if (indexes == nullptr) {
-          const uint32_t position = symbol / shape.channels;
-          places[row] =
-              lists.ranks[symbol - position * shape.channels] * shape.positions + position;
-        } else {
-          places[row] = within[symbol];
-          tables[row] = indexes[symbol];
-        }
-      }
-      if (indexes != nullptr) {
+      uint32_t places[kAtOnce];
+      if (indexes == nullptr) {
         MLIC_UNROLL
         for (uint32_t row = 0; row < kAtOnce; ++row) {
-          if (places[row] != kNone) places[row] += lists.counts[lists.count_at(warp, tables[row])];
+          const uint32_t symbol = i + row * kWarpLanes, position = symbol / shape.channels;
+          const uint32_t channel = symbol - position * shape.channels;
+          places[row] = symbol < share.end ? lists.ranks[channel] * shape.positions + position : kNone;
+        }
+      } else {
+        MLIC_UNROLL
+        for (uint32_t row = 0; row < kAtOnce; ++row) {
+          const uint32_t symbol = i + row * kWarpLanes;
+          places[row] = symbol < share.end ? within[symbol] : kNone;
+        }
+        MLIC_UNROLL
+        for (uint32_t row = 0; row < kAtOnce; ++row) {
+          if (i + row * kWarpLanes >= share.end) continue;
+          const uint32_t own = places[row] & ((1u << kWithinBits) - 1);
+          places[row] = counts[places[row] >> kWithinBits] + own;
         }
       }
       use(i, places);
