@@ -256,7 +256,7 @@ class DeviceDecoder(_Coder):
 
 
 class DeviceEncoder(_Coder):
-    """Codes the passes of a batch of images: each is sorted as it comes, and `finish` does the rest.
+    """Codes the passes of a batch of images: each is sorted as it comes; `finish` does the rest.
 
     Args:
         tables: the probability tables.

@@ -37,7 +37,7 @@ from mlic_fast.models.mlic import Transforms
 
 Result = TypeVar("Result")
 
-#: A side branch: symbols of a pass are sorted for the range encoder while the next pass is computed.
+#: A side branch: symbols of a pass are sorted for the range encoder beside the next pass.
 SORT = "sort"
 #: Pixels of a batch at most; bounds the workspace.
 BATCH_PIXELS = 1 << 23
