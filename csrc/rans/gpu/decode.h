@@ -655,8 +655,8 @@ MLIC_DEVICE void decode_part(Block& block, DecodeShared& shared, const StagedTab
   });
   if (shared.has_escapes == 0 || shared.failure != kNoFailure) return;
   const uint32_t count =
-      collect_marked(block, shared.lists.scan, scratch + kMarks * size_t{args.scratch_stride}, begin,
-                     end, scratch + kEscapes * size_t{args.scratch_stride});
+      collect_marked(block, shared.lists.scan, scratch + kMarks * size_t{args.scratch_stride},
+                     begin, end, scratch + kEscapes * size_t{args.scratch_stride});
   block.each_warp([&](Warp& warp) {
     if (warp.index() >= groups) return;
     GroupDecoder<kStaged, Warp> decoder(warp, shared, staged, args, image, state);

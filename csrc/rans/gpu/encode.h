@@ -1,7 +1,7 @@
-// The encoder's kernels: prepare, a block an image for each pass as it comes, sorts symbols; collect,
-// likewise, finds what each lane codes of the runs of zeros, once the number of lanes is known;
-// write, a block an image, codes all passes backwards and lays out the payload. The bytes are those
-// of the C++ encoder.
+// The encoder's kernels: prepare, a block an image for each pass as it comes, sorts symbols;
+// collect, likewise, finds what each lane codes of the runs of zeros, once the number of lanes is
+// known; write, a block an image, codes all passes backwards and lays out the payload. The bytes
+// are those of the C++ encoder.
 #pragma once
 
 #include "rans/gpu/layout.h"
@@ -254,8 +254,8 @@ struct Stretch {
 // event that ends in it.
 template <class Put>
 MLIC_DEVICE void walk_stretch(const CollectShared& shared, const DeviceTable* tables,
-                                  const int32_t* sorted, const Part& runs, uint32_t lane,
-                                  Stretch stretch, uint32_t zeros, Put&& put) {
+                              const int32_t* sorted, const Part& runs, uint32_t lane,
+                              Stretch stretch, uint32_t zeros, Put&& put) {
   uint32_t place = runs.begin + lane + stretch.begin * runs.lanes;
   const uint32_t stop = lesser(runs.begin + lane + stretch.end * runs.lanes, runs.end);
   uint32_t rank = 0;

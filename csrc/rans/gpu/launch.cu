@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
-    prepare_kernel(const __grid_constant__ EncodeArgs args,
-                   const __grid_constant__ EncodePass pass, uint32_t number) {
+    prepare_kernel(const __grid_constant__ EncodeArgs args, const __grid_constant__ EncodePass pass,
+                   uint32_t number) {
   __shared__ PrepareShared shared;
   DeviceBlock block;
   prepare(block, shared, args, pass, number);
@@ -127,8 +127,8 @@ void launch_finish(const FinishArgs& args, uint32_t batch, Target target) {
   launch(finish_kernel, batch, 0, target, args);
 }
 
-void launch_prepare(const EncodeArgs& args, const EncodePass& pass, uint32_t number,
-                    uint32_t batch, Target target) {
+void launch_prepare(const EncodeArgs& args, const EncodePass& pass, uint32_t number, uint32_t batch,
+                    Target target) {
   launch(prepare_kernel, batch, 0, target, args, pass, number);
 }
 

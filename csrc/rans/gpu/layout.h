@@ -239,8 +239,8 @@ MLIC_HD uint64_t event_room(uint64_t size) { return 2 * (size + kMaxLanes + kGro
 struct PassInfo {
   uint32_t error;
   uint32_t runs_end;
-  uint32_t escapes;           // how many
-  uint32_t parts[kParts];     // and of each part
+  uint32_t escapes;        // how many
+  uint32_t parts[kParts];  // and of each part
   uint64_t cost;
   uint64_t costs[kMaxChannels];        // of each list, in 1/kBit bit
   uint32_t ends[kMaxChannels];         // of each list

@@ -103,8 +103,9 @@ MLIC_DEVICE void rank_tables(Block& block, Lists& lists, const DeviceTable* tabl
 }
 
 // Finds the lists of a pass, of whose tables the ranks are known. Without indexes the table of a
-// symbol is its channel; else within becomes, of each symbol, its rank and how many of its table come
-// before it in the share of its warp. Nothing is to be done with the lists if there is a bad index.
+// symbol is its channel; else within becomes, of each symbol, its rank and how many of its table
+// come before it in the share of its warp. Nothing is to be done with the lists if there is a bad
+// index.
 template <class Block>
 MLIC_DEVICE void find_lists(Block& block, Lists& lists, const TableRange& range,
                             const PassShape& shape, const uint8_t* indexes, uint32_t* within) {
@@ -157,9 +158,8 @@ MLIC_DEVICE void find_lists(Block& block, Lists& lists, const TableRange& range,
     const uint32_t warp = 2 * (thread % (kBlockWarps / 2)) + second;
     return lists.counts[warp * kCountStride + thread / (kBlockWarps / 2)];
   };
-  block.each([&](uint32_t thread) {
-    lists.scan.values[thread] = count(thread, 0) + count(thread, 1);
-  });
+  block.each(
+      [&](uint32_t thread) { lists.scan.values[thread] = count(thread, 0) + count(thread, 1); });
   sum_up(block, lists.scan);
   block.each([&](uint32_t thread) {
     const uint32_t place = lists.scan.before(thread), first = count(thread, 0);
@@ -181,15 +181,15 @@ MLIC_DEVICE void each_place(Block& block, const Lists& lists, const PassShape& s
     const uint32_t warp = thread / kWarpLanes;
     const Share share = share_of(warp, shape.size());
     const uint32_t* counts = lists.counts + warp * kCountStride;
-    for (uint32_t i = share.begin + thread % kWarpLanes; i < share.end;
-         i += kAtOnce * kWarpLanes) {
+    for (uint32_t i = share.begin + thread % kWarpLanes; i < share.end; i += kAtOnce * kWarpLanes) {
       uint32_t places[kAtOnce];
       if (indexes == nullptr) {
         MLIC_UNROLL
         for (uint32_t row = 0; row < kAtOnce; ++row) {
           const uint32_t symbol = i + row * kWarpLanes, position = symbol / shape.channels;
           const uint32_t channel = symbol - position * shape.channels;
-          places[row] = symbol < share.end ? lists.ranks[channel] * shape.positions + position : kNone;
+          places[row] =
+              symbol < share.end ? lists.ranks[channel] * shape.positions + position : kNone;
         }
       } else {
         MLIC_UNROLL
