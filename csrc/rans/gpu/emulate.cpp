@@ -38,19 +38,15 @@ void run_begin(const BeginArgs& args, uint32_t batch, Target) {
 
 void run_decode(const DecodeArgs& args, uint32_t batch, Target) {
   const TableRange& range = args.range;
-  const size_t bytes = value_bytes(args.shape.size());
-  const bool fits = staged_bytes(range) + cell_bytes(range) <= kStagedLimit;
-  const bool all_fit = fits && staged_bytes(range) + cell_bytes(range) + bytes <= kStagedLimit;
+  const bool fits = staged_bytes(range) + range.cells * sizeof(Cell) <= kStagedLimit;
   run<DecodeShared>(batch, 1, [&](HostBlock& block, DecodeShared& shared) {
-    std::vector<StagedList> lists(range.count);
-    std::vector<uint32_t> bounds(range.bounds), values(all_fit ? bytes / sizeof(uint32_t) : 0);
+    std::vector<DeviceTable> tables(range.count);
+    std::vector<uint32_t> bounds(range.bounds);
     std::vector<Cell> cells(fits ? range.cells : 0);
-    auto* value_bytes = all_fit ? reinterpret_cast<int8_t*>(values.data()) : nullptr;
     if (fits) {
-      decode_pass<true>(block, shared, {lists.data(), bounds.data(), cells.data(), value_bytes},
-                        args);
+      decode_pass<true>(block, shared, {tables.data(), bounds.data(), cells.data()}, args);
     } else {
-      decode_pass<false>(block, shared, {lists.data(), bounds.data(), nullptr, nullptr}, args);
+      decode_pass<false>(block, shared, {tables.data(), bounds.data(), nullptr}, args);
     }
   });
 }
@@ -60,14 +56,10 @@ void run_finish(const FinishArgs& args, uint32_t batch, Target) {
                     [&](HostBlock& block, FinishShared& shared) { finish(block, shared, args); });
 }
 
-void run_prepare(const EncodeArgs& args, const EncodePass& pass, uint32_t number, uint32_t batch,
-                 Target) {
-  run<PrepareShared>(batch, 1, [&](HostBlock& block, PrepareShared& shared) {
-    prepare(block, shared, args, pass, number);
-  });
-}
-
 void run_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target) {
+  run<PrepareShared>(batch, passes.count, [&](HostBlock& block, PrepareShared& shared) {
+    prepare(block, shared, args, passes);
+  });
   run<CollectShared>(batch, passes.count, [&](HostBlock& block, CollectShared& shared) {
     collect(block, shared, args, passes);
   });
@@ -78,6 +70,6 @@ void run_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, 
 
 }  // namespace
 
-const Launchers kHostLaunchers = {run_begin, run_decode, run_finish, run_prepare, run_encode};
+const Launchers kHostLaunchers = {run_begin, run_decode, run_finish, run_encode};
 
 }  // namespace mlic::rans::device

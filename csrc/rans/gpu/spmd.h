@@ -123,14 +123,6 @@ class DeviceBlock {
   template <class T>
   using Threads = DeviceWarp::Lanes<T>;
 
-  // Until all that was launched before has ended; then the next launch may begin.
-  __device__ void await_launch_before() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-  }
-
   __device__ uint32_t column() const { return blockIdx.x; }
   __device__ uint32_t row() const { return blockIdx.y; }
 
@@ -212,8 +204,6 @@ class HostBlock {
   using Threads = std::array<T, kBlockThreads>;
 
   HostBlock(uint32_t column, uint32_t row) : column_(column), row_(row) {}
-
-  void await_launch_before() {}
 
   uint32_t column() const { return column_; }
   uint32_t row() const { return row_; }
