@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-SOURCE = CSRC / "rans" / "device" / "launch.cu"
+SOURCE = CSRC / "rans" / "gpu" / "launch.cu"
 #: Parts of the mangled names, in the order of the table.
 KERNELS = {
     "begin": "begin_kernel",

@@ -21,7 +21,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import astuple, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,14 +35,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlic_fast import kernels
-from mlic_fast.engine.gpu.gpu_engine import device_transforms
+from mlic_fast.engine.gpu.gpu_engine import SORT, device_transforms
 from mlic_fast.engine.gpu.gpu_operations import GpuOps
 from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.path import code_latents
 from mlic_fast.kernels import configs
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models import create_model, networks
-from mlic_fast.profiling.coder_model import ENCODE_US, predict
+from mlic_fast.profiling.coder_model import predict
 
 MODELS = ("mlic_plus_plus", "photo")
 #: The graphs of the commit that was measured, with the times that were measured.
@@ -285,7 +285,8 @@ class Recorder:
     def record(self, width: int, height: int, batch: int, encoding: bool) -> list[Node]:
         """Of images of a size that is a multiple of 64."""
         graph, config = Graph(), self.config
-        coder = _Coder(width, height, 1 + 2 * config.slices, batch, encoding)
+        count = height * width // 256 * config.M + height * width // 4096 * config.N
+        coder = _Coder(width, height, 1 + 2 * config.slices, count, batch, encoding)
         y = None
         latents = (batch, height // 16, width // 16, config.M)
         half = (*latents[:2], latents[2] // 2, config.slice_channels)
@@ -299,8 +300,12 @@ class Recorder:
                 for launch in launches:
                     graph.add(launch)
 
+        def add_symbols() -> None:
+            with graph.aside(SORT) if encoding else nullcontext():
+                add([coder.symbols()])
+
         def code(*_: Any) -> Tensor:
-            add(coder.symbols())
+            add_symbols()
             return symbols
 
         def transform() -> None:
@@ -319,10 +324,12 @@ class Recorder:
             stack.enter_context(_replaced(self.ops, "join", graph.join))
             if encoding:
                 transform()
-            add(coder.symbols())
+            add_symbols()
             whole = code_latents(self.ops, z, code, y).whole  # type: ignore[attr-defined]
             with graph.part("digest"):
                 digest(whole, out=torch.zeros(batch, dtype=torch.int32))
+            if encoding:
+                graph.join(SORT)
             add(coder.last())
             if not encoding:
                 transform()
@@ -340,22 +347,23 @@ class Recorder:
 
 
 class _Coder:
-    """Launches of the range coder: a decoder has one a pass, an encoder three after the last. Their
-    times are those of `mlic_fast.profiling.coder_model`; the images of a batch do not wait for one
-    another.
+    """Launches of the range coder, with the times of `mlic_fast.profiling.coder_model`: a decoder
+    has one a pass; an encoder one a pass beside the network and two after the last. The images of a
+    batch do not wait for one another.
     """
 
-    def __init__(self, width: int, height: int, passes: int, batch: int, encoding: bool) -> None:
-        self._time = predict(BITS_PER_PIXEL * width * height / 8, passes)
+    def __init__(
+        self, width: int, height: int, passes: int, symbols: int, batch: int, encoding: bool
+    ) -> None:
+        self._time = predict(BITS_PER_PIXEL * width * height / 8, passes, symbols)
         self._passes, self._batch, self._encoding = passes, batch, encoding
 
-    def symbols(self) -> list[Launch]:
-        return [] if self._encoding else [self._launch(self._time.decode_us / self._passes)]
+    def symbols(self) -> Launch:
+        us = self._time.sort_us if self._encoding else self._time.decode_us / self._passes
+        return self._launch(us)
 
     def last(self) -> list[Launch]:
-        sort = ENCODE_US / 2
-        times = (sort, sort, self._time.encode_us - ENCODE_US) if self._encoding else ()
-        return [self._launch(time) for time in times]
+        return [self._launch(self._time.encode_us / 2)] * 2 if self._encoding else []
 
     def _launch(self, us: float) -> Launch:
         return Launch("coder", self._batch, shape=(round(1000 * us),))

@@ -63,6 +63,9 @@ Encoded encode_on_device(const std::vector<Pass>& passes,
   args.page_count = page_count;
   args.capacity = capacity;
   args.lanes = lanes;
+  for (uint32_t p = 0; p < list.count; ++p) {
+    device::kHostLaunchers.prepare(args, list.passes[p], p, 1, {});
+  }
   device::kHostLaunchers.encode(args, list, 1, {});
   if (result.error != 0) fail(rans::message_of(static_cast<rans::Error>(result.error)));
   return {{payload.get(), payload.get() + result.size}, result.lanes};

@@ -256,7 +256,7 @@ class DeviceDecoder(_Coder):
 
 
 class DeviceEncoder(_Coder):
-    """Codes the passes of a batch of images, all at once in `finish`.
+    """Codes the passes of a batch of images: sorts each as it comes, and does the rest in `finish`.
 
     Args:
         tables: the probability tables.
@@ -322,7 +322,8 @@ class DeviceEncoder(_Coder):
         self._core.begin()
 
     def record(self, symbols: Tensor, indexes: Tensor) -> None:
-        """Adds a pass. Nothing is copied: both must keep their contents until `finish` has run.
+        """Adds a pass and sorts it, on the current stream. Nothing is copied: both must keep their
+        contents until `finish` has run.
 
         Args:
             symbols: int32 [batch, .., C].
@@ -349,11 +350,13 @@ class DeviceEncoder(_Coder):
         if symbols.numel() == 0:
             return
         address = 0 if indexes is None else indexes.data_ptr()
-        self._core.record(symbols.data_ptr(), address, _shape(symbols), first)
+        with self._guard():
+            self._core.record(symbols.data_ptr(), address, _shape(symbols), first, self._stream())
         self._recorded += [symbols] if indexes is None else [symbols, indexes]
 
     def finish(self) -> None:
-        """Codes what was recorded, in three launches."""
+        """Codes what was recorded, in two launches, on a stream that has waited for those of
+        `record`."""
         with self._guard():
             self._core.finish(self._stream())
 

@@ -1,9 +1,11 @@
-"""A model of the range coder's time on a GPU: steps times latency, and what a launch costs beside.
+"""A model of the range coder's time on a GPU: cycles counted in its machine code, and launches.
 
-**Nothing here was measured with the coder of today.** The one before it was, on an H200: 20 passes
-of 24,576 symbols on 16 to 512 lanes. Its times are 22.4 us a launch and 0.36 us a step in decoding
-(within 6 %), 101 us and 0.31 us a step in encoding (within 2 %), see docs/kernels.md. Where today's
-code does the same as that one, its constants are taken as they are.
+**Nothing here was measured with the coder of today.** Cycles of a step are those of one warp on the
+usual path of the code for sm_90, with the stalls and barriers that the compiler writes into each
+instruction and latencies of 24 (shuffle) to 30 (shared memory). Counted so, the coder of before has
+509 a step of the decoder and 430 of the encoder, which took 0.36 and 0.31 us on an H200: 0.71 and
+0.72 ns a cycle: docs/kernels.md. What all warps do is bound by instructions: 8 warps of a
+scheduler each.
 """
 
 from __future__ import annotations
@@ -17,13 +19,22 @@ import numpy.typing as npt
 
 from mlic_fast.coder.tables import Tables
 
-#: A launch of the decoder, one a pass, one before and one after: measured with the predecessor.
-LAUNCH_US = 22.4
-#: A step of the decoder in runs and in plain symbols: latencies of the chain from state to state,
-#: 390 and 250 cycles, times 1.34, by which the predecessor's measured step exceeded its 470.
-RUN_STEP_US, PLAIN_STEP_US = 0.30, 0.19
-#: The encoder beside its steps, and a step: measured with the predecessor.
-ENCODE_US, ENCODE_STEP_US = 101.0, 0.31
+#: Microseconds of a counted cycle: the measured steps of the coder of before, by their cycles.
+CYCLE_US = 0.71e-3
+#: A programmatic launch after another, measured.
+LAUNCH_US = 0.83
+#: Cycles of a step: the decoder's in runs and in plain symbols, the encoder's.
+RUN_STEP, PLAIN_STEP, ENCODE_STEP = 512, 331, 277
+#: Cycles of a pass of the decoder beside its steps, and of each of its symbols: 296 instructions in
+#: sorting 8 rows of 1,024, 225 in putting them back.
+PASS, PASS_SYMBOL = 3000, 521 / 1024
+#: Before the first pass and after the last.
+BEGIN, FINISH = 3500, 1500
+#: The encoder: sorting a pass, beside the network; events of all passes side by side; what writing
+#: has beside its steps, and for each pass.
+SORT, SORT_SYMBOL = 3000, 1000 / 1024
+COLLECT, COLLECT_SYMBOL = 3000, 600 / 1024
+WRITE, WRITE_PASS = 5000, 300
 #: Events a byte of the payload (2.37 to 2.51 on photographs of all rates), what the lane with the
 #: most of them has beyond the mean, and the share of events in runs.
 EVENTS_A_BYTE, IMBALANCE, RUNS_SHARE = 2.46, 1.1, 0.76
@@ -33,9 +44,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class CoderTime:
-    """Of one image, by the model: microseconds, and the steps that they were counted from."""
+    """Of one image, by the model: microseconds, and the steps that they were counted from.
+
+    Attributes:
+        decode_us: of a decode, all passes together.
+        sort_us: the encoder's work for a pass, beside the network.
+        encode_us: the encoder's work after the last pass.
+    """
 
     decode_us: float
+    sort_us: float
     encode_us: float
     run_steps: float
     plain_steps: float
@@ -49,22 +67,31 @@ def lanes_of(payload_bytes: float) -> int:
     return lanes
 
 
-def time_of_steps(passes: int, run_steps: float, plain_steps: float) -> CoderTime:
-    """Microseconds for so many passes, and steps in all of them together."""
-    decode = LAUNCH_US * (passes + 2) + RUN_STEP_US * run_steps + PLAIN_STEP_US * plain_steps
-    encode = ENCODE_US + ENCODE_STEP_US * (run_steps + plain_steps)
-    return CoderTime(decode, encode, run_steps, plain_steps)
+def time_of_steps(passes: int, symbols: float, run_steps: float, plain_steps: float) -> CoderTime:
+    """Microseconds for so many passes, and symbols and steps in all of them together."""
+    decode = BEGIN + FINISH + PASS * passes + PASS_SYMBOL * symbols
+    decode += RUN_STEP * run_steps + PLAIN_STEP * plain_steps
+    collect = COLLECT + COLLECT_SYMBOL * symbols / passes
+    write = WRITE + WRITE_PASS * passes + ENCODE_STEP * (run_steps + plain_steps)
+    return CoderTime(
+        CYCLE_US * decode + LAUNCH_US * (passes + 2),
+        CYCLE_US * (SORT + SORT_SYMBOL * symbols / passes) + LAUNCH_US,
+        CYCLE_US * (collect + write) + 2 * LAUNCH_US,
+        run_steps,
+        plain_steps,
+    )
 
 
-def predict(payload_bytes: float, passes: int) -> CoderTime:
+def predict(payload_bytes: float, passes: int, symbols: float) -> CoderTime:
     """What the coder takes for an image of which no more than the size of its file is known.
 
     Args:
         payload_bytes: of the image.
         passes: 1 + 2 S of a model of S slices.
+        symbols: of all passes together.
     """
     steps = EVENTS_A_BYTE * IMBALANCE * payload_bytes / lanes_of(payload_bytes)
-    return time_of_steps(passes, RUNS_SHARE * steps, (1 - RUNS_SHARE) * steps)
+    return time_of_steps(passes, symbols, RUNS_SHARE * steps, (1 - RUNS_SHARE) * steps)
 
 
 def coder_time(
@@ -87,7 +114,8 @@ def coder_time(
         lanes = lanes_of(bits / 8)
     counts = [count_events(tables, np.ravel(s), np.ravel(i), lanes) for s, i in passes]
     run_steps, plain_steps = (sum(int(part[k].max(initial=0)) for part in counts) for k in range(2))
-    return time_of_steps(len(passes), run_steps, plain_steps)
+    symbols = sum(s.size for s, _ in passes)
+    return time_of_steps(len(passes), symbols, run_steps, plain_steps)
 
 
 def count_events(tables: Tables, symbols: Array, indexes: Array, lanes: int) -> tuple[Array, Array]:

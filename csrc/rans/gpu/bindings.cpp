@@ -122,7 +122,8 @@ class Encoder {
 
   void begin() { passes_.count = 0; }
 
-  void record(uintptr_t symbols, uintptr_t indexes, PassShape shape, uint32_t first) {
+  void record(uintptr_t symbols, uintptr_t indexes, PassShape shape, uint32_t first,
+              uintptr_t stream) {
     if (passes_.count == kMaxPasses) throw std::invalid_argument("a payload has 64 passes at most");
     const TableRange range = range_of(*image_, indexes, shape, first);
     uint64_t symbols_before = 0, events_before = 0;
@@ -135,8 +136,10 @@ class Encoder {
         events_before + event_room(shape.size()) > args_.events_stride) {
       throw std::invalid_argument("the passes have more symbols than the encoder was made for");
     }
-    passes_.passes[passes_.count++] = {
+    const EncodePass pass = {
         at<int32_t>(symbols), at<uint8_t>(indexes), symbols_before, events_before, shape, range};
+    launchers_.prepare(args_, pass, passes_.count, batch_, target_of(device_, stream));
+    passes_.passes[passes_.count++] = pass;
   }
 
   void finish(uintptr_t stream) const {
@@ -223,6 +226,7 @@ void bind_rans_device(py::module_& module) {
            "lanes"_a, "page_count"_a, "digests"_a, "scratch"_a, "infos"_a, "pages"_a, "payloads"_a,
            "results"_a)
       .def("begin", &Encoder::begin)
-      .def("record", &Encoder::record, "symbols"_a, "indexes"_a, "shape"_a, "first"_a)
+      .def("record", &Encoder::record, "symbols"_a, "indexes"_a, "shape"_a, "first"_a, "stream"_a,
+           release)
       .def("finish", &Encoder::finish, "stream"_a, release);
 }

@@ -75,6 +75,7 @@ MLIC_DEVICE void retire(Block& block, uint32_t& bad_end, DecoderState& state, ui
 
 template <class Block>
 MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args) {
+  block.await_launch_before();
   const uint32_t image = block.column();
   const uint8_t* data = args.payloads + args.headers[image].offset;
   uint16_t* words = args.words + static_cast<size_t>(image) * args.words_stride;
@@ -157,8 +158,18 @@ MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args)
   }
   const uint8_t* source = bits + bit_bytes;
   block.each([&](uint32_t thread) {
-    for (uint32_t i = thread; i < word_count; i += kBlockThreads) {
-      words[kReturnedWords + i] = static_cast<uint16_t>(source[2 * i] | source[2 * i + 1] << 8);
+    for (uint32_t i = thread; i < word_count; i += kAtOnce * kBlockThreads) {
+      uint32_t copied[kAtOnce];
+      MLIC_UNROLL
+      for (uint32_t k = 0; k < kAtOnce; ++k) {
+        const uint32_t at = lesser(i + k * kBlockThreads, word_count - 1);
+        copied[k] = source[2 * at] | source[2 * at + 1] << 8;
+      }
+      MLIC_UNROLL
+      for (uint32_t k = 0; k < kAtOnce; ++k) {
+        const uint32_t at = i + k * kBlockThreads;
+        if (at < word_count) words[kReturnedWords + at] = static_cast<uint16_t>(copied[k]);
+      }
     }
     if (thread != 0) return;
     state.end[groups_of(lanes) - 1] = kReturnedWords + word_count;
@@ -169,15 +180,6 @@ MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args)
 
 // ---- A pass ----
 
-// What a lane wants to know of a list of a run table.
-struct RunList {
-  CellTable runs;
-  uint32_t end;
-  uint32_t limit;
-  uint32_t bounds;
-  Classes classes;
-};
-
 struct DecodeShared {
   Lists lists;
   uint64_t failure;  // the first in the order of the stream
@@ -185,13 +187,25 @@ struct DecodeShared {
   uint32_t bad_end;
 };
 
-// What the pass uses of the tables. Cells are in shared memory where they fit; cells and bounds are
-// counted from the first of the pass.
+// What the pass uses of the tables, by rank, and room for its symbols. Cells and bounds are counted
+// from the first of the pass.
 struct StagedTables {
-  DeviceTable* tables;
+  StagedList* lists;
   uint32_t* bounds;
-  Cell* cells;  // null if they do not fit
+  Cell* cells;    // in shared memory, or null if they do not fit
+  int8_t* bytes;  // in shared memory, or null likewise
 };
+
+// The least symbol that the table of a list, of runs or not, has no place for.
+MLIC_DEVICE int64_t beyond(const StagedList& list, bool of_runs) {
+  if (!of_runs) return list.table.beyond();
+  return value_of(list.table, list.head.classes(), list.table.escape());
+}
+
+// What a byte is if its symbol does not fit.
+constexpr int32_t kFar = -128;
+// The byte of a plain symbol is its rank until it is decoded, or this if its rank is no smaller.
+constexpr uint32_t kFarRank = 255;
 
 constexpr uint64_t kNoFailure = ~uint64_t{0};
 
@@ -210,12 +224,13 @@ class WordReader {
       : warp_(warp), words_(words), window_(next), end_(end), taken_(0) {
     load(window_, held_);
     load(window_ + kWarpLanes, following_);
+    turn_ = lesser(kWarpLanes, end_ - window_ + 1);
   }
 
   MLIC_DEVICE uint32_t next() const { return window_ + taken_; }
   MLIC_DEVICE uint32_t left() const { return end_ - next(); }
 
-  // Gives words to the lanes of the mask, in increasing order, as far as there are any.
+  // Gives words to the lanes of the mask, in increasing order. To be followed by `turn`.
   MLIC_DEVICE void take(uint32_t needs, Lanes& x) {
     Lanes word, beyond;
     const auto position = [&](uint32_t lane) { return taken_ + rank_in(needs, lane); };
@@ -225,12 +240,22 @@ class WordReader {
       if (!has_bit(needs, lane)) return;
       x[lane] = take_word(x[lane], position(lane) < kWarpLanes ? word[lane] : beyond[lane]);
     });
-    taken_ += lesser(count_bits(needs), left());
-    if (taken_ < kWarpLanes) return;
+    taken_ += count_bits(needs);
+  }
+
+  MLIC_DEVICE bool must_turn() const { return taken_ >= turn_; }
+
+  // To the next window if this one is used up. False if there were not enough words: then nothing
+  // is of use any more.
+  MLIC_DEVICE bool turn() {
+    if (!must_turn()) return true;
+    if (taken_ > end_ - window_) return false;
     taken_ -= kWarpLanes;
     window_ += kWarpLanes;
+    turn_ = lesser(kWarpLanes, end_ - window_ + 1);
     warp_.each([&](uint32_t lane) { held_[lane] = following_[lane]; });
     load(window_ + kWarpLanes, following_);
+    return true;
   }
 
  private:
@@ -245,6 +270,7 @@ class WordReader {
   const uint16_t* words_;
   uint32_t window_, end_;
   uint32_t taken_;  // words of the window
+  uint32_t turn_;   // so many taken words are all of the window, or more than there are
   Lanes held_, following_;
 };
 
@@ -254,54 +280,32 @@ struct Step {
   template <class T>
   using Lanes = typename Warp::template Lanes<T>;
 
-  Lanes<CellTable> table;
   Lanes<uint32_t> upper;   // the state above the slot
   Lanes<uint32_t> within;  // how many slots the state's own is above the first of the entry
   Lanes<uint32_t> freq;    // of the entry, which is the right one if that is more
   Lanes<uint32_t> number;  // of the entry in the table
 
   // From the cell of the state's slot.
-  MLIC_DEVICE void look_into(const Cell& cell, uint32_t x, uint32_t lane) {
-    const uint32_t from_first = (x & table[lane].mask()) - start_of(cell.first);
+  MLIC_DEVICE void look_into(const Cell& cell, uint32_t slot, uint32_t lane) {
+    const uint32_t from_first = slot - start_of(cell.first);
     const bool is_first = from_first < freq_of(cell.first);
     within[lane] = is_first ? from_first : from_first - freq_of(cell.first);
     freq[lane] = is_first ? freq_of(cell.first) : cell.next_freq();
     number[lane] = is_first ? cell.number() : cell.number() + 1;
-    upper[lane] = x >> table[lane].bits();
   }
 
   // The entry lies beyond the two that the cell tells of.
-  MLIC_DEVICE void search_on(const Entry* entries, uint32_t lane) {
-    while (within[lane] >= freq[lane] && number[lane] < table[lane].escape()) {
+  MLIC_DEVICE void search_on(const Entry* entries, const CellTable& table, uint32_t lane) {
+    while (within[lane] >= freq[lane] && number[lane] < table.escape()) {
       within[lane] -= freq[lane];
-      freq[lane] = freq_of(entries[table[lane].first + ++number[lane]]);
+      freq[lane] = freq_of(entries[table.first + ++number[lane]]);
     }
   }
-
-  MLIC_DEVICE uint32_t state(uint32_t lane) const {
-    return freq_at(lane) * upper_at(lane) + within_at(lane);
-  }
-
- private:
-  // Lanes have no constant access.
-  MLIC_DEVICE uint32_t freq_at(uint32_t lane) const { return const_cast<Step*>(this)->freq[lane]; }
-  MLIC_DEVICE uint32_t upper_at(uint32_t lane) const {
-    return const_cast<Step*>(this)->upper[lane];
-  }
-  MLIC_DEVICE uint32_t within_at(uint32_t lane) const {
-    return const_cast<Step*>(this)->within[lane];
-  }
-};
-
-// Consecutive places of a pass that are coded alike: place begin + i is on lane i mod lanes.
-struct Section {
-  uint32_t begin;
-  uint32_t end;
-  uint32_t lanes;
 };
 
 // One warp's share of a pass: a group of lanes. Each of the functions returns false if the words
-// end too early.
+// end too early. A step is a chain of dependent instructions from state to state: what else there
+// is to do has few branches, so that it is done while the chain waits.
 template <bool kStaged, class Warp>
 class GroupDecoder {
  public:
@@ -334,121 +338,175 @@ class GroupDecoder {
     });
   }
 
-  // Lanes do not wait for one another at the ends of lists.
+  // Lanes do not wait for one another at the ends of lists. A value that has no class is an event
+  // between two of runs, pending until it is decoded. What a lane may want next is loaded before it
+  // is known whether it does.
   MLIC_DEVICE bool decode_runs(uint32_t begin, uint32_t end) {
-    const Lists& lists = shared_.lists;
-    Lanes<uint32_t> place, rank, longest, bound, pending, going;
-    Lanes<RunList> list;
+    if (begin == end) return true;
+    const uint32_t last_rank = shared_.lists.runs - 1;
+    Lanes<uint32_t> place, stop, rank, longest, bound, seldom;
+    Lanes<ListHead> list, next;
+    Lanes<CellTable> own;  // values of the list, or of that of the pending one
+    Lanes<uint32_t> value_cells, value_packed, value_rank;  // of the pending value, kNone for none
+    Lanes<int32_t> value;
+    const auto going = [&](uint32_t lane) {
+      return either(place[lane] < end, value_rank[lane] != kNone);
+    };
+    const auto ends_list = [&](uint32_t lane) {
+      return both(place[lane] >= stop[lane], place[lane] < end);
+    };
+    const auto expect_run = [&](uint32_t lane) {
+      const uint32_t left = (stop[lane] - place[lane] + lanes_ - 1) >> shift_;
+      longest[lane] = lesser(left, list[lane].limit());
+      bound[lane] = staged_.bounds[list[lane].bounds() + longest[lane]];
+    };
     const auto find_list = [&](uint32_t lane) {
-      if (place[lane] >= end) {
-        going[lane] = 0;
-        return;
+      while (ends_list(lane)) {
+        list[lane] = load_whole(&staged_.lists[++rank[lane]].head);
+        stop[lane] = lesser(list[lane].end, end);
+        expect_run(lane);
       }
-      if (place[lane] >= list[lane].end) {
-        while (place[lane] >= lists.ends[rank[lane]]) ++rank[lane];
-        const DeviceTable& table = staged_.tables[lists.tables[rank[lane]]];
-        list[lane] = {table.runs, lesser(lists.ends[rank[lane]], end), table.limit, table.bounds,
-                      table.classes()};
-      }
-      const uint32_t left = (list[lane].end - place[lane] + lanes_ - 1) >> shift_;
-      longest[lane] = lesser(left, list[lane].limit);
-      bound[lane] = staged_.bounds[list[lane].bounds + longest[lane]];
-      step_.table[lane] = list[lane].runs;
     };
     warp_.each([&](uint32_t lane) {
-      place[lane] = begin + first_lane() + lane;
-      rank[lane] = pending[lane] = 0;
-      list[lane] = {};
-      going[lane] = lane < width_;
-      step_.table[lane] = staged_.tables[0].runs;
-      if (lane < width_) find_list(lane);
+      place[lane] = lane < width_ ? begin + first_lane() + lane : end;
+      rank[lane] = 0;
+      list[lane] = load_whole(&staged_.lists[0].head);
+      stop[lane] = lesser(list[lane].end, end);
+      value_cells[lane] = value_packed[lane] = 0;
+      value_rank[lane] = kNone;
+      expect_run(lane);
+      find_list(lane);
     });
+    const auto table_of = [&](uint32_t lane) {
+      if (value_rank[lane] != kNone) return staged_.lists[value_rank[lane]].table;
+      return args_.tables.tables[args_.range.first + shared_.lists.tables[rank[lane]]].runs;
+    };
+    if (warp_.ballot(going) == 0) return true;
     for (;;) {
-      const uint32_t active = warp_.ballot([&](uint32_t lane) { return going[lane] != 0; });
-      if (active == 0) return true;
       warp_.each([&](uint32_t lane) {
-        if (!has_bit(active, lane)) return;
-        const uint32_t slot = x_[lane] & step_.table[lane].mask();
-        if (pending[lane] == 0 && slot >= bound[lane]) {
-          step_.within[lane] = slot - bound[lane];
-          step_.freq[lane] = (1u << kRunBits) - bound[lane];
-          step_.upper[lane] = x_[lane] >> kRunBits;
-          step_.number[lane] = list[lane].classes.count() * longest[lane];
-        } else {
-          step_.look_into(look_up(step_.table[lane], slot), x_[lane], lane);
-        }
+        const bool is_value = value_rank[lane] != kNone;
+        const uint32_t bits = is_value ? value_packed[lane] >> 16 & 0xff : kRunBits;
+        const uint32_t shift = (is_value ? value_packed[lane] : list[lane].cells) >> 24;
+        const uint32_t cells = is_value ? value_cells[lane] : list[lane].cells & 0xffffff;
+        const uint32_t slot = x_[lane] & ((1u << bits) - 1);
+        const Cell cell = load_whole(cells_ + cells + (slot >> shift));
+        next[lane] = load_whole(&staged_.lists[lesser(rank[lane] + 1, last_rank)].head);
+        own[lane] = load_whole(&staged_.lists[is_value ? value_rank[lane] : rank[lane]].table);
+        step_.look_into(cell, slot, lane);
+        step_.upper[lane] = x_[lane] >> bits;
+        const bool full = !is_value & (slot >= bound[lane]);
+        step_.within[lane] = full ? slot - bound[lane] : step_.within[lane];
+        step_.freq[lane] = full ? (1u << kRunBits) - bound[lane] : step_.freq[lane];
+        step_.number[lane] = full ? kNone : step_.number[lane];
       });
-      search(active);
+      finish_step(going, table_of);
       warp_.each([&](uint32_t lane) {
-        if (!has_bit(active, lane)) return;
-        x_[lane] = step_.state(lane);
         const uint32_t number = step_.number[lane];
-        if (pending[lane] != 0) {
-          const uint32_t further = place[lane] - lanes_;
-          if (number == step_.table[lane].escape()) {
-            mark(further);
-          } else {
-            put(further, value_of(step_.table[lane], list[lane].classes, number));
-          }
-          pending[lane] = 0;
-          find_list(lane);
-          return;
+        const Classes classes = list[lane].classes();
+        const bool is_on = going(lane), is_value = value_rank[lane] != kNone,
+                   full = number == kNone;
+        const uint32_t zeros = full ? longest[lane] : classes.run_of(number);
+        const uint32_t kind = number - zeros * classes.count();
+        const bool is_run = is_on & !is_value;
+        const bool further = is_run & !full & (kind == classes.last());
+        const uint32_t own_rank = is_value ? value_rank[lane] : rank[lane];
+        value[lane] = value_of(own[lane], staged_.lists[own_rank].head.classes(), number);
+        const uint32_t at = is_value ? place[lane] - lanes_ : place[lane] + (zeros << shift_);
+        if (is_on & !full & !further) {
+          staged_.bytes[at] = static_cast<int8_t>(is_value ? value[lane] : classes.symbol(kind));
         }
-        const Classes own = list[lane].classes;
-        const uint32_t zeros = own.run_of(number);
-        place[lane] += zeros << shift_;
-        if (number != own.count() * longest[lane]) {
-          const uint32_t kind = number - zeros * own.count();
-          pending[lane] = kind == own.last();
-          if (kind != own.last()) put(place[lane], own.symbol(kind));
-          place[lane] += lanes_;
-        }
-        if (pending[lane] != 0) {
-          step_.table[lane] = staged_.tables[lists.tables[rank[lane]]].values;
+        place[lane] = is_run ? at + (full ? 0 : lanes_) : place[lane];
+        const bool beyond_byte =
+            both(is_value, either(number == own[lane].escape(), is_far(value[lane])));
+        value_cells[lane] = further ? own[lane].cells : value_cells[lane];
+        value_packed[lane] = further ? own[lane].packed : value_packed[lane];
+        value_rank[lane] = further ? rank[lane] : kNone;
+        const bool turns = ends_list(lane);
+        rank[lane] += turns;
+        stop[lane] = turns ? lesser(next[lane].end, end) : stop[lane];
+        list[lane].cells = turns ? next[lane].cells : list[lane].cells;
+        list[lane].packed = turns ? next[lane].packed : list[lane].packed;
+        expect_run(lane);
+        seldom[lane] = beyond_byte ? 2 : either(ends_list(lane), both(is_on, !going(lane)));
+      });
+      const uint32_t some = warp_.ballot([&](uint32_t lane) { return seldom[lane] != 0; });
+      if (!either(some != 0, words_.must_turn())) continue;
+      warp_.each([&](uint32_t lane) {
+        find_list(lane);
+        if (seldom[lane] != 2) return;
+        if (step_.number[lane] == own[lane].escape()) {
+          mark(place[lane] - lanes_);
         } else {
-          find_list(lane);
+          put(place[lane] - lanes_, value[lane]);
         }
       });
-      if (!renormalise(active)) return false;
+      if (!words_.turn()) return false;
+      if (warp_.ballot(going) == 0) return true;
     }
   }
 
+  // Ranks are loaded ahead by two steps, tables by one.
   MLIC_DEVICE bool decode_plain(uint32_t begin, uint32_t end) {
-    const Lists& lists = shared_.lists;
-    Lanes<uint32_t> place, rank;
-    const auto find_table = [&](uint32_t lane) {
-      if (lane >= width_ || place[lane] >= end) return;
-      while (place[lane] >= lists.ends[rank[lane]]) ++rank[lane];
-      step_.table[lane] = staged_.tables[lists.tables[rank[lane]]].own;
+    Lanes<uint32_t> rank;
+    Lanes<bool> is_far_rank;
+    Lanes<CellTable> table, next_table;
+    const auto rank_at = [&](uint32_t place) {
+      return place < end ? static_cast<uint8_t>(staged_.bytes[place]) : 0u;
     };
+    const auto table_at = [&](uint32_t number) { return load_whole(&staged_.lists[number].table); };
+    // Ranks that a byte has no room for.
+    const auto find_table = [&](uint32_t place, uint32_t number) {
+      while (place >= shared_.lists.ends[number]) ++number;
+      return table_at(number);
+    };
+    const uint32_t first = begin + first_lane();
     warp_.each([&](uint32_t lane) {
-      place[lane] = begin + first_lane() + lane;
-      rank[lane] = 0;
-      find_table(lane);
+      rank[lane] = rank_at(first + lane);
+      next_table[lane] = table_at(rank[lane]);
+      if (rank[lane] == kFarRank) next_table[lane] = find_table(first + lane, kFarRank);
+      rank[lane] = rank_at(first + lane + lanes_);
     });
-    for (uint32_t k = begin + first_lane(); k < end; k += lanes_) {
-      const uint32_t count = lesser(end - k, width_);
-      const uint32_t active = count < 32 ? (1u << count) - 1 : ~0u;
+    for (uint32_t k = first; k < end; k += lanes_) {
+      const auto on = [&](uint32_t lane) { return (lane < width_) & (k + lane < end); };
       warp_.each([&](uint32_t lane) {
-        if (!has_bit(active, lane)) return;
-        const uint32_t slot = x_[lane] & step_.table[lane].mask();
-        step_.look_into(look_up(step_.table[lane], slot), x_[lane], lane);
+        table[lane] = next_table[lane];
+        next_table[lane] = table_at(rank[lane]);
+        is_far_rank[lane] = rank[lane] == kFarRank;
+        rank[lane] = rank_at(k + lane + 2 * lanes_);
+        const uint32_t slot = x_[lane] & table[lane].mask();
+        const uint32_t cell = table[lane].cells + (slot >> table[lane].shift());
+        step_.look_into(load_whole(cells_ + cell), slot, lane);
+        step_.upper[lane] = x_[lane] >> table[lane].bits();
       });
-      search(active);
+      finish_step(on, [&](uint32_t lane) { return find_table(k + lane, shared_.lists.runs); });
+      const auto symbol = [&](uint32_t lane) {
+        return static_cast<int32_t>(static_cast<uint32_t>(table[lane].minimum) +
+                                    step_.number[lane]);
+      };
+      const auto is_escape = [&](uint32_t lane) {
+        return step_.number[lane] == table[lane].escape();
+      };
       warp_.each([&](uint32_t lane) {
-        if (!has_bit(active, lane)) return;
-        x_[lane] = step_.state(lane);
-        const CellTable& table = step_.table[lane];
-        const uint32_t number = step_.number[lane];
-        if (number == table.escape()) {
-          mark(place[lane]);
-        } else {
-          put(place[lane], static_cast<int32_t>(static_cast<uint32_t>(table.minimum) + number));
+        if (on(lane) & !is_escape(lane)) {
+          staged_.bytes[k + lane] = static_cast<int8_t>(symbol(lane));
         }
-        place[lane] += lanes_;
-        find_table(lane);
       });
-      if (!renormalise(active)) return false;
+      const uint32_t some = warp_.ballot([&](uint32_t lane) {
+        return both(on(lane),
+                    either(is_escape(lane), either(is_far(symbol(lane)), is_far_rank[lane])));
+      });
+      if (either(some != 0, words_.must_turn())) {
+        warp_.each([&](uint32_t lane) {
+          if (!has_bit(some, lane)) return;
+          if (is_far_rank[lane]) next_table[lane] = find_table(k + lane + lanes_, kFarRank);
+          if (is_escape(lane)) {
+            mark(k + lane);
+          } else {
+            put(k + lane, symbol(lane));
+          }
+        });
+        if (!words_.turn()) return false;
+      }
     }
     return true;
   }
@@ -482,34 +540,39 @@ class GroupDecoder {
   MLIC_DEVICE uint32_t* scratch(Scratch array) {
     return scratch_ + array * size_t{args_.scratch_stride};
   }
+  MLIC_DEVICE static bool is_far(int32_t symbol) { return (symbol <= kFar) | (symbol > 127); }
   MLIC_DEVICE void put(uint32_t place, int32_t symbol) {
-    scratch(kValues)[place] = static_cast<uint32_t>(symbol);
+    staged_.bytes[place] = static_cast<int8_t>(is_far(symbol) ? kFar : symbol);
+    if (is_far(symbol)) scratch(kValues)[place] = static_cast<uint32_t>(symbol);
   }
   MLIC_DEVICE void mark(uint32_t place) {
     atomic_or(scratch(kMarks)[place / 32], 1u << place % 32);
     atomic_or(shared_.has_escapes, 1);
   }
-  MLIC_DEVICE Cell look_up(const CellTable& table, uint32_t slot) {
-    return load_whole(cells_ + table.cells + (slot >> table.shift()));
-  }
 
-  MLIC_DEVICE void search(uint32_t active) {
+  // The states of those that are on after the entries of a step, and their words.
+  template <class On, class TableOf>
+  MLIC_DEVICE void finish_step(On&& on, TableOf&& table_of) {
+    const auto take_entry = [&](uint32_t lane) {
+      x_[lane] = step_.freq[lane] * step_.upper[lane] + step_.within[lane];
+    };
+    const auto needs = [&](uint32_t lane) { return both(on(lane), needs_word(x_[lane])); };
     const uint32_t further = warp_.ballot([&](uint32_t lane) {  //
-      return has_bit(active, lane) && step_.within[lane] >= step_.freq[lane];
+      return both(on(lane), step_.within[lane] >= step_.freq[lane]);
     });
-    if (further == 0) return;
     warp_.each([&](uint32_t lane) {
-      if (has_bit(further, lane)) step_.search_on(args_.tables.entries, lane);
+      if (on(lane)) take_entry(lane);
     });
-  }
-
-  MLIC_DEVICE bool renormalise(uint32_t active) {
-    const uint32_t needs = warp_.ballot([&](uint32_t lane) {  //
-      return has_bit(active, lane) && needs_word(x_[lane]);
-    });
-    const bool enough = count_bits(needs) <= words_.left();
-    words_.take(needs, x_);
-    return enough;
+    uint32_t needing = warp_.ballot(needs);
+    if (further != 0) {
+      warp_.each([&](uint32_t lane) {
+        if (!has_bit(further, lane)) return;
+        step_.search_on(args_.tables.entries, table_of(lane), lane);
+        take_entry(lane);
+      });
+      needing = warp_.ballot(needs);
+    }
+    words_.take(needing, x_);
   }
 
   // Rounds of one digit a lane until none is open.
@@ -526,6 +589,7 @@ class GroupDecoder {
       });
       const uint32_t left = words_.left();
       words_.take(needs, x_);
+      words_.turn();
       warp_.each([&](uint32_t lane) {
         Error e = Error::kNone;
         if (has_bit(open, lane)) {
@@ -537,8 +601,9 @@ class GroupDecoder {
             u[lane] = add_digit(u[lane], digit[lane], round);
           }
           if (e == Error::kNone && is_last_digit(digit[lane])) {
-            const DeviceTable& table = staged_.tables[shared_.lists.tables[rank[lane]]];
-            const int64_t symbol = escaped_symbol(table.bounded().minimum, beyond(table), u[lane]);
+            const int64_t symbol = escaped_symbol(
+                staged_.lists[rank[lane]].table.minimum,
+                beyond(staged_.lists[rank[lane]], rank[lane] < shared_.lists.runs), u[lane]);
             if (symbol != static_cast<int32_t>(symbol)) e = Error::kRange;
             put(place[lane], static_cast<int32_t>(symbol));
           }
@@ -565,38 +630,6 @@ class GroupDecoder {
   Lanes<uint32_t> x_;
 };
 
-// The places of escaped symbols from begin to end - 1, in their order, into scratch. Returns how
-// many there are.
-template <class Block>
-MLIC_DEVICE uint32_t collect_escapes(Block& block, Scan& scan, uint32_t* scratch, uint32_t stride,
-                                     uint32_t begin, uint32_t end) {
-  const uint32_t* marks = scratch + kMarks * size_t{stride};
-  uint32_t* escapes = scratch + kEscapes * size_t{stride};
-  const uint32_t words = (end - begin / 32 * 32 + 31) / 32;
-  const uint32_t own = (words + kBlockThreads - 1) / kBlockThreads;
-  const auto each_word = [&](uint32_t thread, auto&& use) {
-    for (uint32_t i = thread * own; i < lesser((thread + 1) * own, words); ++i) {
-      const uint32_t first = (begin / 32 + i) * 32;
-      uint32_t mask = marks[first / 32];
-      if (first < begin) mask &= ~0u << (begin - first);
-      use(first, mask);
-    }
-  };
-  block.each([&](uint32_t thread) {
-    uint32_t count = 0;
-    each_word(thread, [&](uint32_t, uint32_t mask) { count += count_bits(mask); });
-    scan.values[thread] = count;
-  });
-  sum_up(block, scan);
-  block.each([&](uint32_t thread) {
-    uint32_t next = scan.before(thread);
-    each_word(thread, [&](uint32_t first, uint32_t mask) {
-      for (; mask != 0; mask &= mask - 1) escapes[next++] = first + lowest_bit(mask);
-    });
-  });
-  return scan.total;
-}
-
 // Places begin .. end - 1 of a pass.
 template <bool kStaged, class Block>
 MLIC_DEVICE void decode_part(Block& block, DecodeShared& shared, const StagedTables& staged,
@@ -620,7 +653,8 @@ MLIC_DEVICE void decode_part(Block& block, DecodeShared& shared, const StagedTab
   });
   if (shared.has_escapes == 0 || shared.failure != kNoFailure) return;
   const uint32_t count =
-      collect_escapes(block, shared.lists.scan, scratch, args.scratch_stride, begin, end);
+      collect_marked(block, shared.lists.scan, scratch + kMarks * size_t{args.scratch_stride},
+                     begin, end, scratch + kEscapes * size_t{args.scratch_stride});
   block.each_warp([&](Warp& warp) {
     if (warp.index() >= groups) return;
     GroupDecoder<kStaged, Warp> decoder(warp, shared, staged, args, image, state);
@@ -629,8 +663,91 @@ MLIC_DEVICE void decode_part(Block& block, DecodeShared& shared, const StagedTab
   });
 }
 
+// What does not depend on any payload, so that it may be there before the launch before has ended.
 template <bool kStaged, class Block>
-MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, const StagedTables& staged,
+MLIC_DEVICE void stage(Block& block, DecodeShared& shared, const StagedTables& staged,
+                       const DecodeArgs& args) {
+  const TableRange& range = args.range;
+  rank_tables(block, shared.lists, args.tables.tables + range.first, range);
+  block.each([&](uint32_t thread) {
+    for (uint32_t i = thread; i < range.count; i += kBlockThreads) {
+      const DeviceTable& table = args.tables.tables[range.first + i];
+      const uint32_t base = kStaged ? range.first_cell : 0;
+      StagedList list{};
+      list.table = table.own;
+      if (table.limit != 0) {
+        list.table = table.values;
+        list.head.cells = (table.runs.cells - base) | table.runs.shift() << 24;
+        list.head.packed = (table.bounds - range.first_bound) | uint32_t{table.limit} << 20 |
+                           uint32_t{table.near} << 29;
+      }
+      list.table.cells -= base;
+      staged.lists[shared.lists.ranks[i]] = list;
+    }
+    for (uint32_t i = thread; i < range.bounds; i += kBlockThreads) {
+      staged.bounds[i] = args.tables.bounds[range.first_bound + i];
+    }
+    if (kStaged) {
+      for (uint32_t i = thread; i < range.cells; i += kAtOnce * kBlockThreads) {
+        Cell cells[kAtOnce];
+        MLIC_UNROLL
+        for (uint32_t k = 0; k < kAtOnce; ++k) {
+          const uint32_t at = range.first_cell + lesser(i + k * kBlockThreads, range.cells - 1);
+          cells[k] = load_whole(args.tables.cells + at);
+        }
+        MLIC_UNROLL
+        for (uint32_t k = 0; k < kAtOnce; ++k) {
+          const uint32_t at = i + k * kBlockThreads;
+          if (at < range.cells) staged.cells[at] = cells[k];
+        }
+      }
+    }
+    if (thread != 0) return;
+    shared.failure = kNoFailure;
+    shared.has_escapes = shared.bad_end = 0;
+  });
+}
+
+// The ends of the lists, and the bytes of all places: zero, or ranks.
+template <class Block>
+MLIC_DEVICE void fill_bytes(Block& block, const Lists& lists, const StagedTables& staged,
+                            uint32_t count, uint32_t size, uint32_t* marks) {
+  const uint32_t words = (size + 3) / 4;
+  const uint32_t own = (words + kBlockThreads - 1) / kBlockThreads;
+  block.each([&](uint32_t thread) {
+    for (uint32_t i = thread; i < count; i += kBlockThreads) {
+      staged.lists[i].head.end = lists.ends[i];
+    }
+    for (uint32_t i = thread; i < (size + 31) / 32; i += kBlockThreads) marks[i] = 0;
+    const uint32_t end = lesser((thread + 1) * own, words);
+    auto* bytes = reinterpret_cast<uint32_t*>(staged.bytes);
+    const uint32_t zeros = lists.runs_end() / 4;  // words that no plain symbol touches
+    for (uint32_t i = thread * own; i < lesser(end, zeros); ++i) bytes[i] = 0;
+    if (end <= zeros) return;
+    const uint32_t begin = thread * own < zeros ? zeros : thread * own;
+    uint32_t rank = 0, above = count;  // the list of the first place, by halves
+    while (above - rank > 1) {
+      const uint32_t middle = (rank + above) / 2;
+      if (4 * begin >= lists.ends[middle - 1]) {
+        rank = middle;
+      } else {
+        above = middle;
+      }
+    }
+    for (uint32_t i = begin; i < end; ++i) {
+      uint32_t word = 0;
+      MLIC_UNROLL
+      for (uint32_t k = 0; k < 4; ++k) {
+        while (rank + 1 < count && 4 * i + k >= lists.ends[rank]) ++rank;
+        if (rank >= lists.runs) word |= lesser(rank, kFarRank) << 8 * k;
+      }
+      bytes[i] = word;
+    }
+  });
+}
+
+template <bool kStaged, class Block>
+MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, StagedTables staged,
                              const DecodeArgs& args) {
   const uint32_t image = block.column();
   const uint32_t size = args.shape.size();
@@ -639,38 +756,16 @@ MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, const StagedTab
   int32_t* symbols = args.symbols + static_cast<size_t>(image) * size;
   const uint8_t* indexes =
       args.indexes == nullptr ? nullptr : args.indexes + static_cast<size_t>(image) * size;
-  uint32_t* scratch =
-      args.scratch + static_cast<size_t>(image) * kDecoderScratch * args.scratch_stride;
-  uint32_t* values = scratch + kValues * size_t{args.scratch_stride};
-  uint32_t* places = scratch + kPlaces * size_t{args.scratch_stride};
-  uint32_t* marks = scratch + kMarks * size_t{args.scratch_stride};
-  block.each([&](uint32_t thread) {
-    for (uint32_t i = thread; i < size; i += kBlockThreads) values[i] = 0;
-    for (uint32_t i = thread; i < (size + 31) / 32; i += kBlockThreads) marks[i] = 0;
-    for (uint32_t i = thread; i < args.range.count; i += kBlockThreads) {
-      DeviceTable table = args.tables.tables[args.range.first + i];
-      table.bounds -= args.range.first_bound;
-      if (kStaged) {
-        table.own.cells -= args.range.first_cell;
-        table.runs.cells -= args.range.first_cell;
-        table.values.cells -= args.range.first_cell;
-      }
-      staged.tables[i] = table;
-    }
-    for (uint32_t i = thread; i < args.range.bounds; i += kBlockThreads) {
-      staged.bounds[i] = args.tables.bounds[args.range.first_bound + i];
-    }
-    for (uint32_t i = thread; kStaged && i < args.range.cells; i += kBlockThreads) {
-      staged.cells[i] = args.tables.cells[args.range.first_cell + i];
-    }
-    if (thread != 0) return;
-    shared.failure = kNoFailure;
-    shared.has_escapes = shared.bad_end = 0;
-  });
-  find_lists(block, shared.lists, staged.tables, args.range, args.shape, indexes);
+  const auto scratch = [&](Scratch array) {
+    const size_t number = static_cast<size_t>(image) * kDecoderScratch + array;
+    return args.scratch + number * args.scratch_stride;
+  };
+  if (staged.bytes == nullptr) staged.bytes = reinterpret_cast<int8_t*>(scratch(kBytes));
+  stage<kStaged>(block, shared, staged, args);
+  block.await_launch_before();
+  find_lists(block, shared.lists, args.range, args.shape, indexes, scratch(kWithin));
   if (state.error == 0 && shared.lists.bad_index == 0) {
-    const auto put = [&](uint32_t place, uint32_t i) { places[i] = place; };
-    place_symbols(block, shared.lists, args.range, args.shape, indexes, put);
+    fill_bytes(block, shared.lists, staged, args.range.count, size, scratch(kMarks));
     // One piece of code for both parts, as it is large.
     uint32_t begin = 0;
     MLIC_NO_UNROLL
@@ -689,17 +784,36 @@ MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, const StagedTab
   }
   const bool bad_index = shared.lists.bad_index != 0;
   // A damaged payload, now or before, gives zeros.
-  const bool sound = state.error == 0 && !bad_index;
-  block.each([&](uint32_t thread) {
-    for (uint32_t i = thread; i < size; i += kBlockThreads) {
-      symbols[i] = sound ? static_cast<int32_t>(values[places[i]]) : 0;
-    }
-  });
-  block.each([&](uint32_t thread) {
-    if (thread == 0 && bad_index && state.error == 0) {
-      state.error = static_cast<uint32_t>(Error::kIndex);
-    }
-  });
+  if (state.error != 0 || bad_index) {
+    block.each([&](uint32_t thread) {
+      for (uint32_t i = thread; i < size; i += kBlockThreads) symbols[i] = 0;
+    });
+    block.each([&](uint32_t thread) {
+      if (thread == 0 && state.error == 0) state.error = static_cast<uint32_t>(Error::kIndex);
+    });
+    return;
+  }
+  each_place(block, shared.lists, args.shape, indexes, scratch(kWithin),
+             [&](uint32_t i, const uint32_t* places, uint32_t rows) {
+               int32_t found[kAtOnce];
+               int32_t* to = symbols + i;
+               bool some_are_far = false;
+               MLIC_UNROLL
+               for (uint32_t row = 0; row < kAtOnce; ++row) found[row] = staged.bytes[places[row]];
+               MLIC_UNROLL
+               for (uint32_t row = 0; row < kAtOnce; ++row) some_are_far |= found[row] == kFar;
+               if (some_are_far) {
+                 MLIC_UNROLL
+                 for (uint32_t row = 0; row < kAtOnce; ++row) {
+                   if (found[row] != kFar) continue;
+                   found[row] = static_cast<int32_t>(scratch(kValues)[places[row]]);
+                 }
+               }
+               MLIC_UNROLL
+               for (uint32_t row = 0; row < kAtOnce; ++row) {
+                 if (row < rows) to[row * kWarpLanes] = found[row];
+               }
+             });
 }
 
 // ---- End ----
@@ -713,6 +827,7 @@ MLIC_DEVICE void finish(Block& block, FinishShared& shared, const FinishArgs& ar
   const uint32_t image = block.column();
   const DecoderState& state = args.states[image];
   const uint16_t* words = args.words + static_cast<size_t>(image) * args.words_stride;
+  block.await_launch_before();
   block.each([&](uint32_t thread) {
     if (thread == 0) shared.bad_end = 0;
   });

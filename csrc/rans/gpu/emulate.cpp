@@ -38,15 +38,19 @@ void run_begin(const BeginArgs& args, uint32_t batch, Target) {
 
 void run_decode(const DecodeArgs& args, uint32_t batch, Target) {
   const TableRange& range = args.range;
-  const bool fits = staged_bytes(range) + range.cells * sizeof(Cell) <= kStagedLimit;
+  const size_t bytes = value_bytes(args.shape.size());
+  const bool fits = staged_bytes(range) + cell_bytes(range) <= kStagedLimit;
+  const bool all_fit = fits && staged_bytes(range) + cell_bytes(range) + bytes <= kStagedLimit;
   run<DecodeShared>(batch, 1, [&](HostBlock& block, DecodeShared& shared) {
-    std::vector<DeviceTable> tables(range.count);
-    std::vector<uint32_t> bounds(range.bounds);
+    std::vector<StagedList> lists(range.count);
+    std::vector<uint32_t> bounds(range.bounds), values(all_fit ? bytes / sizeof(uint32_t) : 0);
     std::vector<Cell> cells(fits ? range.cells : 0);
+    auto* value_bytes = all_fit ? reinterpret_cast<int8_t*>(values.data()) : nullptr;
     if (fits) {
-      decode_pass<true>(block, shared, {tables.data(), bounds.data(), cells.data()}, args);
+      decode_pass<true>(block, shared, {lists.data(), bounds.data(), cells.data(), value_bytes},
+                        args);
     } else {
-      decode_pass<false>(block, shared, {tables.data(), bounds.data(), nullptr}, args);
+      decode_pass<false>(block, shared, {lists.data(), bounds.data(), nullptr, nullptr}, args);
     }
   });
 }
@@ -56,10 +60,14 @@ void run_finish(const FinishArgs& args, uint32_t batch, Target) {
                     [&](HostBlock& block, FinishShared& shared) { finish(block, shared, args); });
 }
 
-void run_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target) {
-  run<PrepareShared>(batch, passes.count, [&](HostBlock& block, PrepareShared& shared) {
-    prepare(block, shared, args, passes);
+void run_prepare(const EncodeArgs& args, const EncodePass& pass, uint32_t number, uint32_t batch,
+                 Target) {
+  run<PrepareShared>(batch, 1, [&](HostBlock& block, PrepareShared& shared) {
+    prepare(block, shared, args, pass, number);
   });
+}
+
+void run_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target) {
   run<CollectShared>(batch, passes.count, [&](HostBlock& block, CollectShared& shared) {
     collect(block, shared, args, passes);
   });
@@ -70,6 +78,6 @@ void run_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, 
 
 }  // namespace
 
-const Launchers kHostLaunchers = {run_begin, run_decode, run_finish, run_encode};
+const Launchers kHostLaunchers = {run_begin, run_decode, run_finish, run_prepare, run_encode};
 
 }  // namespace mlic::rans::device

@@ -1,7 +1,7 @@
-// The encoder's kernels: prepare, a block for each pass and image, sorts symbols; collect,
-// likewise, finds what each lane codes of the runs of zeros, once the number of lanes is known;
-// write, a block an image, codes all passes backwards and lays out the payload. The bytes are those
-// of the C++ encoder.
+// The encoder's kernels: prepare, a block an image for each pass as it comes, sorts symbols;
+// collect, likewise, finds what each lane codes of the runs of zeros, once the number of lanes is
+// known; write, a block an image, codes all passes backwards and lays out the payload. The bytes
+// are those of the C++ encoder.
 #pragma once
 
 #include "rans/gpu/layout.h"
@@ -37,53 +37,102 @@ struct PrepareShared {
   Lists lists;
   uint64_t costs[kMaxChannels];
   uint64_t cost;
+  uint32_t has_escapes;
+  uint32_t escapes;
 };
 
 template <class Block>
 MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& args,
-                         const PassList& list) {
-  const uint32_t image = block.column(), size = list.passes[block.row()].shape.size();
-  const EncodePass& pass = list.passes[block.row()];
+                         const EncodePass& pass, uint32_t number) {
+  const uint32_t image = block.column(), size = pass.shape.size();
   const size_t begin = static_cast<size_t>(image) * size;
   const int32_t* symbols = pass.symbols + begin;
   const uint8_t* indexes = pass.indexes == nullptr ? nullptr : pass.indexes + begin;
-  int32_t* sorted = args.sorted + image * args.symbols_stride + pass.symbols_before;
+  const size_t first = image * args.symbols_stride + pass.symbols_before;
+  int32_t* sorted = args.sorted + first;
+  uint32_t* entries = args.entries + first;
+  uint32_t* within = entries;  // which are not there yet, and nor are the events
+  uint32_t* marks = args.events + image * args.events_stride + pass.events_before;
   const DeviceTable* tables = args.tables.tables + pass.range.first;
-  PassInfo& info = args.infos[image * kMaxPasses + block.row()];
+  PassInfo& info = args.infos[image * kMaxPasses + number];
+  rank_tables(block, shared.lists, tables, pass.range);
   block.each([&](uint32_t thread) {
-    if (thread == 0) shared.cost = 0;
+    for (uint32_t i = thread; i < pass.range.count; i += kBlockThreads) shared.costs[i] = 0;
+    if (thread == 0) shared.cost = shared.has_escapes = shared.escapes = 0;
   });
-  find_lists(block, shared.lists, tables, pass.range, pass.shape, indexes);
+  block.await_launch_before();
+  find_lists(block, shared.lists, pass.range, pass.shape, indexes, within);
   const bool bad = shared.lists.bad_index != 0;
   if (!bad) {
-    place_symbols(block, shared.lists, pass.range, pass.shape, indexes,
-                  [&](uint32_t place, uint32_t i) { sorted[place] = symbols[i]; });
+    each_place(block, shared.lists, pass.shape, indexes, within,
+               [&](uint32_t i, const uint32_t* places, uint32_t rows) {
+                 int32_t own[kAtOnce];
+                 MLIC_UNROLL
+                 for (uint32_t row = 0; row < kAtOnce; ++row) {
+                   own[row] = symbols[i + (row < rows ? row * kWarpLanes : 0)];
+                 }
+                 MLIC_UNROLL
+                 for (uint32_t row = 0; row < kAtOnce; ++row) {
+                   if (row < rows) sorted[places[row]] = own[row];
+                 }
+               });
     block.each([&](uint32_t thread) {
-      for (uint32_t i = thread; i < pass.range.count; i += kBlockThreads) shared.costs[i] = 0;
+      for (uint32_t i = thread; i < (size + 31) / 32; i += kBlockThreads) marks[i] = 0;
     });
     // Each thread sums up until the list ends.
+    constexpr uint32_t kCostsAtOnce = 4;  // more would spill registers on some GPUs
     block.each([&](uint32_t thread) {
-      const uint32_t own = (size + kBlockThreads - 1) / kBlockThreads * kWarpLanes;
-      const uint32_t end = lesser((thread / kWarpLanes + 1) * own, size);
+      const Share share = share_of(thread / kWarpLanes, size);
       uint32_t rank = 0;
       uint64_t cost = 0;
-      for (uint32_t place = thread / kWarpLanes * own + thread % kWarpLanes; place < end;
-           place += kWarpLanes) {
-        if (place >= shared.lists.ends[rank]) {
-          atomic_add(shared.costs[rank], cost);
-          cost = 0;
-          while (place >= shared.lists.ends[rank]) ++rank;
+      for (uint32_t place = share.begin + thread % kWarpLanes; place < share.end;
+           place += kCostsAtOnce * kWarpLanes) {
+        int32_t own[kCostsAtOnce];
+        uint32_t ranks[kCostsAtOnce], numbers[kCostsAtOnce], costs[kCostsAtOnce];
+        MLIC_UNROLL
+        for (uint32_t row = 0; row < kCostsAtOnce; ++row) {
+          const uint32_t at = lesser(place + row * kWarpLanes, share.end - 1);
+          own[row] = sorted[at];
+          ranks[row] = row == 0 ? rank : ranks[row - 1];
+          while (at >= shared.lists.ends[ranks[row]]) ++ranks[row];
         }
-        const CellTable& table = tables[shared.lists.tables[rank]].own;
-        const uint32_t number = number_of(table, sorted[place]);
-        cost += args.tables.encoder_entries[table.first + number].cost();
-        if (number == table.escape()) {
-          const uint64_t u = escape_of(table.minimum, table.beyond(), sorted[place]);
-          cost += uint64_t{kBit} * kDigitBits * count_digits(u);
+        MLIC_UNROLL
+        for (uint32_t row = 0; row < kCostsAtOnce; ++row) {
+          const CellTable& table = tables[shared.lists.tables[ranks[row]]].own;
+          numbers[row] = number_of(table, own[row]);
+          costs[row] = args.tables.encoder_entries[table.first + numbers[row]].cost();
+        }
+        MLIC_UNROLL
+        for (uint32_t row = 0; row < kCostsAtOnce; ++row) {
+          const uint32_t at = place + row * kWarpLanes;
+          if (at >= share.end) continue;
+          if (ranks[row] != rank) {
+            atomic_add(shared.costs[rank], cost);
+            cost = 0;
+            rank = ranks[row];
+          }
+          const DeviceTable& table = tables[shared.lists.tables[rank]];
+          cost += costs[row];
+          if (numbers[row] == table.own.escape()) {
+            const uint64_t u = escape_of(table.own.minimum, table.own.beyond(), own[row]);
+            cost += uint64_t{kBit} * kDigitBits * count_digits(u);
+          }
+          entries[at] = table.own.first + numbers[row];
+          if (is_escaped(table, own[row])) {
+            atomic_or(marks[at / 32], 1u << at % 32);
+            atomic_or(shared.has_escapes, 1);
+          }
         }
       }
       atomic_add(shared.costs[rank], cost);
     });
+    if (shared.has_escapes != 0) {
+      const uint32_t count =
+          collect_marked(block, shared.lists.scan, marks, 0, size, args.escapes + first);
+      block.each([&](uint32_t thread) {
+        if (thread == 0) shared.escapes = count;
+      });
+    }
   }
   block.each([&](uint32_t thread) {
     for (uint32_t i = thread; i < pass.range.count; i += kBlockThreads) {
@@ -98,6 +147,7 @@ MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& 
     info.cost = shared.cost;
     info.error = static_cast<uint32_t>(bad ? Error::kIndex : Error::kNone);
     info.runs_end = bad ? 0 : shared.lists.runs_end();
+    info.escapes = shared.escapes;
   });
 }
 
@@ -111,36 +161,51 @@ struct Plan {
   uint32_t tail_place;
 };
 
-// For one thread.
-MLIC_DEVICE Plan make_plan(const EncodeArgs& args, const PassList& list, uint32_t image) {
-  Plan plan{0, args.lanes, 0, 0};
-  uint64_t cost = 0;
-  for (uint32_t p = 0; p < list.count; ++p) {
-    const PassInfo& info = info_of(args, image, p);
-    plan.error |= info.error;
-    cost += info.cost;
-  }
-  if (plan.lanes == 0) plan.lanes = choose_lanes(cost / (8 * kBit));
-  if (tail_of(plan.lanes) == plan.lanes) return plan;
-  uint64_t missing = uint64_t{kBit} * kWordBits * plan.lanes;
-  for (uint32_t p = list.count; p-- > 0;) {
-    const PassInfo& info = info_of(args, image, p);
-    if (info.cost < missing) {
-      missing -= info.cost;
-      continue;
+// What a plan is made from, loaded by many threads.
+struct PlanShared {
+  Plan plan;
+  uint32_t errors[kMaxPasses];
+  uint64_t costs[kMaxPasses];
+};
+
+template <class Block>
+MLIC_DEVICE void make_plan(Block& block, PlanShared& shared, const EncodeArgs& args,
+                           const PassList& list, uint32_t image) {
+  block.each([&](uint32_t thread) {
+    if (thread >= list.count) return;
+    const PassInfo& info = info_of(args, image, thread);
+    shared.errors[thread] = info.error;
+    shared.costs[thread] = info.cost;
+  });
+  block.each([&](uint32_t thread) {
+    if (thread != 0) return;
+    Plan& plan = shared.plan = {0, args.lanes, 0, 0};
+    uint64_t cost = 0;
+    for (uint32_t p = 0; p < list.count; ++p) {
+      plan.error |= shared.errors[p];
+      cost += shared.costs[p];
     }
-    for (uint32_t i = list.passes[p].range.count; i-- > 0;) {
-      const uint32_t symbols = info.ends[i] - (i == 0 ? 0 : info.ends[i - 1]);
-      if (info.costs[i] >= missing) {
-        const uint64_t some = (missing * symbols + info.costs[i] - 1) / info.costs[i];
-        plan.tail_pass = p;
-        plan.tail_place = info.ends[i] - static_cast<uint32_t>(some);
-        return plan;
+    if (plan.lanes == 0) plan.lanes = choose_lanes(cost / (8 * kBit));
+    if (tail_of(plan.lanes) == plan.lanes) return;
+    uint64_t missing = uint64_t{kBit} * kWordBits * plan.lanes;
+    for (uint32_t p = list.count; p-- > 0;) {
+      if (shared.costs[p] < missing) {
+        missing -= shared.costs[p];
+        continue;
       }
-      missing -= info.costs[i];
+      const PassInfo& info = info_of(args, image, p);
+      for (uint32_t i = list.passes[p].range.count; i-- > 0;) {
+        const uint32_t symbols = info.ends[i] - (i == 0 ? 0 : info.ends[i - 1]);
+        if (info.costs[i] >= missing) {
+          const uint64_t some = (missing * symbols + info.costs[i] - 1) / info.costs[i];
+          plan.tail_pass = p;
+          plan.tail_place = info.ends[i] - static_cast<uint32_t>(some);
+          return;
+        }
+        missing -= info.costs[i];
+      }
     }
-  }
-  return plan;
+  });
 }
 
 // A part of a pass, and the lanes that it is coded on.
@@ -167,12 +232,152 @@ MLIC_DEVICE uint32_t* events_of(const EncodeArgs& args, uint32_t image, const En
          events_before(part.begin, number);
 }
 
+constexpr uint32_t kNoEntry = ~0u;
+
 struct CollectShared {
-  Plan plan;
+  PlanShared plan;
   Scan scan;
   uint32_t ends[kMaxChannels];
   uint16_t tables[kMaxChannels];
+  uint32_t trailing[kBlockThreads];  // zeros at the end of a stretch
+  uint32_t all_zero[kBlockThreads];  // and it has nothing else, nor does a list begin in it
+  uint32_t counts[kBlockThreads];    // events of a stretch
+  uint32_t below;                    // escapes before the tail
 };
+
+// Consecutive symbols of a lane of a part, by their numbers among the lane's.
+struct Stretch {
+  uint32_t begin;
+  uint32_t end;
+};
+
+// Goes over a stretch of a lane, of whose first run some zeros came before, and calls put for each
+// event that ends in it.
+template <class Put>
+MLIC_DEVICE void walk_stretch(const CollectShared& shared, const DeviceTable* tables,
+                              const int32_t* sorted, const Part& runs, uint32_t lane,
+                              Stretch stretch, uint32_t zeros, Put&& put) {
+  uint32_t place = runs.begin + lane + stretch.begin * runs.lanes;
+  const uint32_t stop = lesser(runs.begin + lane + stretch.end * runs.lanes, runs.end);
+  uint32_t rank = 0;
+  while (place < stop) {
+    while (place >= shared.ends[rank]) ++rank;
+    const DeviceTable& table = tables[shared.tables[rank]];
+    const Classes classes = table.classes();
+    const uint32_t list_end = lesser(shared.ends[rank], runs.end);
+    const uint32_t limit = table.limit, runs_first = table.runs.first;
+    zeros %= limit;
+    const auto code = [&](int32_t symbol) {
+      if (symbol == 0) {
+        if (++zeros < limit) return;
+        put(runs_first + classes.count() * zeros);
+        zeros = 0;
+        return;
+      }
+      const uint32_t kind = classes.of(symbol);
+      put(runs_first + classes.count() * zeros + kind);
+      zeros = 0;
+      if (kind != classes.last()) return;
+      put(table.values.first + (is_escaped(table, symbol)
+                                    ? table.values.escape()
+                                    : number_of(table.values, classes.close_gap(symbol))));
+    };
+    const uint32_t end = lesser(list_end, stop);
+    while (place < end) {
+      int32_t ahead[kAtOnce];
+      MLIC_UNROLL
+      for (uint32_t i = 0; i < kAtOnce; ++i) {
+        const uint32_t at = place + i * runs.lanes;
+        ahead[i] = at < end ? sorted[at] : 0;
+      }
+      MLIC_UNROLL
+      for (uint32_t i = 0; i < kAtOnce; ++i) {
+        if (place >= end) break;
+        code(ahead[i]);
+        place += runs.lanes;
+      }
+    }
+    if (place < list_end) continue;
+    if (zeros > 0) put(table.tails + zeros);
+    zeros = 0;
+  }
+}
+
+// The events of the runs of a part: [steps, lanes], kNoEntry for lanes that have fewer than others
+// of their group. Each lane is shared out among threads, in stretches.
+template <class Block>
+MLIC_DEVICE void collect_events(Block& block, CollectShared& shared, const DeviceTable* tables,
+                                const int32_t* sorted, const Part& runs, uint32_t* events,
+                                uint32_t* steps) {
+  using Warp = typename Block::Warp;
+  const uint32_t lanes = runs.lanes, stretches = kBlockThreads / lanes;
+  const uint32_t longest = (runs.end - runs.begin + lanes - 1) / lanes;
+  const uint32_t own = (longest + stretches - 1) / stretches;
+  // Threads of one lane follow one another by its stretches.
+  const auto stretch_of = [&](uint32_t thread) {
+    const uint32_t begin = thread / lanes * own;
+    return Stretch{begin, begin + own};
+  };
+  // How many zeros there are at the end of a stretch, from its end on.
+  block.each([&](uint32_t thread) {
+    const Stretch stretch = stretch_of(thread);
+    const uint32_t lane = thread % lanes, first = runs.begin + lane;
+    uint32_t count = 0, rank = 0;
+    bool broken = false;
+    const uint32_t last = first + (stretch.end - 1) * lanes;
+    if (last < runs.end) {  // else the lane ends in it
+      while (last >= shared.ends[rank]) ++rank;
+      const uint32_t list_begin = rank == 0 ? 0 : shared.ends[rank - 1];
+      broken = last + lanes >= shared.ends[rank];  // a list ends with it
+      for (uint32_t i = stretch.end; i > stretch.begin && !broken; --i) {
+        const uint32_t place = first + (i - 1) * lanes;
+        broken = place < list_begin || sorted[place] != 0;
+        count += broken ? 0 : 1;
+      }
+    }
+    shared.trailing[thread] = count;
+    shared.all_zero[thread] = !broken;
+  });
+  const auto zeros_before = [&](uint32_t thread) {
+    uint32_t zeros = 0;
+    for (uint32_t i = thread; i >= lanes;) {
+      i -= lanes;
+      zeros += shared.trailing[i];
+      if (shared.all_zero[i] == 0) break;
+    }
+    return zeros;
+  };
+  block.each([&](uint32_t thread) {
+    uint32_t count = 0;
+    walk_stretch(shared, tables, sorted, runs, thread % lanes, stretch_of(thread),
+                 zeros_before(thread), [&](uint32_t) { ++count; });
+    shared.counts[thread] = count;
+  });
+  block.each([&](uint32_t thread) {
+    const uint32_t lane = thread % lanes;
+    uint32_t next = 0;
+    for (uint32_t i = lane; i < thread; i += lanes) next += shared.counts[i];
+    walk_stretch(shared, tables, sorted, runs, lane, stretch_of(thread), zeros_before(thread),
+                 [&](uint32_t entry) { events[next++ * lanes + lane] = entry; });
+    if (thread >= kBlockThreads - lanes) shared.scan.values[lane] = next;
+  });
+  block.each_warp([&](Warp& warp) {
+    const uint32_t width = lesser(lanes, kGroupLanes);
+    if (warp.index() * width >= lanes) return;
+    typename Warp::template Lanes<uint32_t> counts;
+    warp.each([&](uint32_t lane) {
+      counts[lane] = lane < width ? shared.scan.values[warp.index() * width + lane] : 0;
+    });
+    const uint32_t most = warp.greatest(counts);
+    warp.each([&](uint32_t lane) {
+      if (lane >= width) return;
+      for (uint32_t step = counts[lane]; step < most; ++step) {
+        events[step * lanes + warp.index() * width + lane] = kNoEntry;
+      }
+      if (lane == 0) steps[warp.index()] = most;
+    });
+  });
+}
 
 template <class Block>
 MLIC_DEVICE void collect(Block& block, CollectShared& shared, const EncodeArgs& args,
@@ -181,99 +386,37 @@ MLIC_DEVICE void collect(Block& block, CollectShared& shared, const EncodeArgs& 
   const EncodePass& pass = list.passes[p];
   const DeviceTable* tables = args.tables.tables + pass.range.first;
   const int32_t* sorted = args.sorted + image * args.symbols_stride + pass.symbols_before;
-  uint32_t* entries = args.entries + image * args.symbols_stride + pass.symbols_before;
-  uint32_t* escapes = args.escapes + image * args.symbols_stride + pass.symbols_before;
+  const uint32_t* escapes = args.escapes + image * args.symbols_stride + pass.symbols_before;
   PassInfo& info = args.infos[image * kMaxPasses + p];
+  block.await_launch_before();
+  make_plan(block, shared.plan, args, list, image);
+  if (shared.plan.plan.error != 0) return;
+  const uint32_t size = pass.shape.size();
+  const uint32_t cut = part_of(shared.plan.plan, p, size, 0).end;
   block.each([&](uint32_t thread) {
-    if (thread == 0) shared.plan = make_plan(args, list, image);
     for (uint32_t i = thread; i < pass.range.count; i += kBlockThreads) {
       shared.ends[i] = info.ends[i];
       shared.tables[i] = info.tables[i];
     }
+    if (thread == 0) shared.below = 0;
   });
-  if (shared.plan.error != 0) return;
   block.each([&](uint32_t thread) {
-    uint32_t rank = 0;
-    for (uint32_t place = info.runs_end + thread; place < pass.shape.size();
-         place += kBlockThreads) {
-      while (place >= shared.ends[rank]) ++rank;
-      const CellTable& table = tables[shared.tables[rank]].own;
-      entries[place] = table.first + number_of(table, sorted[place]);
-    }
+    uint32_t below = 0;
+    for (uint32_t i = thread; i < info.escapes; i += kBlockThreads) below += escapes[i] < cut;
+    if (below > 0) atomic_add(shared.below, below);
   });
   MLIC_NO_UNROLL
   for (uint32_t number = 0; number < kParts; ++number) {
-    const Part part = part_of(shared.plan, p, pass.shape.size(), number);
+    const Part part = part_of(shared.plan.plan, p, size, number);
     const Part runs = runs_of(part, info.runs_end);
-    uint32_t* events = events_of(args, image, pass, part, number);
-    block.each([&](uint32_t thread) {
-      if (thread >= part.lanes) return;
-      uint32_t count = 0, rank = 0, place = runs.begin + thread;
-      const auto put = [&](uint32_t entry) { events[count++ * part.lanes + thread] = entry; };
-      while (place < runs.end) {
-        while (place >= shared.ends[rank]) ++rank;
-        const DeviceTable& table = tables[shared.tables[rank]];
-        const Classes classes = table.classes();
-        const uint32_t end = lesser(shared.ends[rank], runs.end);
-        uint32_t zeros = 0;
-        const auto code = [&](int32_t symbol) {
-          if (symbol == 0) {
-            if (++zeros < table.limit) return;
-            put(table.runs.first + classes.count() * zeros);
-            zeros = 0;
-            return;
-          }
-          const uint32_t kind = classes.of(symbol);
-          put(table.runs.first + classes.count() * zeros + kind);
-          zeros = 0;
-          if (kind != classes.last()) return;
-          put(table.values.first + (is_escaped(table, symbol)
-                                        ? table.values.escape()
-                                        : number_of(table.values, classes.close_gap(symbol))));
-        };
-        // Symbols are loaded some at a time, so that memory is waited for once.
-        constexpr uint32_t kAtOnce = 16;
-        while (place < end) {
-          int32_t ahead[kAtOnce];
-          MLIC_UNROLL
-          for (uint32_t i = 0; i < kAtOnce; ++i) {
-            const uint32_t at = place + i * part.lanes;
-            ahead[i] = at < end ? sorted[at] : 0;
-          }
-          MLIC_UNROLL
-          for (uint32_t i = 0; i < kAtOnce; ++i) {
-            if (place < end) {
-              code(ahead[i]);
-              place += part.lanes;
-            }
-          }
-        }
-        if (zeros > 0) put(table.tails + zeros);
-      }
-      info.events[number][thread] = count;
-    });
-    // Escapes, in the order of their places.
-    const uint32_t own = (part.end - part.begin + kBlockThreads - 1) / kBlockThreads;
-    const auto each_escape = [&](uint32_t thread, auto&& use) {
-      uint32_t rank = 0;
-      const uint32_t first = part.begin + thread * own;
-      for (uint32_t place = first; place < lesser(first + own, part.end); ++place) {
-        while (place >= shared.ends[rank]) ++rank;
-        if (is_escaped(tables[shared.tables[rank]], sorted[place])) use(place);
-      }
-    };
-    block.each([&](uint32_t thread) {
-      uint32_t count = 0;
-      each_escape(thread, [&](uint32_t) { ++count; });
-      shared.scan.values[thread] = count;
-    });
-    sum_up(block, shared.scan);
-    block.each([&](uint32_t thread) {
-      if (thread == 0) info.escapes[number] = shared.scan.total;
-      uint32_t next = part.begin + shared.scan.before(thread);
-      each_escape(thread, [&](uint32_t place) { escapes[next++] = place; });
-    });
+    collect_events(block, shared, tables, sorted, runs, events_of(args, image, pass, part, number),
+                   info.steps[number]);
   }
+  block.each([&](uint32_t thread) {
+    if (thread != 0) return;
+    info.parts[0] = shared.below;
+    info.parts[1] = info.escapes - shared.below;
+  });
 }
 
 // ---- Write ----
@@ -299,7 +442,10 @@ struct WriteShared {
   uint32_t states[kMaxLanes];
   uint32_t words[kMaxGroups];      // how many
   uint32_t last_page[kMaxGroups];  // its words come first
-  Plan plan;
+  PlanShared plan;
+  uint32_t runs_ends[kMaxPasses];  // of each pass, as in its PassInfo
+  uint32_t escapes[kMaxPasses][kParts];
+  uint32_t steps[kMaxPasses][kParts][kMaxGroups];
   uint32_t until_tail;  // symbols
   Scan bits;            // of the states
   uint32_t packed_states[kMaxLanes];
@@ -327,16 +473,15 @@ class WordWriter {
 
   // Takes the low words of some lanes, so that they come out in increasing order. False: no room.
   MLIC_DEVICE bool put(uint32_t sheds, Lanes& x) {
-    if (sheds == 0) return true;
     const uint32_t count = count_bits(sheds);
     if (front_ < count && !turn_page()) return false;
     front_ -= count;
     total_ += count;
-    uint16_t* words = page_->words + front_;
     warp_.each([&](uint32_t lane) {
-      if (!has_bit(sheds, lane)) return;
-      words[rank_in(sheds, lane)] = static_cast<uint16_t>(x[lane]);
-      x[lane] >>= 16;
+      const bool is_shed = has_bit(sheds, lane);
+      const auto word = static_cast<uint16_t>(x[lane]);
+      x[lane] >>= is_shed ? 16 : 0;
+      if (is_shed) page_->words[front_ + rank_in(sheds, lane)] = word;
     });
     return true;
   }
@@ -433,123 +578,164 @@ MLIC_DEVICE bool put_digits(Warp& warp, WordWriter<Warp>& writer, uint32_t escap
   return true;
 }
 
-constexpr uint32_t kNoEntry = ~0u;
+// Steps of a group in the parts of a number of some passes, the last first. Of a pass there are two
+// sections: plain symbols, then events of runs, each [steps, lanes].
+template <class Warp>
+class StepReader {
+ public:
+  using Lanes = typename Warp::template Lanes<uint32_t>;
 
-// Codes entries in steps, the last first. entry_at(step, lane) is asked for each step in that
-// order, and beyond the first; kNoEntry is none. As in decoding, only the states are a chain:
-// entries are loaded ahead by two steps, their numbers by four; by one and two where the compiler
-// would spill registers: on all GPUs but those of data centres since Hopper.
-template <class Warp, class EntryAt>
+  MLIC_DEVICE StepReader(Warp& warp, const WriteShared& shared, const EncodeArgs& args,
+                         const PassList& list, uint32_t image, uint32_t number)
+      : warp_(warp), shared_(shared), args_(args), list_(list), image_(image), number_(number) {
+    lanes_ = part_of(shared.plan.plan, 0, 0, number).lanes;
+    width_ = lesser(lanes_, kGroupLanes);
+  }
+
+  // The passes from first to last - 1. Returns how many steps they have.
+  MLIC_DEVICE uint32_t open(uint32_t first, uint32_t last) {
+    uint32_t steps = 0;
+    first_ = 2 * first;
+    for (section_ = 2 * last; section_ > first_;) {
+      open_section();
+      steps += left_;
+    }
+    section_ = 2 * last;
+    left_ = 0;
+    return steps;
+  }
+
+  // The entry of each lane in the next step; kNoEntry if it has none, or there is no step.
+  MLIC_DEVICE void read(Lanes& entries) {
+    if (left_ == 0) {
+      while (left_ == 0 && section_ > first_) open_section();
+      if (left_ == 0) count_ = 0;
+    }
+    warp_.each([&](uint32_t lane) { entries[lane] = lane < count_ ? from_[lane] : kNoEntry; });
+    if (left_ == 0) return;
+    --left_;
+    from_ -= lanes_;
+    count_ = width_;
+  }
+
+ private:
+  // The section before the last that was opened.
+  MLIC_DEVICE void open_section() {
+    const uint32_t p = --section_ / 2;
+    const EncodePass& pass = list_.passes[p];
+    const Part part = part_of(shared_.plan.plan, p, pass.shape.size(), number_);
+    const Part runs = runs_of(part, shared_.runs_ends[p]);
+    const uint32_t first = warp_.index() * width_;
+    count_ = width_;
+    if (section_ % 2 == 0) {
+      left_ = shared_.steps[p][number_][warp_.index()];
+      from_ = events_of(args_, image_, pass, part, number_);
+    } else {
+      const uint32_t symbols = part.end - runs.end;
+      left_ = symbols <= first ? 0 : (symbols - first + lanes_ - 1) / lanes_;
+      from_ = args_.entries + image_ * args_.symbols_stride + pass.symbols_before + runs.end;
+      if (left_ > 0) count_ = lesser(width_, symbols - first - (left_ - 1) * lanes_);
+    }
+    if (left_ > 0) from_ += first + (left_ - 1) * lanes_;
+  }
+
+  Warp& warp_;
+  const WriteShared& shared_;
+  const EncodeArgs& args_;
+  const PassList& list_;
+  uint32_t image_, number_;
+  uint32_t section_, first_;
+  uint32_t lanes_, width_;
+  uint32_t left_;         // steps of the section
+  uint32_t count_;        // lanes that have an entry in the next of them
+  const uint32_t* from_;  // and where these are
+};
+
+// Codes some steps. As in decoding, only the states are a chain: entries are loaded ahead by a
+// step, their numbers by two.
+template <class Warp>
 MLIC_DEVICE bool put_steps(Warp& warp, WordWriter<Warp>& writer, const PackedEntry* entries,
-                           uint32_t steps, typename Warp::template Lanes<uint32_t>& x,
-                           EntryAt&& entry_at) {
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
-  constexpr uint32_t kAhead = 1;
-#else
-  constexpr uint32_t kAhead = 2;
-#endif
-  typename Warp::template Lanes<PackedEntry> entry, next_entry[kAhead];
-  typename Warp::template Lanes<uint32_t> number, next[kAhead], later[kAhead];
-  const auto ask = [&](uint32_t step, uint32_t lane) {
-    return step < steps ? entry_at(step, lane) : kNoEntry;  // before the first it wraps around
-  };
+                           StepReader<Warp>& reader, uint32_t steps,
+                           typename Warp::template Lanes<uint32_t>& x) {
+  typename Warp::template Lanes<PackedEntry> entry, next_entry;
+  typename Warp::template Lanes<uint32_t> number, next, later;
   const auto load = [&](uint32_t id) { return load_whole(entries + (id == kNoEntry ? 0 : id)); };
-  warp.each([&](uint32_t lane) {
-    MLIC_UNROLL
-    for (uint32_t i = 0; i < kAhead; ++i) {
-      next[i][lane] = ask(steps - 1 - i, lane);
-      later[i][lane] = ask(steps - 1 - kAhead - i, lane);
-      next_entry[i][lane] = load(next[i][lane]);
-    }
-  });
-  for (uint32_t step = steps; step > 0;) {
-    MLIC_UNROLL
-    for (uint32_t i = 0; i < kAhead; ++i) {
-      if (step == 0) break;
-      --step;
-      warp.each([&](uint32_t lane) {
-        number[lane] = next[i][lane];
-        entry[lane] = next_entry[i][lane];
-        next[i][lane] = later[i][lane];
-        next_entry[i][lane] = load(next[i][lane]);
-        later[i][lane] = ask(step - 2 * kAhead, lane);
-      });
-      const uint32_t sheds = warp.ballot([&](uint32_t lane) {  //
-        return number[lane] != kNoEntry && must_shed(x[lane], entry[lane].unpack());
-      });
-      if (!writer.put(sheds, x)) return false;
-      warp.each([&](uint32_t lane) {
-        if (number[lane] != kNoEntry) x[lane] = encode_entry(x[lane], entry[lane].unpack());
-      });
-    }
+  reader.read(next);
+  reader.read(later);
+  warp.each([&](uint32_t lane) { next_entry[lane] = load(next[lane]); });
+  MLIC_NO_UNROLL
+  for (; steps > 0; --steps) {
+    warp.each([&](uint32_t lane) {
+      number[lane] = next[lane];
+      entry[lane] = next_entry[lane];
+      next[lane] = later[lane];
+      next_entry[lane] = load(next[lane]);
+    });
+    reader.read(later);
+    const uint32_t sheds = warp.ballot([&](uint32_t lane) {  //
+      return both(number[lane] != kNoEntry, must_shed(x[lane], entry[lane].unpack()));
+    });
+    if (!writer.put(sheds, x)) return false;
+    warp.each([&](uint32_t lane) {
+      const uint32_t coded = encode_entry(x[lane], entry[lane].unpack());
+      x[lane] = number[lane] != kNoEntry ? coded : x[lane];
+    });
   }
   return true;
 }
 
-// Codes a part of a pass on one group of lanes, backwards.
+// Codes the digits of the escapes of a part of a pass on one group of lanes, backwards.
 template <class Warp>
-MLIC_DEVICE bool encode_part(Warp& warp, WordWriter<Warp>& writer, const EncodeArgs& args,
-                             const EncodePass& pass, uint32_t image, uint32_t p, uint32_t number,
-                             const Part& part, typename Warp::template Lanes<uint32_t>& x) {
+MLIC_DEVICE bool put_escapes(Warp& warp, WriteShared& shared, WordWriter<Warp>& writer,
+                             const EncodeArgs& args, const EncodePass& pass, uint32_t image,
+                             uint32_t p, uint32_t number, uint32_t lanes,
+                             typename Warp::template Lanes<uint32_t>& x) {
   const PassInfo& info = info_of(args, image, p);
   const uint64_t at = image * args.symbols_stride + pass.symbols_before;
-  const uint32_t lanes = part.lanes, width = lesser(lanes, kGroupLanes);
-  const uint32_t first = warp.index() * width;
-  const uint32_t escaped = info.escapes[number];
-  if (escaped > first) {
-    typename Warp::template Lanes<uint64_t> u;
-    // Before the first block, k wraps around and is a large number.
-    for (uint32_t k = first + (escaped - first - 1) / lanes * lanes; k < escaped; k -= lanes) {
-      const uint32_t active = lesser(escaped - k, width);
-      warp.each([&](uint32_t lane) {
-        if (lane >= active) return;
-        const uint32_t place = args.escapes[at + part.begin + k + lane];
-        uint32_t rank = 0;
-        while (place >= info.ends[rank]) ++rank;
-        u[lane] =
-            u_of(args.tables.tables[pass.range.first + info.tables[rank]], args.sorted[at + place]);
-      });
-      const uint32_t mask = active < 32 ? (1u << active) - 1 : ~0u;
-      if (!put_digits(warp, writer, mask, u, x)) return false;
-    }
+  const uint32_t* places = args.escapes + at + (number == 0 ? 0 : shared.escapes[p][0]);
+  const uint32_t escaped = shared.escapes[p][number];
+  const uint32_t width = lesser(lanes, kGroupLanes), first = warp.index() * width;
+  if (escaped <= first) return true;
+  typename Warp::template Lanes<uint64_t> u;
+  // Before the first block, k wraps around and is a large number.
+  for (uint32_t k = first + (escaped - first - 1) / lanes * lanes; k < escaped; k -= lanes) {
+    const uint32_t active = lesser(escaped - k, width);
+    warp.each([&](uint32_t lane) {
+      if (lane >= active) return;
+      const uint32_t place = places[k + lane];
+      uint32_t rank = 0;
+      while (place >= info.ends[rank]) ++rank;
+      u[lane] =
+          u_of(args.tables.tables[pass.range.first + info.tables[rank]], args.sorted[at + place]);
+    });
+    const uint32_t mask = active < 32 ? (1u << active) - 1 : ~0u;
+    if (!put_digits(warp, writer, mask, u, x)) return false;
   }
-
-  const Part runs = runs_of(part, info.runs_end);
-  const uint32_t plain = part.end - runs.end;
-  const uint32_t* entries = args.entries + at + runs.end;
-  const auto plain_at = [&](uint32_t step, uint32_t lane) {
-    const uint32_t k = step * lanes + first + lane;
-    return lane < width && k < plain ? entries[k] : kNoEntry;
-  };
-  const uint32_t blocks = (plain + lanes - 1) / lanes;
-  if (!put_steps(warp, writer, args.tables.encoder_entries, blocks, x, plain_at)) return false;
-
-  const uint32_t* events = events_of(args, image, pass, part, number);
-  typename Warp::template Lanes<uint32_t> counts;
-  warp.each(
-      [&](uint32_t lane) { counts[lane] = lane < width ? info.events[number][first + lane] : 0; });
-  const auto event_at = [&](uint32_t step, uint32_t lane) {
-    return step < counts[lane] ? events[step * lanes + first + lane] : kNoEntry;
-  };
-  return put_steps(warp, writer, args.tables.encoder_entries, warp.greatest(counts), x, event_at);
+  return true;
 }
 
 // Codes the parts of a number of all passes, the last first, on the warp's group of lanes.
 template <class Warp>
 MLIC_DEVICE void encode_parts(Warp& warp, WriteShared& shared, const EncodeArgs& args,
                               const PassList& list, uint32_t image, uint32_t number) {
-  const uint32_t lanes = part_of(shared.plan, 0, 0, number).lanes;
+  const uint32_t lanes = part_of(shared.plan.plan, 0, 0, number).lanes;
   const uint32_t width = lesser(lanes, kGroupLanes), first = warp.index() * width;
   if (first >= lanes) return;
   WordWriter<Warp> writer(warp, shared, args, image);
+  StepReader<Warp> reader(warp, shared, args, list, image, number);
   typename Warp::template Lanes<uint32_t> x;
   warp.each([&](uint32_t lane) { x[lane] = lane < width ? shared.states[first + lane] : kLowest; });
   bool fits = true;
-  for (uint32_t p = list.count; p > 0 && fits;) {
-    const EncodePass& pass = list.passes[--p];
-    const Part part = part_of(shared.plan, p, pass.shape.size(), number);
-    if (part.begin == part.end) continue;
-    fits = encode_part(warp, writer, args, pass, image, p, number, part, x);
+  // Passes of which only the last has escapes are one run of steps.
+  for (uint32_t last = list.count; last > 0 && fits;) {
+    uint32_t p = last - 1;
+    fits = put_escapes(warp, shared, writer, args, list.passes[p], image, p, number, lanes, x);
+    while (p > 0 && shared.escapes[p - 1][number] == 0) --p;
+    if (fits) {
+      const uint32_t steps = reader.open(p, last);
+      fits = put_steps(warp, writer, args.tables.encoder_entries, reader, steps, x);
+    }
+    last = p;
   }
   writer.close();
   warp.each([&](uint32_t lane) {
@@ -678,10 +864,18 @@ MLIC_DEVICE void write(Block& block, WriteShared& shared, const EncodeArgs& args
                        const PassList& list) {
   using Warp = typename Block::Warp;
   const uint32_t image = block.column();
+  block.await_launch_before();
+  make_plan(block, shared.plan, args, list, image);
   block.each([&](uint32_t thread) {
+    for (uint32_t i = thread; i < list.count * kParts * kMaxGroups; i += kBlockThreads) {
+      const uint32_t p = i / (kParts * kMaxGroups), number = i / kMaxGroups % kParts;
+      const PassInfo& info = info_of(args, image, p);
+      shared.steps[p][number][i % kMaxGroups] = info.steps[number][i % kMaxGroups];
+      if (i % kMaxGroups == 0) shared.escapes[p][number] = info.parts[number];
+      if (i % kMaxGroups == 0) shared.runs_ends[p] = info.runs_end;
+    }
     if (thread != 0) return;
-    const Plan plan = make_plan(args, list, image);
-    shared.plan = plan;
+    const Plan& plan = shared.plan.plan;
     shared.lanes = plan.lanes;
     shared.error = plan.error;
     shared.until_tail = 0;

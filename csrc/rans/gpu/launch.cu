@@ -19,17 +19,21 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   begin(block, shared, args);
 }
 
+// Dynamic shared memory: lists, bounds, cells if they are staged, then bytes if there is room.
 template <bool kStaged>
 __global__ void __launch_bounds__(kBlockThreads)
-    decode_kernel(const __grid_constant__ DecodeArgs args) {
+    decode_kernel(const __grid_constant__ DecodeArgs args, bool has_bytes) {
   extern __shared__ uint4 staged[];
   __shared__ DecodeShared shared;
   DeviceBlock block;
-  auto* tables = reinterpret_cast<DeviceTable*>(staged);
-  auto* bounds = reinterpret_cast<uint32_t*>(tables + args.range.count);
-  auto* cells =
-      reinterpret_cast<Cell*>(reinterpret_cast<uint8_t*>(staged) + staged_bytes(args.range));
-  decode_pass<kStaged>(block, shared, {tables, bounds, kStaged ? cells : nullptr}, args);
+  auto* lists = reinterpret_cast<StagedList*>(staged);
+  auto* bounds = reinterpret_cast<uint32_t*>(lists + args.range.count);
+  auto* cells = reinterpret_cast<uint8_t*>(staged) + staged_bytes(args.range);
+  auto* bytes = reinterpret_cast<int8_t*>(cells + (kStaged ? cell_bytes(args.range) : 0));
+  decode_pass<kStaged>(block, shared,
+                       {lists, bounds, kStaged ? reinterpret_cast<Cell*>(cells) : nullptr,
+                        has_bytes ? bytes : nullptr},
+                       args);
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
@@ -40,11 +44,11 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
-    prepare_kernel(const __grid_constant__ EncodeArgs args,
-                   const __grid_constant__ PassList passes) {
+    prepare_kernel(const __grid_constant__ EncodeArgs args, const __grid_constant__ EncodePass pass,
+                   uint32_t number) {
   __shared__ PrepareShared shared;
   DeviceBlock block;
-  prepare(block, shared, args, passes);
+  prepare(block, shared, args, pass, number);
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
@@ -73,47 +77,71 @@ cudaStream_t stream_of(Target target) {
   return static_cast<cudaStream_t>(target.stream);
 }
 
+int attribute(cudaDeviceAttr name, Target target) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, name, target.device));
+  return value;
+}
+
+// From compute capability 9 on, the launch begins before the one before it has ended, as those of
+// Triton's kernels do.
+template <class... Parameters, class... Args>
+void launch(void (*kernel)(Parameters...), dim3 blocks, size_t shared_bytes, Target target,
+            Args... args) {
+  cudaLaunchAttribute programmatic{};
+  programmatic.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  programmatic.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.stream = stream_of(target);
+  config.gridDim = blocks;
+  config.blockDim = dim3(kBlockThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &programmatic;
+  config.numAttrs = attribute(cudaDevAttrComputeCapabilityMajor, target) >= 9 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...));
+}
+
 void launch_begin(const BeginArgs& args, uint32_t batch, Target target) {
-  begin_kernel<<<batch, kBlockThreads, 0, stream_of(target)>>>(args);
-  check(cudaGetLastError());
+  launch(begin_kernel, batch, 0, target, args);
 }
 
 void launch_decode(const DecodeArgs& args, uint32_t batch, Target target) {
-  const cudaStream_t stream = stream_of(target);
-  int available = 0;
-  check(cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, target.device));
+  check(cudaSetDevice(target.device));
   // One limit for all passes: another thread may launch between this thread's two calls.
-  const int most = available - static_cast<int>(sizeof(DecodeShared));
-  const size_t tables = staged_bytes(args.range);
-  const size_t all = tables + args.range.cells * sizeof(Cell);
-  const bool fits = all <= static_cast<size_t>(most);
-  const auto kernel = fits ? decode_kernel<true> : decode_kernel<false>;
-  const size_t bytes = fits ? all : tables;
+  const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, target) -
+                   static_cast<int>(sizeof(DecodeShared));
+  size_t bytes = staged_bytes(args.range);
+  const auto add_if_it_fits = [&](size_t more) {
+    const bool fits = bytes + more <= static_cast<size_t>(most);
+    if (fits) bytes += more;
+    return fits;
+  };
+  const bool has_cells = add_if_it_fits(cell_bytes(args.range));
+  const bool has_bytes = add_if_it_fits(value_bytes(args.shape.size()));
+  const auto kernel = has_cells ? decode_kernel<true> : decode_kernel<false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
-  kernel<<<batch, kBlockThreads, bytes, stream>>>(args);
-  check(cudaGetLastError());
+  launch(kernel, batch, bytes, target, args, has_bytes);
 }
 
 void launch_finish(const FinishArgs& args, uint32_t batch, Target target) {
-  finish_kernel<<<batch, kBlockThreads, 0, stream_of(target)>>>(args);
-  check(cudaGetLastError());
+  launch(finish_kernel, batch, 0, target, args);
+}
+
+void launch_prepare(const EncodeArgs& args, const EncodePass& pass, uint32_t number, uint32_t batch,
+                    Target target) {
+  launch(prepare_kernel, batch, 0, target, args, pass, number);
 }
 
 void launch_encode(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target target) {
-  const cudaStream_t stream = stream_of(target);
   if (passes.count > 0) {
-    const dim3 blocks(batch, passes.count);
-    prepare_kernel<<<blocks, kBlockThreads, 0, stream>>>(args, passes);
-    check(cudaGetLastError());
-    collect_kernel<<<blocks, kBlockThreads, 0, stream>>>(args, passes);
-    check(cudaGetLastError());
+    launch(collect_kernel, dim3(batch, passes.count), 0, target, args, passes);
   }
-  write_kernel<<<batch, kBlockThreads, 0, stream>>>(args, passes);
-  check(cudaGetLastError());
+  launch(write_kernel, batch, 0, target, args, passes);
 }
 
 }  // namespace
 
-const Launchers kCudaLaunchers = {launch_begin, launch_decode, launch_finish, launch_encode};
+const Launchers kCudaLaunchers = {launch_begin, launch_decode, launch_finish, launch_prepare,
+                                  launch_encode};
 
 }  // namespace mlic::rans::device

@@ -17,6 +17,10 @@ struct Launchers {
   void (*begin)(const BeginArgs& args, uint32_t batch, Target target);
   void (*decode)(const DecodeArgs& args, uint32_t batch, Target target);
   void (*finish)(const FinishArgs& args, uint32_t batch, Target target);
+  // As soon as the symbols of a pass, by its number, are there.
+  void (*prepare)(const EncodeArgs& args, const EncodePass& pass, uint32_t number, uint32_t batch,
+                  Target target);
+  // After all of them.
   void (*encode)(const EncodeArgs& args, const PassList& passes, uint32_t batch, Target target);
 };
 

@@ -102,10 +102,40 @@ struct TableRange {
   uint32_t runs;  // run tables
 };
 
-// Shared memory for the tables of a pass, beside cells; a multiple of 8.
-MLIC_HD uint32_t staged_bytes(const TableRange& range) {
-  return range.count * sizeof(DeviceTable) + (range.bounds + 1) / 2 * 2 * sizeof(uint32_t);
+// A table of a pass among its lists: run tables come first.
+MLIC_HD uint32_t rank_of(const DeviceTable& table, const TableRange& range, uint32_t number) {
+  const uint32_t before = table.runs_before - range.runs_before;
+  return table.limit != 0 ? before : range.runs + number - before;
 }
+
+// What the decoder wants to know of a list of symbols.
+struct alignas(16) ListHead {
+  uint32_t end;     // the place after its last symbol
+  uint32_t cells;   // of the table of runs: the first | shift << 24
+  uint32_t packed;  // the first of its bounds | limit << 20 | near << 29
+  uint32_t unused;
+
+  MLIC_HD uint32_t bounds() const { return packed & 0xfffff; }
+  MLIC_HD uint32_t limit() const { return packed >> 20 & 0x1ff; }
+  MLIC_HD Classes classes() const { return {packed >> 29}; }
+};
+
+struct alignas(16) StagedList {
+  ListHead head;
+  CellTable table;  // of the values, or of the symbols if there are no runs
+};
+
+// Shared memory for the tables of a pass, beside cells; a multiple of 16.
+MLIC_HD uint32_t staged_bytes(const TableRange& range) {
+  return range.count * sizeof(StagedList) + (range.bounds + 3) / 4 * 4 * sizeof(uint32_t);
+}
+
+MLIC_HD uint32_t cell_bytes(const TableRange& range) {
+  return (range.cells * sizeof(Cell) + 15) / 16 * 16;
+}
+
+// Shared memory for the symbols of a pass while they are decoded, a byte each.
+MLIC_HD uint32_t value_bytes(uint32_t size) { return (size + 15) / 16 * 16; }
 
 // ---- A pass ----
 
@@ -166,9 +196,10 @@ struct DecodeArgs {
   uint32_t scratch_stride;  // at least the size of the pass
 };
 
-// Arrays of the decoder's scratch: the symbol of each place, the place of each symbol, places of
-// escaped symbols, and a bit for each place that has one.
-enum Scratch : uint32_t { kValues, kPlaces, kEscapes, kMarks, kDecoderScratch };
+// Arrays of the decoder's scratch: the symbol of each place, if a byte does not hold it; of each
+// symbol what `find_lists` says; places of escaped symbols; a bit for each place that has one; and
+// the bytes of all places, where shared memory does not have them.
+enum Scratch : uint32_t { kValues, kWithin, kEscapes, kMarks, kBytes, kDecoderScratch };
 
 struct FinishArgs {
   const DecoderState* states;  // [batch]
@@ -208,12 +239,13 @@ MLIC_HD uint64_t event_room(uint64_t size) { return 2 * (size + kMaxLanes + kGro
 struct PassInfo {
   uint32_t error;
   uint32_t runs_end;
-  uint32_t escapes[kParts];  // how many
+  uint32_t escapes;        // how many
+  uint32_t parts[kParts];  // and of each part
   uint64_t cost;
   uint64_t costs[kMaxChannels];        // of each list, in 1/kBit bit
   uint32_t ends[kMaxChannels];         // of each list
   uint16_t tables[kMaxChannels];       // of each list, counted from the first of the pass
-  uint32_t events[kParts][kMaxLanes];  // how many each lane has
+  uint32_t steps[kParts][kMaxGroups];  // events of the lane that has most of them
 };
 
 struct EncodeResult {

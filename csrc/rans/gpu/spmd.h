@@ -42,6 +42,10 @@ MLIC_HD uint32_t count_bits(uint32_t mask) {
 #endif
 }
 
+// Without the branch that && and || stand for.
+MLIC_HD bool both(bool a, bool b) { return a & b; }
+MLIC_HD bool either(bool a, bool b) { return a | b; }
+
 MLIC_HD uint32_t lesser(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 // Number of the lowest set bit of a mask that is not zero.
@@ -122,6 +126,14 @@ class DeviceBlock {
   using Warp = DeviceWarp;
   template <class T>
   using Threads = DeviceWarp::Lanes<T>;
+
+  // Until all that was launched before has ended; then the next launch may begin.
+  __device__ void await_launch_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+  }
 
   __device__ uint32_t column() const { return blockIdx.x; }
   __device__ uint32_t row() const { return blockIdx.y; }
@@ -204,6 +216,8 @@ class HostBlock {
   using Threads = std::array<T, kBlockThreads>;
 
   HostBlock(uint32_t column, uint32_t row) : column_(column), row_(row) {}
+
+  void await_launch_before() {}
 
   uint32_t column() const { return column_; }
   uint32_t row() const { return row_; }

@@ -37,6 +37,8 @@ from mlic_fast.models.mlic import Transforms
 
 Result = TypeVar("Result")
 
+#: A side branch: a pass is sorted for the range encoder while the next one is computed.
+SORT = "sort"
 #: Pixels of a batch at most; bounds the workspace.
 BATCH_PIXELS = 1 << 23
 #: CUDA graphs and buffers are kept for sizes that may come again in one part of so many of the
@@ -291,17 +293,20 @@ class _Encode:
         y, z = engine._transforms.analyse(self._images, self._rate)
         z_symbols = _to_symbols(_channels_last(z) - engine._medians)
         encoder.begin()
-        encoder.record_channels(z_symbols)
+        with engine._ops.aside(SORT):
+            encoder.record_channels(z_symbols)
 
         def record(
             index: int, parity: Parity, scale_indexes: Tensor, means: Tensor, symbols: Tensor
         ) -> Tensor:
-            encoder.record(symbols, scale_indexes)
+            with engine._ops.aside(SORT):
+                encoder.record(symbols, scale_indexes)
             return symbols
 
         slices = _channels_last(y).chunk(engine._packed.config.slices, dim=-1)
         latents = code_latents(engine._ops, z_symbols, record, slices)
         digest(latents.whole, out=encoder.digests)  # type: ignore[attr-defined]
+        engine._ops.join(SORT)
         encoder.finish()
 
 
