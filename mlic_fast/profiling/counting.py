@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mlic_fast.engine.arithmetic import WINDOW, Float, Int32, SpecOps
 from mlic_fast.engine.cpu.cpu_operations import Later
 from mlic_fast.engine.exact_transforms import analysis, hyper_analysis, synthesis
-from mlic_fast.engine.operations import Act, Latents
+from mlic_fast.engine.operations import Act, Latents, entropy_parameters_layer
 from mlic_fast.engine.packing.packed import (
     Layer,
     PackedLayers,
@@ -98,8 +98,21 @@ class Counter:
             x = _shape_only(arguments["x"])
             return math.prod(x.q.shape[:3]) * segment.weight.size
         before = self._ops.products
-        getattr(self._ops, name)(**{key: _shape_only(value) for key, value in arguments.items()})
+        shapes = {key: _shape_only(value) for key, value in arguments.items()}
+        if name == "entropy_parameters":
+            self._ops.products -= self._made_ahead(**shapes)
+        getattr(self._ops, name)(**shapes)
         return self._ops.products - before
+
+    def _made_ahead(self, i: int, parity: Parity, contexts: Sequence[Any], **others: Any) -> int:
+        """What entropy_parameters would multiply for contexts whose sums a backend has made."""
+        segments = self.layers[entropy_parameters_layer(i, parity, 0)].segments
+        own = segments[len(segments) - len(contexts) :]
+        return sum(
+            math.prod(context.shape[:3]) * segment.weight.size
+            for segment, context in zip(own, contexts, strict=True)
+            if not isinstance(context, Act)
+        )
 
 
 _MULTIPLYING = {
