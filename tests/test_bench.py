@@ -126,8 +126,13 @@ def test_peak_memory() -> None:
 
 def test_machines_have_names() -> None:
     assert machine_name(describe_machine()) == describe_machine()["name"] != ""
-    intel = {"cpu": "Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz", "cores": 8, "gpu": None}
-    assert machine_name(intel) == "intel-xeon-cpu-e5-2680-v4-8-cores"
+    intel = {
+        "cpu": "Intel(R) Xeon(R) CPU E5-2680 v4 @ 2.40GHz",
+        "cores": 8,
+        "instruction_sets": ["avx2", "scalar"],
+        "gpu": None,
+    }
+    assert machine_name(intel) == "intel-xeon-cpu-e5-2680-v4-avx2-8-cores"
     assert machine_name({**intel, "gpu": {"name": "NVIDIA H200"}}) == "nvidia-h200"
 
 

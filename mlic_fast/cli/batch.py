@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import UsageError, explain, print_error, print_note, printable
 from mlic_fast.cli.files import STREAM, Job
+from mlic_fast.engine.surroundings import thread_count
 
 if TYPE_CHECKING:
     from mlic_fast.codec import Codec
@@ -48,11 +49,13 @@ class Steps:
 def in_flight(codec: Codec) -> dict[str, Any]:
     """The last three attributes of Steps that use a codec.
 
-    On a GPU two images are in flight, each on a stream of its thread: host and copies of one work
-    beside the kernels of the other. Images are then coded faster than two threads read files.
+    Two images are in flight. On a CPU of several cores one image has work for all of them while the
+    other is where one thread works alone. On a GPU each is on a stream of its thread: host and
+    copies of one work beside the kernels of the other. Images are then coded faster than two
+    threads read files.
     """
     if codec.engine != "gpu":
-        return {}
+        return {"coders": min(2, thread_count())}
 
     def begin() -> None:
         import torch

@@ -48,7 +48,7 @@ def machine_name(machine: dict[str, Any]) -> str:
     if machine.get("gpu"):
         text = machine["gpu"]["name"]
     else:
-        text = f"{machine['cpu']} {machine['cores']} cores"
+        text = f"{machine['cpu']} {machine['instruction_sets'][0]} {machine['cores']} cores"
     text = re.sub(r"\((r|tm)\)|processor|@.*?ghz", " ", text.lower())
     return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
 
