@@ -16,7 +16,7 @@ TARGETS ?= 80,86,89,90,100,120
 MODELS ?= mlic,mlic_plus,mlic_plus_plus,photo,demo,wide
 
 .PHONY: help demo test test-arm test-arm-golden lint format kernels bench bench-compare report docs gpu rehearse \
-	fuzz fuzz-coverage sanitize soak clean
+	fuzz fuzz-python fuzz-coverage sanitize soak clean
 
 help:
 	@echo "make demo    compress a photograph and show it beside the original"
@@ -33,6 +33,7 @@ help:
 	@echo "make report  write docs/benchmarks.md from the stored results"
 	@echo "make docs    build the pages of docs/ and the reference of the API, in build/docs"
 	@echo "make fuzz    fuzz the C++ code, SECONDS=60 a target; needs clang"
+	@echo "make fuzz-python   fuzz the Python code, SECONDS=60 a target; installs atheris"
 	@echo "make fuzz-coverage   what the kept inputs of the fuzzers cover, by file"
 	@echo "make sanitize   the CPU engine under ThreadSanitizer and AddressSanitizer; needs clang"
 	@echo "make soak    live as a service does for MINUTES=60, and see whether anything grows"
@@ -102,6 +103,10 @@ fuzz:
 	$(MAKE) -C fuzz --jobs 2 all
 	$(MAKE) -C fuzz corpus
 	$(MAKE) -C fuzz --jobs 2 run SECONDS=$(SECONDS)
+
+fuzz-python: $(INSTALLED)
+	$(MAKE) -C fuzz python SECONDS=$(SECONDS)
+	$(MAKE) -C fuzz python-coverage
 
 fuzz-coverage:
 	$(MAKE) -C fuzz --jobs 2 coverage

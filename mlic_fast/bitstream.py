@@ -35,6 +35,7 @@ _HAS_SECTIONS = 128
 _SIDE_BYTES, LENGTH_BYTES = 3, 5
 #: A header, its checksum and the length of the sections have no more bytes.
 _HEAD_BYTES = _FIXED_BYTES + 2 * _SIDE_BYTES + _CRC_BYTES + LENGTH_BYTES
+_PIECE_BYTES = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,15 @@ def peek(file: IO[bytes]) -> tuple[Header, bytes]:
 
     Raises what `split` raises.
     """
-    data = file.read(_HEAD_BYTES)
-    header, _, start, end = _parse(data)
+    data = bytearray(file.read(_HEAD_BYTES))
+    header, _, start, end = _parse(bytes(data))
     _check(header)
-    data += file.read(max(0, end - len(data)))
+    # In pieces, as reading n bytes takes memory for n, whatever the file has.
+    while piece := file.read(min(_PIECE_BYTES, max(0, end - len(data)))):
+        data += piece
     if end > len(data):
         raise _cut_short()
-    return header, data[start:end]
+    return header, bytes(data[start:end])
 
 
 def _parse(data: bytes) -> tuple[Header, int, int, int]:

@@ -31,6 +31,7 @@ _ADAM7 = (
 #: Of bytes: big-endian, little-endian, this machine's.
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _PNG_RGBA = 6
+_PIECE_BYTES = 1 << 15
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
@@ -151,11 +152,13 @@ def check_png_is_whole(file: BinaryIO) -> None:
         if name == b"IHDR":
             expected = _png_bytes(*struct.unpack(">IIBBBBB", file.read(13)))
         elif name == b"IDAT":
-            data = file.read(length)
             with suppress(zlib.error):  # of a checksum perhaps: the rows count
-                while data:
-                    found += len(inflate.decompress(data, 1 << 20))
-                    data = inflate.unconsumed_tail
+                # In pieces, as reading n bytes takes memory for n, whatever the file has.
+                while found < expected and (data := file.read(min(length, _PIECE_BYTES))):
+                    length -= len(data)
+                    while data and found < expected:
+                        found += len(inflate.decompress(data, 1 << 20))
+                        data = inflate.unconsumed_tail
     if found < expected:
         raise ValueError(f"its pixel data end after {found} of {expected} bytes")
 

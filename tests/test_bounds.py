@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lively import BLOCKS, lively_model
+from PIL import Image
 
 import mlic_fast
+import mlic_fast.pillow
 from mlic_fast import bitstream
 from mlic_fast.bitstream import Header
 from mlic_fast.coder import Decoder
 from mlic_fast.engine import exact_engine
+from mlic_fast.errors import UnsupportedImageError
+from mlic_fast.images import load_picture
 
 #: What SECURITY.md states: two copies of the stream, and this.
 REFUSED_BYTES = 1 << 16
@@ -68,15 +75,41 @@ def test_what_is_refused_costs_its_bytes_alone(
         data = bitstream.write(header, bytes(2 + 32 + 128) + body[: len(body) // 2 * 2] + b"\0")
     else:
         data = bitstream.write(replace(header, lanes=1024), body[:1500])
+    assert refused(mlic_fast.MlicError, lambda: codec.decompress(data, "numpy")) <= (
+        2 * len(data) + REFUSED_BYTES
+    )
+    assert asked == []
+
+
+def refused(error: type[Exception], work: Callable[[], object]) -> int:
+    """The bytes that were allocated at most until the error."""
     tracemalloc.start()
     try:
-        with pytest.raises(mlic_fast.MlicError):
-            codec.decompress(data, "numpy")
-        peak = tracemalloc.get_traced_memory()[1]
+        with pytest.raises(error):
+            work()
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak <= 2 * len(data) + REFUSED_BYTES
-    assert asked == []
+
+
+@pytest.mark.parametrize("length", [1000, (1 << 31) + 5, (1 << 35) - 1])
+def test_lengths_that_lie(tmp_path: Path, length: int) -> None:
+    """In files, of which as many bytes as one asks for are allocated before they are read."""
+    head = bitstream.MAGIC + bytes([bitstream.EXACT << 4 | 6, 0, 0, 0, 0, 60 | 128, 64, 64])
+    crc = struct.pack("<I", zlib.crc32(b"", zlib.crc32(head)))
+    stream = tmp_path / "a.mlic"
+    stream.write_bytes(head + crc + bitstream.leb128(length) + b"abc")
+    Image.init()  # imports all that Pillow reads
+    assert refused(OSError, lambda: Image.open(stream)) <= REFUSED_BYTES
+    assert refused(mlic_fast.MlicError, lambda: mlic_fast.info(stream)) <= REFUSED_BYTES
+
+    png = tmp_path / "a.png"
+    Image.new("RGB", (9, 3)).save(png)
+    data = png.read_bytes()
+    at = data.index(b"IDAT") - 4
+    lie = struct.pack(">I", min(length, (1 << 32) - 1))
+    png.write_bytes(data[:at] + lie + data[at + 4 : at + 12])
+    assert refused(UnsupportedImageError, lambda: load_picture(png)) <= 1 << 20
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (65, 64), (200, 3)])
@@ -93,7 +126,7 @@ def test_work_is_fixed_by_the_size(
     whole = [hyper] + [latents // (2 * config.slices)] * (2 * config.slices)
     assert asked == whole
 
-    refused = 0
+    errors = 0
     for _ in range(100):
         asked.clear()
         damaged = bytearray(payload)
@@ -103,6 +136,6 @@ def test_work_is_fixed_by_the_size(
         try:
             codec.decompress(data, "numpy")
         except mlic_fast.CorruptStreamError:
-            refused += 1
+            errors += 1
         assert asked == whole[: len(asked)]
-    assert refused > 50
+    assert errors > 50
