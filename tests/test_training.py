@@ -30,7 +30,7 @@ from mlic_fast.training.export import export
 from mlic_fast.training.flat import PARTS, FlatWeights, part_of
 from mlic_fast.training.forward import TrainingForward, absorb_biases
 from mlic_fast.training.graphics import make_graphics
-from mlic_fast.training.log import Logs
+from mlic_fast.training.log import CsvLog, Logs
 from mlic_fast.training.loss import RateDistortionLoss, draw_rates
 from mlic_fast.training.optim import Optimizer, learning_rate_factor, learning_rates, orthogonalise
 from mlic_fast.training.patches import GRAPHICS_WEIGHT, Cut, ImageCache, Patches, Pool, Squares
@@ -167,6 +167,49 @@ def test_cache_leaves_out_what_is_no_image_and_notices_changes(
     (photographs / "broken.jpg").unlink()
     save_image(smooth(9, 66, 66), photographs / "b.png")
     assert ImageCache.build(photographs, tmp_path / "cache").sizes[1] == (66, 66)
+
+
+def test_a_cache_that_is_killed_while_it_is_replaced_is_made_again(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pixels of other files never pass for those of the index that stood there before."""
+    before = ImageCache.build(photographs, tmp_path / "cache").pixels.copy()
+    save_image(smooth(9, 66, 66), photographs / "new.png")
+
+    def replace(source: Path, target: Path) -> None:
+        if target.suffix == ".json":
+            raise KeyboardInterrupt
+        source.rename(target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", replace)
+        ImageCache.build(photographs, tmp_path / "cache")
+    (photographs / "new.png").unlink()
+    assert np.array_equal(ImageCache.build(photographs, tmp_path / "cache").pixels, before)
+
+
+def test_a_log_that_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a row is left out, and until all rows are written again the old file stands."""
+    path = tmp_path / "log.csv"
+    log = CsvLog(path, ("step", "loss"), 0)
+    for step in (10, 20, 30):
+        log.write({"step": step, "loss": 0.5})
+    log.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"30") + 1])
+    before = path.read_bytes()
+
+    def replace(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", replace)
+        CsvLog(path, ("step", "loss"), 30)
+    assert path.read_bytes() == before
+    log = CsvLog(path, ("step", "loss"), 30)
+    log.write({"step": 30, "loss": 0.5})
+    log.close()
+    assert path.read_bytes() == whole
 
 
 def test_small_images_are_left_out_with_one_warning(

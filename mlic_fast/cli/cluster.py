@@ -32,6 +32,8 @@ READERS = 4
 #: Pictures of a task: a lost worker costs no more, and one of equal sizes codes them together.
 BATCH = 8
 MAX_BLOCKS = 100_000
+#: Passes of single pictures in a row without a result, before what is left counts as fatal.
+FRUITLESS = 2
 
 
 def run_encode(args: argparse.Namespace) -> int:
@@ -108,8 +110,9 @@ def _results(args: argparse.Namespace, jobs: list[dict[str, str]]) -> Iterator[d
     """A result for every job, as they come.
 
     A job whose worker is lost is repeated by Ray. What is lost again, because of another picture,
-    of a machine that Ray does not know to be lost yet, or of itself, is done alone, three times at
-    most.
+    of a machine that Ray does not know to be lost yet, or of itself, is done alone, as long as
+    something comes of that: machines that are lost again and again cost no picture, but one that
+    takes its worker with it ends after two passes that give nothing.
     """
     import ray
 
@@ -120,10 +123,15 @@ def _results(args: argparse.Namespace, jobs: list[dict[str, str]]) -> Iterator[d
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise MlicError(f"there is no Ray cluster at {args.ray}: {error}") from error
     remaining = {job["target"]: job for job in jobs}
-    for together in (BATCH, 1, 1, 1):
+    together, fruitless = BATCH, 0
+    while remaining and fruitless < FRUITLESS:
+        before = len(remaining)
         for result in _pass(args, list(remaining.values()), together):
             del remaining[result.pop("target")]
             yield result
+        alone = together == 1
+        fruitless = fruitless + 1 if alone and len(remaining) == before else 0
+        together = 1
     for job in remaining.values():
         yield {"input": job["source"], "error": "its worker was lost again and again"}
 
@@ -133,8 +141,6 @@ def _pass(
 ) -> Iterator[dict[str, Any]]:
     import ray.data
 
-    if not jobs:
-        return
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a line a picture says it all
     wanted = {name: getattr(args, name) for name in ("quality", "target_bytes", "target_psnr")}
     options = {
@@ -156,7 +162,7 @@ def _pass(
         # Alone: a picture that kills its worker must take no other with it.
         compute=ray.data.ActorPoolStrategy(max_tasks_in_flight_per_actor=1 if together == 1 else 4),
         max_restarts=-1,
-        max_task_retries=1,
+        max_task_retries=0 if together == 1 else 1,
         **each,
     )
     results.context.enable_progress_bars = False

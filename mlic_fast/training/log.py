@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mlic_fast.images import write_atomically
 from mlic_fast.training.run_config import TrainConfig
 from mlic_fast.training.step import MEANS
 
@@ -37,19 +39,25 @@ class CsvLog:
     """A CSV file with a ``step`` column; rows are flushed at once.
 
     When a run resumes at ``step``, rows of later steps are dropped: they are about to be written
-    again.
+    again. So is a row that was cut short; a run that is killed here finds the old file.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...], step: int) -> None:
         kept = []
         if step and path.is_file():
             with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-        self._file = path.open("w", newline="")
+                kept = [
+                    row
+                    for row in csv.DictReader(line for line in file if line.endswith("\n"))
+                    if int(row["step"]) <= step
+                ]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(kept)
+        write_atomically(path, text.getvalue().encode())
+        self._file = path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns)
-        self._writer.writeheader()
-        self._writer.writerows(kept)
-        self._file.flush()
 
     def write(self, row: dict[str, Any]) -> None:
         self._writer.writerow(

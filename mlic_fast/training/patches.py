@@ -121,6 +121,7 @@ def _decode(files: list[Path], key: list[list[object]], cache: Path) -> None:
     if not sizes:
         raise TrainingError("none of the images can be read: give a folder of photographs")
     index.write_text(json.dumps({"key": key, "sizes": sizes}))
+    (cache / "images.json").unlink(missing_ok=True)  # it must never stand beside other pixels
     os.replace(part, cache / "images.rgb")
     os.replace(index, cache / "images.json")
 
