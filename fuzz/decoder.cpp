@@ -32,6 +32,22 @@ Decoded decode_on_host(const uint8_t* data, size_t size, uint32_t lanes,
   return decoded;
 }
 
+// What no stream can do, but a caller of the device's decoder: more bytes than the buffer has, and
+// an index without a table.
+void check_refusals(const uint8_t* data, size_t size, uint32_t lanes, std::vector<Pass> passes,
+                    bool sound) {
+  const Decoded longer = decode_on_device(data, size, lanes, passes, 2);
+  require(longer.error == rans::Error::kCapacity, "more bytes than there are were taken");
+  for (Pass& pass : passes) {
+    if (pass.by_channel) continue;
+    pass.indexes.back() = 255;
+    const rans::Error error = decode_on_device(data, size, lanes, passes).error;
+    require(error != rans::Error::kNone && (!sound || error == rans::Error::kIndex),
+            "an index without a table was taken");
+    return;
+  }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -52,6 +68,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (size_t p = 0; p < host.symbols.size(); ++p) {
     require(host.symbols[p] == emulated.symbols[p], "the symbols differ");
   }
+  if (code % 8 == 3) check_refusals(bytes.data(), bytes.left(), lanes, passes, message.empty());
   return 0;
 }
 

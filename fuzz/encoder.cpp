@@ -1,7 +1,10 @@
 // Any symbols: the host's encoder and the device's write the same bytes, which decode to the same
 // symbols and digest.
 //
-// Input: lanes (or a choice by size), passes (passes.h), 2 bytes a pass for its symbols.
+// The device's must also say so when an index has no table, or its buffers are too small.
+//
+// Input: lanes (or a choice by size), passes (passes.h), 2 bytes a pass for its symbols, 2 for the
+// size of the buffers.
 #include "passes.h"
 
 using namespace fuzz;
@@ -9,13 +12,18 @@ using namespace fuzz;
 namespace {
 
 struct Encoded {
+  rans::Error error;
   std::vector<uint8_t> payload;
   uint32_t lanes;
 };
 
+uint32_t pages_for(uint32_t capacity) {
+  return (capacity + 2 * device::kReturnedWords) / 954 + 1 + 32;
+}
+
 Encoded encode_on_device(const std::vector<Pass>& passes,
                          const std::vector<std::vector<int32_t>>& symbols, uint32_t lanes,
-                         uint32_t digest, uint32_t capacity) {
+                         uint32_t digest, uint32_t capacity, uint32_t page_count) {
   size_t total = 1;
   for (const Pass& pass : passes) total += pass.size();
   std::vector<std::unique_ptr<int32_t[]>> arrays;
@@ -39,7 +47,6 @@ Encoded encode_on_device(const std::vector<Pass>& passes,
     before += pass.size();
     events += device::event_room(pass.size());
   }
-  const uint32_t page_count = (capacity + 2 * device::kReturnedWords) / 954 + 1 + 32;
   const auto sorted = exactly<int32_t>(total);
   const auto scratch = exactly<uint32_t>(2 * total);
   const auto event_list = exactly<uint32_t>(events + 1);
@@ -67,8 +74,31 @@ Encoded encode_on_device(const std::vector<Pass>& passes,
     device::kHostLaunchers.prepare(args, list.passes[p], p, 1, {});
   }
   device::kHostLaunchers.encode(args, list, 1, {});
-  if (result.error != 0) fail(rans::message_of(static_cast<rans::Error>(result.error)));
-  return {{payload.get(), payload.get() + result.size}, result.lanes};
+  return {static_cast<rans::Error>(result.error),
+          {payload.get(), payload.get() + result.size},
+          result.lanes};
+}
+
+// The passes once more, with an index without a table, or too little room.
+void check_refusals(std::vector<Pass> passes, const std::vector<std::vector<int32_t>>& symbols,
+                    uint32_t lanes, uint32_t digest, const std::vector<uint8_t>& payload,
+                    uint32_t drawn) {
+  const auto whole = static_cast<uint32_t>(payload.size());
+  const uint32_t less = drawn / 4 % (whole + 1) / 2 * 2;
+  const uint32_t pages = 1 + drawn % pages_for(whole);
+  const Encoded small = encode_on_device(passes, symbols, lanes, digest, less, pages_for(less));
+  require(small.error == (less < whole ? rans::Error::kCapacity : rans::Error::kNone),
+          "a payload has room that is larger than its buffer");
+  const Encoded few = encode_on_device(passes, symbols, lanes, digest, whole, pages);
+  require(few.error == rans::Error::kCapacity || few.payload == payload,
+          "another payload with few pages");
+  for (Pass& pass : passes) {
+    if (pass.by_channel) continue;
+    pass.indexes[drawn % pass.size()] = 255;
+    const Encoded odd = encode_on_device(passes, symbols, lanes, digest, whole, pages_for(whole));
+    require(odd.error == rans::Error::kIndex, "an index without a table was taken");
+    return;
+  }
 }
 
 }  // namespace
@@ -94,8 +124,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   const std::vector<uint8_t> payload = encoder.finish(digest);
   const auto capacity = static_cast<uint32_t>(payload.size() + 8 + payload.size() % 2);
+  const uint32_t chosen = code % 4 == 0 ? 0 : encoder.lanes();
   const Encoded other =
-      encode_on_device(passes, symbols, code % 4 == 0 ? 0 : encoder.lanes(), digest, capacity);
+      encode_on_device(passes, symbols, chosen, digest, capacity, pages_for(capacity));
+  if (other.error != rans::Error::kNone) fail(rans::message_of(other.error));
   require(other.lanes == encoder.lanes(), "the numbers of lanes differ");
   require(other.payload == payload, "the payloads differ");
 
@@ -111,5 +143,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   require(emulated.error == rans::Error::kNone && emulated.digest == digest &&
               emulated.symbols == symbols,
           "they do not come back on the device");
+  if (const uint32_t drawn = bytes.word())
+    check_refusals(passes, symbols, chosen, digest, payload, drawn);
   return 0;
 }

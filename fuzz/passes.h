@@ -242,13 +242,14 @@ struct Decoded {
   std::vector<std::vector<int32_t>> symbols;  // of each pass
 };
 
+// A header may claim more bytes than there are.
 inline Decoded decode_on_device(const uint8_t* data, size_t size, uint32_t lanes,
-                                const std::vector<Pass>& passes) {
+                                const std::vector<Pass>& passes, uint32_t more = 0) {
   const device::Launchers& launch = device::kHostLaunchers;
   size_t largest = 1;
   for (const Pass& pass : passes) largest = std::max(largest, pass.size());
   const auto capacity = static_cast<uint32_t>(std::max<size_t>(8, size + size % 2));
-  device::PayloadHeader header{static_cast<uint32_t>(size), lanes, 0};
+  device::PayloadHeader header{more == 0 ? static_cast<uint32_t>(size) : capacity + more, lanes, 0};
   const auto payload = exactly<uint8_t>(capacity);
   std::memcpy(payload.get(), data, size);
   const auto states = exactly<device::DecoderState>(1);

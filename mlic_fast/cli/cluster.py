@@ -13,6 +13,7 @@ import logging
 import posixpath
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -155,16 +156,20 @@ def _pass(
     # A worker has a GPU, or as many CPUs as --threads says.
     each = {"num_gpus": 1} if args.device.startswith("cuda") else {"num_cpus": args.threads or 1}
     blocks = max(1, min(len(jobs) // together, MAX_BLOCKS))
-    results = ray.data.from_items(jobs, override_num_blocks=blocks).map_batches(
-        FileEncoder,
-        fn_constructor_kwargs=options,
-        batch_size=together,
-        # Alone: a picture that kills its worker must take no other with it.
-        compute=ray.data.ActorPoolStrategy(max_tasks_in_flight_per_actor=1 if together == 1 else 4),
-        max_restarts=-1,
-        max_task_retries=0 if together == 1 else 1,
-        **each,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args`")  # of Ray 2.64, which is not taken
+        results = ray.data.from_items(jobs, override_num_blocks=blocks).map_batches(
+            FileEncoder,
+            fn_constructor_kwargs=options,
+            batch_size=together,
+            # Alone: a picture that kills its worker must take no other with it.
+            compute=ray.data.ActorPoolStrategy(
+                max_tasks_in_flight_per_actor=1 if together == 1 else 4
+            ),
+            max_restarts=-1,
+            max_task_retries=0 if together == 1 else 1,
+            **each,
+        )
     results.context.enable_progress_bars = False
     results.context.max_errored_blocks = -1  # what is missing is found by its absence
     for row in results.iter_rows():
