@@ -26,6 +26,9 @@ from mlic_fast.errors import MlicError
 SUFFIX = ".mlic"
 #: Pictures that a worker takes at a time.
 BATCH = 8
+#: For tasks that read and write: workers hold theirs, and with all CPUs of a small cluster held
+#: such a task would wait for ever.
+_NO_CPU: Any = {"num_cpus": 0}
 
 Batch = dict[str, Any]
 
@@ -57,7 +60,11 @@ def read_mlic(
     import ray.data
 
     files = ray.data.read_binary_files(
-        paths, filesystem=filesystem, include_paths=True, file_extensions=[SUFFIX[1:]]
+        paths,
+        filesystem=filesystem,
+        include_paths=True,
+        file_extensions=[SUFFIX[1:]],
+        **_NO_CPU,
     )
     return files.map_batches(
         MlicDecoder,
@@ -95,7 +102,8 @@ def write_mlic(
         **{"batch_size": BATCH, "num_cpus": 1, **workers},
     )
     filesystem, folder = storage.resolve(path, filesystem)
-    return int(encoded.map_batches(_Writer(filesystem, folder)).sum("written") or 0)
+    written = encoded.map_batches(_Writer(filesystem, folder), **_NO_CPU)
+    return sum(row["written"] for row in written.iter_rows())
 
 
 class MlicEncoder:

@@ -230,6 +230,11 @@ def test_storage_of_objects(
     with pytest.raises(Exception, match="exists already"):
         write_mlic(dataset, str(again), 21, checkpoint)
 
+    # Both workers hold a CPU, which is all that there are; reading and writing need none.
+    pictures = read_mlic(path, checkpoint, filesystem=filesystem)
+    assert write_mlic(pictures, str(tmp_path / "smaller"), 20, checkpoint) == 3
+    assert contents(tmp_path / "smaller").items() >= made.items()
+
 
 def test_wrong_usage(pictures: Path, tmp_path: Path) -> None:
     arguments = ["encode", "--ray", "auto", "--output-dir", str(tmp_path), str(pictures)]
