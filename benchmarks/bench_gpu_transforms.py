@@ -6,6 +6,7 @@ each as one CUDA graph. What is compared must agree within rounding before it is
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +19,12 @@ from mlic_fast.engine.cpu.cpu_operations import CpuOps
 from mlic_fast.engine.cpu.in_place import run_in_place
 from mlic_fast.engine.cpu.residual_transforms import EngineTransforms
 from mlic_fast.engine.exact_engine import cpu_transforms
+from mlic_fast.engine.gpu.fused_transforms import _Pixels
 from mlic_fast.engine.gpu.gpu_engine import device_transforms
 from mlic_fast.engine.per_image import to_pixels
 from mlic_fast.kernels import epilogues
 from mlic_fast.models import MlicModel
-from mlic_fast.models.layers import GDN
+from mlic_fast.models.layers import GDN, subpel_conv3x3
 from mlic_fast.profiling.pictures import synthetic_photograph
 from mlic_fast.profiling.preset_models import trained_like_model
 
@@ -92,17 +94,36 @@ def normalise_pair(inverse: bool) -> Pair:
     return kernel, operators
 
 
-def pixels_pair() -> Pair:
-    x = random(1, HEIGHT // 2, WIDTH // 2, 2, 2, 3, dtype=torch.float32)
-    bias = random(2, 2, 3, dtype=torch.float32)
-    out = torch.empty((1, 3, HEIGHT, WIDTH), dtype=torch.uint8, device=DEVICE)
-    theirs, b = modules_layout(x), bias.permute(2, 0, 1).flatten()[:, None, None]
+def first_pair() -> Pair:
+    """The first layer of g_a, and its operators."""
+    images = synthetic_photograph(WIDTH, HEIGHT).to(DEVICE)[None]
+    conv = nn.Conv2d(3, CHANNELS, 3, stride=2, padding=1).to(DEVICE).requires_grad_(False)
+    weight = nn.functional.pad(conv.weight.flatten(1).T, (0, 0, 0, epilogues.FIRST_DEPTH - 27))
+    weight, bias = weight.to(DTYPE).contiguous(), conv.bias
+    out, centres = (
+        torch.empty((*LARGEST[:3], channels), dtype=DTYPE, device=DEVICE)
+        for channels in (CHANNELS, epilogues.PADDED)
+    )
+    conv = copy.deepcopy(conv).to(DTYPE).to(memory_format=torch.channels_last)
 
     def kernel() -> Tensor:
-        epilogues.to_pixels(x, bias, out=out)
-        return out
+        epilogues.first(images, weight, bias, out=out, centres=centres)
+        return out.permute(0, 3, 1, 2)
 
-    return kernel, lambda: to_pixels(nn.functional.pixel_shuffle(theirs + b, 2))
+    def operators() -> Tensor:
+        x = (images.float() / 255).to(DTYPE, memory_format=torch.channels_last)
+        return _gelu(conv(x))
+
+    return kernel, operators
+
+
+def last_pair() -> Pair:
+    """The last layer of g_s, its convolution included, and its operators in the same dtype."""
+    x = random(*LARGEST, dtype=torch.float16)
+    layer = subpel_conv3x3(CHANNELS, 3).to(DEVICE).requires_grad_(False)
+    last = _Pixels(layer, torch.float16)
+    layer = layer.half().to(memory_format=torch.channels_last)
+    return lambda: last(x), lambda: to_pixels(layer(x.permute(0, 3, 1, 2)).float())
 
 
 def with_biases(*shape: int) -> tuple[Tensor, Tensor]:
@@ -115,7 +136,8 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "GELU, shuffle": lambda: activate_pair(*with_biases(*SUBPIXEL)),
     "GDN": lambda: normalise_pair(False),
     "inverse GDN, shuffle": lambda: normalise_pair(True),
-    "pixels": pixels_pair,
+    "first layer": first_pair,
+    "last layer": last_pair,
 }
 
 

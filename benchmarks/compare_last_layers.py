@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("images", nargs="+")
     args = parser.parse_args()
-    for name in ("from_pixels", "activate", "normalise", "to_pixels"):
+    epilogues.first = _first
+    for name in ("activate", "normalise", "to_pixels"):
         setattr(epilogues, name, _written(getattr(epilogues, f"{name}_twin")))
     fused_transforms.F.conv2d = _rounded(F.conv2d)
     model = load_checkpoint(args.checkpoint).eval().requires_grad_(False)
@@ -75,6 +76,11 @@ def _written(twin: Callable[..., Tensor]) -> Callable[..., None]:
         out.copy_(twin(*args, **kwargs))
 
     return kernel
+
+
+def _first(*args: Tensor, out: Tensor, centres: Tensor) -> None:
+    for written, twin in zip((out, centres), epilogues.first_twin(*args), strict=True):
+        written.copy_(twin)
 
 
 def _rounded(conv2d: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -228,6 +228,10 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
         products = a["positions"] * hidden
     elif kernel == "depthwise":
         shape = (a["ROWS"],)
+    elif kernel == "normalise" and a["STRIDE"] == 2:
+        moved -= a["branch"].nbytes * 3 // 4  # of whose rows and columns every second is read
+    elif kernel == "activate" and a["x"] is a["out"]:
+        moved += a["x"].nbytes  # read and written
     elif kernel == "mlp":
         shape = (10 * a["C"] // a["CHUNK"],)  # proj, fc1, fc2
         products = a["windows"] * (4 + 8 + 8) * a["C"] ** 2
@@ -309,12 +313,13 @@ class Recorder:
             return symbols
 
         def transform() -> None:
+            given = self._given(batch, height, width, encoding)
             with graph.part("transforms"), _Operators(graph):
-                self._transform(batch, height, width, encoding)
+                self._transform(encoding, *given)
 
         with recorded(Graph()):
             code_latents(self.ops, z, lambda *_: symbols, y)  # what is made once
-            self._transform(batch, height, width, encoding)
+            self._transform(encoding, *self._given(batch, height, width, encoding))
         with ExitStack() as stack:
             stack.enter_context(recorded(graph))
             for name in METHODS:
@@ -335,15 +340,23 @@ class Recorder:
                 transform()
         return graph.nodes
 
-    def _transform(self, batch: int, height: int, width: int, encoding: bool) -> None:
+    def _given(
+        self, batch: int, height: int, width: int, encoding: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the transforms are given."""
         device, config = self._device, self.config
         rate = torch.zeros(1, device=device) if config.rates else None
         if encoding:
-            images = torch.zeros((batch, 3, height, width), dtype=torch.uint8, device=device)
-            self._transforms.analyse(images, rate)
+            shape = (batch, 3, height, width)
+            return torch.zeros(shape, dtype=torch.uint8, device=device), rate
+        latents = torch.zeros((batch, height // 16, width // 16, config.M), device=device)
+        return latents.permute(0, 3, 1, 2), rate
+
+    def _transform(self, encoding: bool, x: Tensor, rate: Tensor | None) -> None:
+        if encoding:
+            self._transforms.analyse(x, rate)
         else:
-            shape = (batch, height // 16, width // 16, config.M)
-            self._transforms.synthesise(torch.zeros(shape, device=device).permute(0, 3, 1, 2), rate)
+            self._transforms.synthesise(x, rate)
 
 
 class _Coder:

@@ -64,7 +64,7 @@ def load(launch: Launch) -> float:
         m, n, k, *_ = launch.shape
         shared, step = _times(m, n).step(k, launch.programs)
         return min(1.0, shared / step)
-    if launch.kernel in ("convolution", "activate", "normalise"):
+    if launch.kernel in ("convolution", "first", "activate", "normalise"):
         return 1.0
     return min(1.0, launch.programs / (8 * CORES))
 
@@ -105,11 +105,14 @@ def _mlp(launch: Launch) -> float:
 
 
 def _convolution(launch: Launch) -> float:
-    """cuDNN's: outputs, bits a number. Less than 96 outputs cost as much as 96."""
+    """cuDNN's: outputs, bits a number. Less than 96 outputs cost as much as 96, and none less than
+    what it moves.
+    """
     outputs, bits = launch.shape
     if bits == 32:
         return 2 * launch.products / FLOAT32
-    return 15 + 2 * launch.products / outputs * max(outputs, 96) / BFLOAT16
+    products = 2 * launch.products / outputs * max(outputs, 96) / BFLOAT16
+    return 15 + max(products, launch.bytes / BYTES)
 
 
 def _depthwise(launch: Launch) -> float:
@@ -152,7 +155,7 @@ _TIMES: dict[str, Callable[[Launch], float]] = {
     "hyper_latents": _linear(1.0, 0.8),
     "digest": _linear(1.6, 0.3),
     "to_blocks": _linear(1.4, 0.8),
-    "from_pixels": _moved(1.5, BYTES),
+    "first": _moved(1.5, BYTES),
     "scaled": _linear(1.4, 0.8),
     "activate": _moved(1.5, BYTES),
     "normalise": _moved(6.0, BYTES_NORMALISE),

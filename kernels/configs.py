@@ -92,6 +92,10 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("any", "large"): Config(128, warps=4),
     },
     # The transforms. Positions here are the pixels of a layer, and all channels are outputs.
+    "first": {
+        ("interpreter", "any"): Config(2048, outputs=64, stages=1),
+        ("any", "any"): Config(64, outputs=64, stages=1),
+    },
     "activate": {
         ("interpreter", "any"): Config(2048, outputs=64),
         ("any", "any"): Config(32, outputs=64),

@@ -75,7 +75,7 @@ def watched_kernels(codec: Codec, *, processor: bool = False) -> Iterator[Tracer
             if is_gpu(engine):
                 from mlic_fast.kernels import epilogues
 
-                for name in ("activate", "normalise", "to_pixels"):
+                for name in ("first", "activate", "normalise", "to_pixels"):
                     describe = _epilogue_describer(name)
                     timed = tracer.wrap(KERNEL, name, getattr(epilogues, name), describe)
                     stack.enter_context(replaced(epilogues, name, timed))
@@ -114,9 +114,11 @@ def _transform_modules(transforms: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _epilogue_describer(name: str) -> Any:
-    def describe(result: None, *args: Any, out: torch.Tensor) -> dict[str, Any]:
-        products = out.numel() * out.shape[-1] if name == "normalise" else 0
-        moved = sum(array.nbytes for array in (*_arrays(args), out))
+    def describe(result: None, *args: Any, **options: Any) -> dict[str, Any]:
+        out = options["out"]
+        depth = {"first": 27, "normalise": out.shape[-1]}.get(name, 0)
+        products = out.numel() * depth
+        moved = sum(array.nbytes for array in _arrays((*args, *options.values())))
         return {"operation": name, "layer": "", "bytes": moved, "products": products, "pool": False}
 
     return describe

@@ -45,15 +45,19 @@ def test_a_compile_that_fails_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "only"), [("photo", "depthwise"), ("demo", "normalise"), ("wide", "pass")]
+    ("model", "only", "targets"),
+    [("photo", "depthwise", "90"), ("demo", "normalise", "80,90"), ("wide", "pass", "90")],
 )
-def test_report(tmp_path: Path, model: str, only: str) -> None:
-    """One of the exact path; one that is not, whose root is approximate; the largest there is."""
+def test_report(tmp_path: Path, model: str, only: str, targets: str) -> None:
+    """One of the exact path; one that is not, whose root is approximate, on two targets that have
+    other contexts ahead; the largest there is.
+    """
     command = ("-m", "mlic_fast.kernels.compile", "--jobs", "1", "--models", model)
-    done = run(*command, "--targets", "90", "--only", only, cache=tmp_path)
+    done = run(*command, "--targets", targets, "--only", only, cache=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    (line,) = done.stdout.splitlines()[1:]
-    assert only in line and line[42:].split()[0] == "90"
+    lines = done.stdout.splitlines()[1:]
+    assert all(only in line for line in lines)
+    assert [line[42:].split()[0] for line in lines] == targets.split(",")
 
 
 def test_a_loop_that_fetches_nothing_ahead_is_found(tmp_path: Path) -> None:

@@ -35,10 +35,10 @@ class FusedTransforms:
         assert isinstance(model.g_s, SynthesisTransform)
         self._gain = copy.deepcopy(model.gain) if model.config.rates else None
         self._dtype = dtype
-        *g_a, y = model.g_a.analysis_transform
+        first, *g_a, y = model.g_a.analysis_transform
         *h_a, z = model.h_a.reduction
         *g_s, last, pixels = model.g_s.synthesis_transform
-        self._g_a = nn.Sequential(*_fused(g_a, dtype), _Biased(y, dtype))
+        self._g_a = nn.Sequential(_First(first, dtype), *_fused(g_a, dtype), _Biased(y, dtype))
         activated = (_Activated(each, dtype) for each in h_a if isinstance(each, nn.Conv2d))
         self._h_a = nn.Sequential(*activated, _Biased(z, dtype))
         finest = torch.float32 if dtype is torch.float32 else torch.float16
@@ -47,11 +47,7 @@ class FusedTransforms:
 
     def analyse(self, images: Tensor, rate: Tensor | None) -> tuple[Tensor, Tensor]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
-        batch, _, height, width = images.shape
-        shape = batch, height, width, epilogues.PADDED
-        x = torch.empty(shape, dtype=self._dtype, device=images.device)
-        epilogues.from_pixels(images.contiguous(), out=x)
-        y = self._g_a(x).permute(0, 3, 1, 2)
+        y = self._g_a(images.contiguous()).permute(0, 3, 1, 2)
         if self._gain is not None:
             y = self._gain.apply(y, rate)
         z = self._h_a(y.to(self._dtype).permute(0, 2, 3, 1))
@@ -63,6 +59,15 @@ class FusedTransforms:
             y_hat = self._gain.undo(y_hat, rate)
         x = y_hat.to(self._dtype, memory_format=torch.channels_last)
         return self._last(self._g_s(x.permute(0, 2, 3, 1)))
+
+
+def convolve(
+    x: Tensor, weight: Tensor, stride: tuple[int, ...] = (1, 1), padding: tuple[int, ...] = (0, 0)
+) -> Tensor:
+    """[B, H, W, I] -> [B, H, W, O], contiguous."""
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, stride=stride, padding=padding)
+    y = y.permute(0, 2, 3, 1).contiguous()  # which it is already, if it kept the layout
+    return y.flatten().view(y.shape)  # strides of sides of 1 as well
 
 
 class _Conv(nn.Module):
@@ -85,13 +90,11 @@ class _Conv(nn.Module):
             bias = bias.unflatten(0, (-1, 2, 2)).permute(1, 2, 0).contiguous()
         self.weight = weight.to(dtype, copy=True, memory_format=torch.channels_last)
         self.bias = bias
+        assert not isinstance(conv.padding, str)
         self.stride, self.padding = conv.stride, conv.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.conv2d(
-            x.permute(0, 3, 1, 2), self.weight, stride=self.stride, padding=self.padding
-        ).permute(0, 2, 3, 1)
-        y = y.contiguous()  # which it is already, if the convolution kept the layout
+        y = convolve(x, self.weight, self.stride, self.padding)
         return y.unflatten(3, (2, 2, -1)) if self.subpixel else y
 
 
@@ -106,20 +109,30 @@ class _Biased(_Conv):
 
 
 class _Activated(_Conv):
-    """With its bias, GELU and pixel shuffle."""
+    """With its bias and GELU."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        out = _shuffled_like(y) if self.subpixel else y
-        epilogues.activate(y, self.bias, out=out)
-        return out
+        epilogues.activate(y, self.bias, out=y)
+        return y
 
 
-class _Pixels(_Conv):
-    """A subpixel convolution, with its bias, as an image: -> uint8 [B, 3, 2H, 2W]."""
+class _Pixels(nn.Module):
+    """A subpixel 3x3 convolution, with its bias, as an image: -> uint8 [B, 3, 2H, 2W].
+
+    Its nine taps are the outputs of a 1x1 convolution.
+    """
+
+    def __init__(self, conv: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        last = _Conv(conv, dtype)
+        taps = last.weight.permute(2, 3, 0, 1).flatten(0, 2)  # [9 * 12, I]
+        taps = F.pad(taps, (0, 0, 0, epilogues.TAP_OUTPUTS - len(taps)))
+        self.weight = taps[:, :, None, None].contiguous(memory_format=torch.channels_last)
+        self.bias = last.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+        y = convolve(x, self.weight)
         batch, height, width = y.shape[:3]
         out = y.new_empty((batch, 3, 2 * height, 2 * width), dtype=torch.uint8)
         epilogues.to_pixels(y, self.bias, out=out)
@@ -155,25 +168,58 @@ class _Strided(nn.Module):
         self.skip, self.skip_bias = weight.to(epilogues.multiplied(dtype)), skip.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(self.conv1(x))
+        return self.second(self.conv1(x), x)
+
+    def second(self, activated: Tensor, x: Tensor) -> Tensor:
+        """What follows the first convolution; x is the input, or its even rows and columns."""
+        y = self.conv2(activated)
         out = torch.empty_like(y)
         epilogues.normalise(y, self.conv2.bias, self.gdn, x, self.skip_bias, self.skip, out=out)
         return out
 
 
+class _First(_Strided):
+    """The block that takes images: uint8 [B, 3, H, W] -> [B, H/2, W/2, C]."""
+
+    def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
+        assert isinstance(block, ResidualBlockWithStride)
+        super().__init__(block, dtype)
+        weight = block.conv1.weight.detach().flatten(1).T  # [27, C]
+        weight = F.pad(weight, (0, 0, 0, epilogues.FIRST_DEPTH - len(weight)))
+        self.weight = weight.to(epilogues.multiplied(dtype), copy=True).contiguous()
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        batch, _, height, width = images.shape
+        shape = batch, height // 2, width // 2
+        out, centres = (
+            torch.empty((*shape, channels), dtype=self.dtype, device=images.device)
+            for channels in (self.weight.shape[1], epilogues.PADDED)
+        )
+        epilogues.first(images, self.weight, self.conv1.bias, out=out, centres=centres)
+        return self.second(out, centres)
+
+
 class _Upsampled(nn.Module):
-    """ResidualBlockUpsample."""
+    """ResidualBlockUpsample, both of its subpixel convolutions in one."""
 
     def __init__(self, block: ResidualBlockUpsample, dtype: torch.dtype) -> None:
         super().__init__()
-        self.conv1, self.conv2 = _Activated(block.subpel_conv, dtype), _Conv(block.conv, dtype)
-        self.branch = _Conv(block.upsample, dtype)
+        first, branch = _Conv(block.subpel_conv, dtype), _Conv(block.upsample, dtype)
+        self.bias, self.branch_bias = first.bias, branch.bias
+        self.weight = torch.cat([first.weight, branch.weight])
+        self.padding = first.padding
+        self.conv2 = _Conv(block.conv, dtype)
         self.gdn = epilogues.GdnWeights.of(block.igdn, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        y, branch = self.conv2(self.conv1(x)), self.branch(x)
+        y = convolve(x, self.weight, padding=self.padding)
+        first, branch = y.unflatten(3, (2, 2, 2, -1)).unbind(3)
+        activated = _shuffled_like(first)
+        epilogues.activate(first, self.bias, out=activated)
+        y = self.conv2(activated)
         out = torch.empty_like(y)
-        epilogues.normalise(y, self.conv2.bias, self.gdn, branch, self.branch.bias, out=out)
+        epilogues.normalise(y, self.conv2.bias, self.gdn, branch, self.branch_bias, out=out)
         return out
 
 

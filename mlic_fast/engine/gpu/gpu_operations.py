@@ -457,11 +457,12 @@ class GpuOps(Operations):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All four layers in one launch, and the rounding too."""
         layers = [entropy_parameters_layer(i, parity, index) for index in (0, 2, 4, 6)]
+        exponents = [x.exponent if isinstance(x, Act) else None for x in contexts]
         weights = self._once(
-            layers[0],
+            (layers[0], *exponents),
             lambda: entropy_parameters.pack_weights(
                 [self.layers[layer] for layer in layers],
-                [x.exponent if isinstance(x, Act) else None for x in contexts],
+                exponents,
                 [self.exponents[layer] for layer in layers[:3]],
                 self.device,
             ),
