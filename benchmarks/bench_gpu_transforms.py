@@ -16,8 +16,6 @@ from bench_gpu import DEVICE, HEIGHT, WIDTH, Pair, timed_graph
 from torch import Tensor, nn
 
 from mlic_fast.engine.cpu.cpu_operations import CpuOps
-from mlic_fast.engine.cpu.in_place import run_in_place
-from mlic_fast.engine.cpu.residual_transforms import EngineTransforms
 from mlic_fast.engine.exact_engine import cpu_transforms
 from mlic_fast.engine.gpu.fused_transforms import _Pixels
 from mlic_fast.engine.gpu.gpu_engine import device_transforms
@@ -25,6 +23,7 @@ from mlic_fast.engine.per_image import to_pixels
 from mlic_fast.kernels import epilogues
 from mlic_fast.models import MlicModel
 from mlic_fast.models.layers import GDN, subpel_conv3x3
+from mlic_fast.profiling.module_transforms import ModuleTransforms
 from mlic_fast.profiling.pictures import synthetic_photograph
 from mlic_fast.profiling.preset_models import trained_like_model
 
@@ -79,7 +78,7 @@ def normalise_pair(inverse: bool) -> Pair:
     gdn = GDN(CHANNELS, inverse).to(DEVICE).requires_grad_(False)
     gdn.gamma.add_(torch.rand_like(gdn.gamma) / CHANNELS)
     weights, out = epilogues.GdnWeights.of(gdn, DTYPE), torch.empty_like(x)
-    module = run_in_place(gdn.to(DTYPE))
+    module = gdn.to(DTYPE)
     theirs, b = modules_layout(x), modules_bias(bias)
     their_branch, their_b = modules_layout(branch), modules_bias(branch_bias)
 
@@ -176,10 +175,10 @@ def test_residual_transforms(benchmark: Any, model: MlicModel, way: str, who: st
 
     works = {
         "fused": work_of(device_transforms(model, DTYPE, DEVICE)),
-        "modules": work_of(EngineTransforms(model, DTYPE)),
+        "modules": work_of(ModuleTransforms(model, DTYPE)),
     }
     with torch.inference_mode():
-        right = work_of(EngineTransforms(model, torch.float32))()
+        right = work_of(ModuleTransforms(model, torch.float32))()
         errors = {name: (work() - right).square().mean() for name, work in works.items()}
     assert errors["fused"] <= 1.5 * errors["modules"], errors
     timed_graph(benchmark, f"transforms: {way}", works[who])

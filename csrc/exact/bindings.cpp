@@ -128,7 +128,8 @@ class View {
 using ActView = View<int16_t>;
 
 exact::Positions positions_of(int at) {
-  require(at >= -1 && at <= 1, "positions must be -1 (all), 0 (non-anchors) or 1 (anchors)");
+  require(at >= -1 && at <= 2,
+          "positions must be -1 (all), 0 (non-anchors), 1 (anchors) or 2 (even rows and columns)");
   return static_cast<exact::Positions>(at);
 }
 
@@ -157,6 +158,7 @@ class Kernels {
     require(outputs >= 1 && outputs < 1 << 24, "the output must have channels");
     const exact::Positions positions = positions_of(at);
     const py::ssize_t width = shape[2] * (positions == exact::Positions::kAll ? 1 : 2);
+    const py::ssize_t height = shape[1] * (positions == exact::Positions::kEven ? 2 : 1);
 
     std::vector<ActView> views;
     std::vector<Contiguous<float>> contiguous_scales;
@@ -167,7 +169,7 @@ class Kernels {
       require(weights[i] != nullptr, "weights are missing");
       views.emplace_back(inputs[i], "an input");
       contiguous_scales.emplace_back(scales[i], Shape{outputs}, "scales");
-      require_shape(inputs[i], {shape[0], shape[1], width, weights[i]->channels()}, "an input");
+      require_shape(inputs[i], {shape[0], height, width, weights[i]->channels()}, "an input");
       require(weights[i]->outputs() == outputs, "weights and output differ in channels");
       require(weights[i]->kernel() == weights[0]->kernel(), "weights differ in kernel size");
       require(weights[i]->layout() == run_.kernels->layout,
@@ -348,6 +350,35 @@ class Kernels {
     const py::ssize_t count = r.size();
     const py::gil_scoped_release release;
     run_.quantise(from.data(), out_scale, to, count);
+  }
+
+  // r [B, H, W, C] -> [B, H, W, 2C].
+  void squares(const py::array& r, py::array out, float scale) const {
+    require(r.ndim() == 4, "the input must be [B, H, W, C]");
+    Shape shape = shape_of(r);
+    const Contiguous<float> from(r, shape, "the input");
+    const py::ssize_t channels = shape[3];
+    shape[3] *= 2;
+    int16_t* to = output<int16_t>(out, shape, "the output");
+    const py::gil_scoped_release release;
+    run_.squares(from.data(), shape[0] * shape[1] * shape[2], channels, scale, to);
+  }
+
+  // Skip [B, H, W, C], or [B, H/2, W/2, 4C] to be spread: channel (2v + u) C + c.
+  void normalise(const py::array& r, const py::array& norm, const py::array& skip, bool inverse,
+                 py::array out, float out_scale) const {
+    require(r.ndim() == 4, "the input must be [B, H, W, C]");
+    const Shape shape = shape_of(r);
+    const Contiguous<float> from(r, shape, "the input");
+    const Contiguous<float> n(norm, shape, "the norm");
+    const bool spread = shape_of(skip) != shape;
+    require(!spread || (shape[1] % 2 == 0 && shape[2] % 2 == 0), "height and width must be even");
+    const Contiguous<float> s(
+        skip, spread ? Shape{shape[0], shape[1] / 2, shape[2] / 2, 4 * shape[3]} : shape, "skip");
+    int16_t* to = output<int16_t>(out, shape, "the output");
+    const py::gil_scoped_release release;
+    run_.normalise(from.data(), n.data(), s.data(), spread, inverse, shape[0] * shape[1], shape[2],
+                   shape[3], out_scale, to);
   }
 
   void add_half_tanh(const py::array& r, int parity, py::array y) const {
@@ -536,6 +567,9 @@ void bind_exact(py::module_& parent) {
            "heads"_a, "query_scale"_a, "key_scale"_a, "value_exponent"_a, "out"_a, "out_scale"_a)
       .def("softmax_attention", &Kernels::softmax_attention, "q"_a, "k"_a, "v"_a, py::kw_only(),
            "heads"_a, "exclude"_a, "logit_scale"_a, "value_scale"_a, "out"_a, "out_scale"_a)
+      .def("squares", &Kernels::squares, "r"_a, py::kw_only(), "out"_a, "scale"_a)
+      .def("normalise", &Kernels::normalise, "r"_a, "norm"_a, "skip"_a, py::kw_only(), "inverse"_a,
+           "out"_a, "out_scale"_a)
       .def("quantise", &Kernels::quantise, "r"_a, py::kw_only(), "out"_a, "out_scale"_a)
       .def("add_half_tanh", &Kernels::add_half_tanh, "r"_a, "parity"_a, "y"_a)
       .def("colour", &Kernels::colour, "x"_a, "parity"_a, py::kw_only(), "out"_a)

@@ -9,6 +9,9 @@ constexpr float kSoftmaxOne = 16383.0f;
 constexpr int kWeightLimit = 16383;
 constexpr float kSymbolLimit = 4194304.0f;
 
+// Squares are integers of twice so many bits, in two parts.
+constexpr int kSquareBits = 11;
+
 constexpr float kGeluClamp = 4.0f;
 constexpr float kGelu[] = {
     0x1.983dd6p-2f,  -0x1.0de06ep-4f,  0x1.377922p-7f,  -0x1.07d884p-10f,

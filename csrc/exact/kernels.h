@@ -202,6 +202,11 @@ struct Kernels {
   void (*quantise_ratio)(const float* r, float divisor, float real_scale, float scale, int16_t* out,
                          ptrdiff_t count);
   void (*quantise)(const float* r, float scale, int16_t* out, ptrdiff_t count);
+  // round(r[i] * r[i] * scale), clamped to 2 kSquareBits bits: the upper half and the lower one
+  void (*squares)(const float* r, float scale, int16_t* high, int16_t* low, ptrdiff_t count);
+  // quantise(r[i] / root + skip[i]), or r[i] * root if `inverse`; root = sqrt(norm[i])
+  void (*normalise)(const float* r, const float* norm, const float* skip, bool inverse, float scale,
+                    int16_t* out, ptrdiff_t count);
   // round(r[i]), clamped to 0 .. 255
   void (*to_bytes)(const float* r, uint8_t* out, ptrdiff_t count);
   // y[i] = y[i] + half_tanh(r[i])

@@ -358,6 +358,36 @@ void quantise_all(const float* r, float scale, int16_t* out, ptrdiff_t count) {
   }
 }
 
+void squares(const float* r, float scale, int16_t* high, int16_t* low, ptrdiff_t count) {
+  constexpr int part = 1 << kSquareBits;
+  const F limit = S::set(static_cast<float>(part * part - 1));
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const F x = S::load(r + i, count - i);
+    const F square = S::min(S::mul(S::mul(x, x), S::set(scale)), limit);
+    const I whole = S::round(square);
+    const I upper = S::truncate(S::mul(S::to_float(whole), S::set(1.0f / part)));
+    S::narrow(high + i, upper, count - i);
+    S::narrow(low + i, S::dot(whole, upper, S::set(-part)), count - i);
+  }
+}
+
+template <bool Inverse>
+void normalise_by(const float* r, const float* norm, const float* skip, float scale, int16_t* out,
+                  ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; i += W) {
+    const ptrdiff_t left = count - i;
+    const F root = S::sqrt(S::load(norm + i, left));
+    const F x = S::load(r + i, left);
+    const F y = Inverse ? S::mul(x, root) : S::div(x, root);
+    S::narrow(out + i, quantise(S::add(y, S::load(skip + i, left)), S::set(scale)), left);
+  }
+}
+
+void normalise(const float* r, const float* norm, const float* skip, bool inverse, float scale,
+               int16_t* out, ptrdiff_t count) {
+  (inverse ? normalise_by<true> : normalise_by<false>)(r, norm, skip, scale, out, count);
+}
+
 void to_bytes(const float* r, uint8_t* out, ptrdiff_t count) {
   int16_t rounded[W];
   for (ptrdiff_t i = 0; i < count; i += W) {
@@ -828,8 +858,9 @@ int64_t peak(int64_t iterations) {
 
 constexpr Kernels kKernels = {Layout::kPairs,    &conv,         &depthwise,      &layer_norm,
                               &window_attention, &linear_keys,  &linear_queries, &softmax_attention,
-                              &quantise_ratio,   &quantise_all, &to_bytes,       &add_half_tanh,
-                              &scale_indexes,    &symbols,      &decoded,        &peak};
+                              &quantise_ratio,   &quantise_all, &squares,        &normalise,
+                              &to_bytes,         &add_half_tanh, &scale_indexes, &symbols,
+                              &decoded,          &peak};
 
 }  // namespace
 }  // namespace mlic::exact

@@ -28,10 +28,11 @@ std::vector<ptrdiff_t> pixel_indexes(const Act& x, Positions at, ptrdiff_t borde
   std::vector<ptrdiff_t> pixels;
   pixels.reserve(static_cast<size_t>(x.positions()));
   const bool all = at == Positions::kAll;
-  for (ptrdiff_t row = 0; row < x.batch * x.height; ++row) {
+  const bool even = at == Positions::kEven;
+  for (ptrdiff_t row = 0; row < x.batch * x.height; row += even ? 2 : 1) {
     const ptrdiff_t b = row / x.height;
     const ptrdiff_t start = (row + 2 * border * b) * (x.width + 2 * border);
-    const ptrdiff_t first = all ? 0 : first_column(row, x.height, at);
+    const ptrdiff_t first = all || even ? 0 : first_column(row, x.height, at);
     for (ptrdiff_t j = first; j < x.width; j += all ? 1 : 2) pixels.push_back(start + j);
   }
   return pixels;
@@ -486,6 +487,35 @@ void Runner::quantise(const float* r, float scale, int16_t* out, ptrdiff_t count
   parallel_for(divide_up(count, chunk), threads, [&](ptrdiff_t task) {
     const ptrdiff_t begin = task * chunk;
     kernels->quantise(r + begin, scale, out + begin, std::min(chunk, count - begin));
+  });
+}
+
+void Runner::squares(const float* r, ptrdiff_t positions, ptrdiff_t channels, float scale,
+                     int16_t* out) const {
+  parallel_for(divide_up(positions, kRun), threads, [&](ptrdiff_t task) {
+    const ptrdiff_t end = std::min((task + 1) * kRun, positions);
+    for (ptrdiff_t n = task * kRun; n < end; ++n) {
+      int16_t* high = out + 2 * n * channels;
+      kernels->squares(r + n * channels, scale, high, high + channels, channels);
+    }
+  });
+}
+
+void Runner::normalise(const float* r, const float* norm, const float* skip, bool spread,
+                       bool inverse, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t channels,
+                       float scale, int16_t* out) const {
+  parallel_for(rows, threads, [&](ptrdiff_t row) {
+    const ptrdiff_t first = row * width * channels;
+    if (!spread) {
+      kernels->normalise(r + first, norm + first, skip + first, inverse, scale, out + first,
+                         width * channels);
+      return;
+    }
+    const float* from = skip + (row / 2 * width * 2 + row % 2 * 2) * channels;
+    for (ptrdiff_t x = 0; x < width; x += 2, from += 4 * channels) {
+      const ptrdiff_t n = first + x * channels;
+      kernels->normalise(r + n, norm + n, from, inverse, scale, out + n, 2 * channels);
+    }
   });
 }
 

@@ -19,7 +19,8 @@ struct Act {
   ptrdiff_t positions() const { return batch * height * width; }
 };
 
-enum class Positions { kAll = -1, kNonAnchors = 0, kAnchors = 1 };
+// Of an output: all positions, those of a colour, or even rows and columns.
+enum class Positions { kAll = -1, kNonAnchors = 0, kAnchors = 1, kEven = 2 };
 
 // Column of position 0 of a squeezed row; row is one of all images' rows.
 inline ptrdiff_t first_column(ptrdiff_t row, ptrdiff_t height, Positions at) {
@@ -86,6 +87,14 @@ struct Runner {
                const Latents& y) const;
 
   void quantise(const float* r, float scale, int16_t* out, ptrdiff_t count) const;
+  // r [positions, channels] -> the upper halves of all channels, then the lower ones.
+  void squares(const float* r, ptrdiff_t positions, ptrdiff_t channels, float scale,
+               int16_t* out) const;
+  // r, norm and `out` are [rows, width, channels]; skip is too, or [rows / 2, width / 2, 2, 2,
+  // channels] if `spread`, where the twos are row and column.
+  void normalise(const float* r, const float* norm, const float* skip, bool spread, bool inverse,
+                 ptrdiff_t rows, ptrdiff_t width, ptrdiff_t channels, float scale,
+                 int16_t* out) const;
   // y [batch, height, width, channels] += half_tanh(r) at one colour; r is squeezed.
   void add_half_tanh(const float* r, Positions at, ptrdiff_t rows, ptrdiff_t height,
                      ptrdiff_t width, ptrdiff_t channels, float* y) const;

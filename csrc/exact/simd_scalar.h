@@ -60,6 +60,9 @@ struct Simd {
   static F div(F a, F b) {
     return map<F>([&](int i) { return a.v[i] / b.v[i]; });
   }
+  static F sqrt(F a) {
+    return map<F>([&](int i) { return std::sqrt(a.v[i]); });
+  }
   static F min(F a, F b) {
     return map<F>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
   }

@@ -40,7 +40,6 @@ def examine() -> dict[str, Any]:
     import mlic_fast
     from mlic_fast import self_check
     from mlic_fast.engine import gpu_problem
-    from mlic_fast.engine.cpu.residual_transforms import cpu_dtype
     from mlic_fast.profiling.machine import describe_machine
 
     machine = describe_machine()
@@ -58,7 +57,6 @@ def examine() -> dict[str, Any]:
         "cpu": {
             **{"name": machine["cpu"], "cores": machine["cores"], "threads": machine["threads"]},
             "instruction_sets": machine["instruction_sets"],
-            "residual_transforms": str(cpu_dtype()).removeprefix("torch."),
         },
         "gpus": [_gpu(gpu) for gpu in gpus],
         "gpu_problem": problem,
@@ -122,7 +120,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     lines += [f"mlic_fast lies in {found['folder']}"]
     lines += [
         f"cpu: {cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads, "
-        f"{', '.join(cpu['instruction_sets'])}; residual transforms in {cpu['residual_transforms']}"
+        f"{', '.join(cpu['instruction_sets'])}"
     ]
     for gpu in found["gpus"]:
         lines += [

@@ -117,7 +117,7 @@ def create_engine(
 
     Args:
         name: of :data:`ENGINES`, or ``"auto"``.
-        model: its transforms; block transforms may be packed already.
+        model: its transforms, which may be packed already.
         packed: its entropy path.
         device: where it runs.
 
@@ -158,7 +158,7 @@ def create_engine(
         return ExactEngine(transforms, packed, SpecOps(packed), name)
     from mlic_fast.engine.cpu.cpu_operations import CpuOps
 
-    transforms = cpu_transforms(model, CpuOps, native=True)
+    transforms = cpu_transforms(model, CpuOps)
     return ExactEngine(transforms, packed, CpuOps(packed), name)
 
 

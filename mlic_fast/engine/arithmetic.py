@@ -28,6 +28,8 @@ Float = npt.NDArray[np.float32]
 ACTIVATION_LIMIT = 4095
 WEIGHT_LIMIT = 16383
 SOFTMAX_ONE = 16383
+#: Bits of each of the two parts of a square.
+SQUARE_BITS = 11
 #: Largest magnitude of a symbol: float32 holds it exactly, and no latent comes near it.
 SYMBOL_LIMIT = 1 << 22
 #: Largest magnitude of an exponent.
@@ -230,6 +232,34 @@ class SpecOps(Operations):
         q = x.q.reshape(batch, height, width, channels // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
         q = np.ascontiguousarray(q).reshape(batch, 2 * height, 2 * width, channels // 4)
         return Act(q, x.exponent)
+
+    # -- residual transforms ------------------------------------------------------------------
+
+    def to_positions(self, images: npt.NDArray[np.uint8]) -> Act:
+        return Act(np.moveaxis(images, 1, -1).astype(np.int16), 0)
+
+    def from_positions(self, r: Float) -> npt.NDArray[np.uint8]:
+        pixels = np.rint(np.fmin(np.fmax(r, f32(0)), f32(255))).astype(np.uint8)
+        return np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
+
+    def squares(self, r: Float, out: str) -> list[Act]:
+        exponent = self._square_exponent(out)
+        limit = f32((1 << 2 * SQUARE_BITS) - 1)
+        q = np.rint(np.fmin(r * r * power_of_two(exponent), limit)).astype(np.int32)
+        upper = (q >> SQUARE_BITS).astype(np.int16)
+        lower = (q & ((1 << SQUARE_BITS) - 1)).astype(np.int16)
+        return [Act(upper, exponent - SQUARE_BITS), Act(lower, exponent)]
+
+    def _square_exponent(self, out: str) -> int:
+        """Of squares in twice SQUARE_BITS bits; the exponent of ``out`` is that of activations."""
+        return self.exponents[out] + 2 * SQUARE_BITS - ACTIVATION_LIMIT.bit_length()
+
+    def normalise(
+        self, r: Float, norm: Float, skip: Float, *, inverse: bool = False, out: str
+    ) -> Act:
+        root = np.sqrt(norm)
+        skip = skip if skip.shape == r.shape else self.depth_to_space(skip)
+        return self.quantise((r * root if inverse else r / root) + skip, out)
 
     # -- block transforms ---------------------------------------------------------------------
 

@@ -20,7 +20,6 @@ from mlic_fast.engine.per_image import PerImageEngine
 from mlic_fast.models.parity import Parity
 
 if TYPE_CHECKING:
-    from mlic_fast.engine.cpu.residual_transforms import EngineTransforms
     from mlic_fast.models.mlic import Transforms
 
 Indexes = npt.NDArray[np.uint8]
@@ -42,7 +41,7 @@ class ExactEngine(PerImageEngine):
 
     def __init__(
         self,
-        transforms: EngineTransforms | ExactTransforms,
+        transforms: ExactTransforms,
         packed: PackedModel,
         ops: SpecOps,
         name: str,
@@ -95,22 +94,11 @@ class ExactEngine(PerImageEngine):
 
 
 def cpu_transforms(
-    model: Transforms | PackedTransforms,
-    backend: Callable[[PackedLayers], SpecOps],
-    *,
-    native: bool = False,
-) -> EngineTransforms | ExactTransforms:
-    """Block transforms in exact arithmetic on a backend, residual ones on PyTorch.
-
-    Those are in float32, or with ``native`` in what this CPU is fastest with.
-    """
-    if isinstance(model, PackedTransforms):
-        return ExactTransforms(model, backend(model))
-    if model.config.transforms == "blocks":
-        return cpu_transforms(pack_transforms(model), backend)
-    from mlic_fast.engine.cpu.residual_transforms import EngineTransforms, cpu_dtype
-
-    return EngineTransforms(model, cpu_dtype(native))
+    model: Transforms | PackedTransforms, backend: Callable[[PackedLayers], SpecOps]
+) -> ExactTransforms:
+    """Transforms in exact arithmetic on a backend."""
+    packed = model if isinstance(model, PackedTransforms) else pack_transforms(model)
+    return ExactTransforms(packed, backend(packed))
 
 
 class _Encoding:

@@ -1,6 +1,6 @@
-"""Block transforms in the exact arithmetic of the entropy path: pixels that are equal everywhere.
+"""Transforms in the exact arithmetic of the entropy path: pixels that are equal everywhere.
 
-The arithmetic: docs/arithmetic.md, section 9.
+The arithmetic: docs/arithmetic.md, sections 9 and 10.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlic_fast.engine import block_networks, residual_networks
 from mlic_fast.engine.bands import bands, in_bands
 from mlic_fast.engine.operations import Operations, Real
 from mlic_fast.engine.packing.packed import PackedTransforms
@@ -23,8 +24,7 @@ NO_RATE = "this model has a variable rate: give rate"
 
 
 class ExactTransforms:
-    """g_a, h_a and g_s of a model with block transforms, like
-    :class:`mlic_fast.engine.cpu.residual_transforms.EngineTransforms`, on numpy arrays.
+    """g_a, h_a and g_s on numpy arrays.
 
     Args:
         packed: the transforms in integers.
@@ -33,6 +33,9 @@ class ExactTransforms:
 
     def __init__(self, packed: PackedTransforms, ops: Operations) -> None:
         self.packed, self.ops = packed, ops
+        self.networks: Any = (
+            block_networks if packed.config.transforms == "blocks" else residual_networks
+        )
 
     def analyse(self, images: Any, rate: Any) -> tuple[Any, Any]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
@@ -42,13 +45,13 @@ class ExactTransforms:
         """What all rates have in common: the input of :meth:`at_rate`."""
         images = np.asarray(images)
         height, width = images.shape[2:]
-        fine, coarse = self.packed.config.analysis_blocks
+        halo = self.networks.analysis_halo(self.packed.config)
 
         def network(at: slice) -> tuple[Real]:
             part = np.ascontiguousarray(images[:, :, 16 * at.start : 16 * at.stop])
-            return (analysis(self.ops, part),)
+            return (self.networks.analysis(self.ops, part),)
 
-        (y,) = in_bands(bands(height // 16, width // 16, _halo(fine, coarse)), network)
+        (y,) = in_bands(bands(height // 16, width // 16, halo), network)
         return y
 
     def at_rate(self, latents: Real, rate: float | None) -> tuple[Float, Float]:
@@ -63,11 +66,10 @@ class ExactTransforms:
         y = np.moveaxis(np.asarray(y_hat), 1, -1)
         factors = self.scales(rate)[1]
         batch, height, width, _ = y.shape
-        fine, coarse = self.packed.config.synthesis_blocks
         images = np.empty((batch, 3, 16 * height, 16 * width), np.uint8)
-        for band in bands(height, width, _halo(fine, coarse)):
+        for band in bands(height, width, self.networks.synthesis_halo(self.packed.config)):
             part = np.ascontiguousarray(y[:, band.seen])
-            pixels = np.asarray(synthesis(self.ops, self.ops.scale(part, factors)))
+            pixels = np.asarray(self.networks.synthesis(self.ops, self.ops.scale(part, factors)))
             inner = slice(16 * band.inner.start, 16 * band.inner.stop)
             images[:, :, 16 * band.rows.start : 16 * band.rows.stop] = pixels[:, :, inner]
         return images
@@ -89,38 +91,16 @@ class ExactTransforms:
         return gain * packed.analysis_scale, inverse * packed.synthesis_scale
 
 
-def _halo(fine: int, coarse: int) -> int:
-    """Rows of latents that a position sees on each side through so many mixing blocks."""
-    return -(-fine // 2) + coarse
-
-
-def analysis(ops: Operations, images: Any) -> Real:
-    """g_a: uint8 [B, 3, H, W] -> y [B, H/16, W/16, M], its channels scaled."""
-    fine, coarse = ops.config.analysis_blocks
-    x = ops.conv("g_a.embed", [ops.to_blocks(images)])
-    x = ops.mixing_blocks("g_a.fine", fine, x)
-    x = ops.conv("g_a.down", [ops.space_to_depth(ops.quantise(x, "g_a.fine"))])
-    return ops.mixing_blocks("g_a.coarse", coarse, x)
-
-
 def hyper_analysis(ops: Operations, y: Real) -> Real:
     """h_a: latents [B, H/16, W/16, M], their channels scaled -> z [B, H/64, W/64, N]."""
     x = ops.quantise(y, "h_a")
     for index in (0, 2, 4, 6):
         layer = f"h_a.reduction.{index}"
-        x = ops.conv(layer, [x], activation=True, out=layer)
         if index == 4:
-            x = ops.every_second(x)
-    return ops.conv("h_a.reduction.8", [x])[:, ::2, ::2]
-
-
-def synthesis(ops: Operations, y: Real) -> Any:
-    """g_s: latents [B, H/16, W/16, M], their channels scaled -> uint8 [B, 3, H, W]."""
-    fine, coarse = ops.config.synthesis_blocks
-    x = ops.mixing_blocks("g_s.coarse", coarse, y)
-    x = ops.depth_to_space(ops.conv("g_s.up", [ops.quantise(x, "g_s.coarse")]))
-    x = ops.mixing_blocks("g_s.fine", fine, x)
-    return ops.to_pixels(ops.conv("g_s.project", [ops.quantise(x, "g_s.fine")]))
+            x = ops.strided_conv(layer, x, activation=True, out=layer)
+        else:
+            x = ops.conv(layer, [x], activation=True, out=layer)
+    return ops.strided_conv("h_a.reduction.8", x)
 
 
 def exact_gain(log_gain: Double, rate: float) -> Float:

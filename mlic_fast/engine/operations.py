@@ -10,7 +10,7 @@ of the layers: its section 6.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -175,6 +175,45 @@ class Operations(ABC):
         """Local attention in the windows around non-anchors: [B, H, W, 3C] -> [B, H, W/2, 25 C].
 
         Channels of q, k and v are (d, head), the head fastest; of the output (token, head, d).
+        """
+        raise NotImplementedError
+
+    # What only transforms use.
+
+    def strided_conv(
+        self, layer: str, x: Act, *, activation: bool = False, out: str | None = None
+    ) -> Any:
+        """conv at even rows and columns: [B, H, W, C] -> [B, H/2, W/2, O]."""
+        r = self.conv(layer, [x], activation=activation, out=out)
+        return self.every_second(r) if isinstance(r, Act) else r[:, ::2, ::2]
+
+    # What only residual transforms use.
+
+    def in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
+        """The activation ``out`` that a network gives for rows of ``x``, on each side of which it
+        sees ``halo`` more. A backend may cut all rows into bands.
+        """
+        return network(slice(0, x.q.shape[1]))
+
+    def to_positions(self, images: Any) -> Act:
+        """uint8 [B, 3, H, W] -> 0 .. 255 [B, H, W, 3], exponent 0."""
+        raise NotImplementedError
+
+    def from_positions(self, r: Real) -> Any:
+        """The inverse of to_positions: reals, clamped to 0 .. 255 and rounded, ties to even."""
+        raise NotImplementedError
+
+    def squares(self, r: Real, out: str) -> list[Act]:
+        """Of reals [B, H, W, C], in 22 bits: the upper 11 and the lower 11, which add up to them.
+
+        The exponent of ``out`` is that with which the squares are activations.
+        """
+        raise NotImplementedError
+
+    def normalise(self, r: Real, norm: Real, skip: Real, *, inverse: bool = False, out: str) -> Act:
+        """r over the root of norm, or with ``inverse`` times it, plus skip: [B, H, W, C].
+
+        Skip is of the same shape, or one that depth_to_space gives that shape.
         """
         raise NotImplementedError
 

@@ -10,10 +10,10 @@ import copy
 import struct
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mlic_fast.bitstream import PROVISIONAL
-from mlic_fast.engine.cpu.residual_transforms import rate_tensor
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.per_image import PerImageEngine, to_pixels, to_unit
 from mlic_fast.errors import CorruptStreamError
@@ -53,3 +53,8 @@ class ReferenceEngine(PerImageEngine):
 
     def synthesise(self, y_hat: Tensor, rate: float | None) -> Tensor:
         return to_pixels(self._model.synthesise(y_hat, rate_tensor(rate)))
+
+
+def rate_tensor(rate: float | None) -> Tensor | None:
+    """As the gains of the float model take it: float32 [1]."""
+    return None if rate is None else torch.tensor([rate], dtype=torch.float32)

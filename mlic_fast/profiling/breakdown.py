@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from mlic_fast.codec import Codec
-from mlic_fast.engine.cpu.residual_transforms import cpu_dtype
 from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.errors import EngineError
 from mlic_fast.models.checkerboard import Parity
@@ -134,7 +133,7 @@ def measure_peaks(codec: Codec) -> Peaks:
     integers = matrix = integer_peak(device)
     if not isinstance(parts.transforms, ExactTransforms):
         matrix = matrix_peak(parts.transforms._dtype, device)
-    dtypes = (torch.float32, cpu_dtype(native=True)) if device.type == "cpu" else ()
+    dtypes = (torch.float32,) if device.type == "cpu" else ()
     matrices = {str(t).removeprefix("torch."): matrix_peak(t, device) for t in dtypes}
     return Peaks(matrix, integers, bandwidth(device), matrices)
 

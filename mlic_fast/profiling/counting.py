@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mlic_fast.engine.arithmetic import WINDOW, Float, Int32, SpecOps
 from mlic_fast.engine.cpu.cpu_operations import Later
-from mlic_fast.engine.exact_transforms import analysis, hyper_analysis, synthesis
+from mlic_fast.engine.exact_transforms import ExactTransforms, hyper_analysis
 from mlic_fast.engine.operations import Act, Latents, entropy_parameters_layer
 from mlic_fast.engine.packing.packed import (
     Layer,
@@ -50,10 +50,11 @@ def count_entropy_path(packed: PackedModel, width: int, height: int) -> int:
 def count_exact_transforms(packed: PackedTransforms, width: int, height: int) -> dict[str, int]:
     """As :func:`count_transforms`, of what exact arithmetic multiplies."""
     ops = _CountingOps(packed)
-    y = analysis(ops, np.broadcast_to(np.uint8(0), (1, 3, height, width)))
+    networks = ExactTransforms(packed, ops).networks
+    y = networks.analysis(ops, np.broadcast_to(np.uint8(0), (1, 3, height, width)))
     hyper_analysis(ops, y)
     encoding = ops.products
-    synthesis(ops, y)
+    networks.synthesis(ops, y)
     return {"g_a + h_a": encoding, "g_s": ops.products - encoding}
 
 
@@ -116,7 +117,7 @@ class Counter:
 
 
 _MULTIPLYING = {
-    *("conv", "subpixel_conv", "depthwise", "add_prediction"),
+    *("conv", "strided_conv", "subpixel_conv", "depthwise", "add_prediction"),
     *("window_attention", "linear_attention", "softmax_attention"),
     *("sums", "project", "mixing_blocks", "carried", "pixels"),
     *METHODS,
@@ -191,6 +192,20 @@ class _CountingOps(SpecOps):
             shape = (batch, height, width if at is None else width // 2, outputs)
         self.products += math.prod(shape[:3]) * sum(segment.weight.size for segment in segments)
         return np.zeros(shape, np.float32) if out is None else _zeros(shape)
+
+    def strided_conv(
+        self, layer: str, x: Act, *, activation: bool = False, out: str | None = None
+    ) -> Any:
+        every_second = Act(x.q[:, ::2, ::2], x.exponent)
+        return self.conv(layer, [every_second], activation=activation, out=out)
+
+    def squares(self, r: Float, out: str) -> list[Act]:
+        return [_zeros(r.shape), _zeros(r.shape)]
+
+    def normalise(
+        self, r: Float, norm: Float, skip: Float, *, inverse: bool = False, out: str
+    ) -> Act:
+        return _zeros(r.shape)
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
         self.products += 9 * x.q.size

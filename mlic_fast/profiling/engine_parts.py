@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlic_fast.engine import Engine
-from mlic_fast.engine.cpu.residual_transforms import EngineTransforms
 from mlic_fast.engine.exact_engine import ExactEngine
 from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.engine.operations import Operations
@@ -21,7 +20,7 @@ class Parts:
     """Of an exact engine."""
 
     ops: Operations
-    transforms: EngineTransforms | ExactTransforms | FusedTransforms
+    transforms: ExactTransforms | FusedTransforms
 
 
 def parts_of(engine: Engine) -> Parts | None:

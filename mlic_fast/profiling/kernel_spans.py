@@ -193,7 +193,7 @@ def _describer(
         segments: Sequence[Segment] = [
             s for each in names for s in _segments(packed, counter, each)
         ]
-        if name in ("conv", "subpixel_conv"):
+        if name in ("conv", "strided_conv", "subpixel_conv"):
             operation = f"{name} {_square(segments[0].weight.shape[1:3])}"
         if name == "conv":
             segments = used_segments(counter.layers[names[0]], arguments)

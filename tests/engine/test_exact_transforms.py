@@ -1,4 +1,4 @@
-"""Block transforms in exact arithmetic: one result everywhere, and close to the float model's."""
+"""Transforms in exact arithmetic: one result everywhere, and close to the float model's."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lively import BLOCKS, lively_model, photograph
+from lively import BLOCKS, SMALL, lively_model, photograph
 
 import mlic_fast
 from mlic_fast._C import exact
+from mlic_fast.engine import bands
 from mlic_fast.engine.arithmetic import SpecOps
 from mlic_fast.engine.cpu.cpu_operations import CpuOps
 from mlic_fast.engine.exact_transforms import ExactTransforms, exact_exp
@@ -26,9 +27,16 @@ from mlic_fast.models import MlicModel
 RATE = 0.7
 
 
-@pytest.fixture(scope="module")
-def model() -> MlicModel:
-    return lively_model(BLOCKS).eval().requires_grad_(False)
+CONFIGS = {
+    "blocks": BLOCKS,
+    "residual": replace(SMALL["mlic"], lambdas=(0.01, 0.02)),
+    "2023": replace(SMALL["mlic"], weight_family="2023", lambdas=(0.01, 0.02)),  # g_s has a skip
+}
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def model(request: pytest.FixtureRequest) -> MlicModel:
+    return lively_model(CONFIGS[request.param]).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +66,7 @@ def test_backends_agree(
     judge = ExactTransforms(packed, SpecOps(packed))
     images = pixels(height, 2 * width, batch)[..., ::2]  # not contiguous
     y, z = judge.analyse(images, RATE)
-    assert y.std() > 0.1 and y.shape == (batch, BLOCKS.M, height // 16, width // 16)
+    assert y.std() > 0.1 and y.shape == (batch, model.config.M, height // 16, width // 16)
     for mine, theirs in zip(ours.analyse(images, RATE), (y, z), strict=True):
         assert mine.dtype == np.float32 and np.array_equal(mine, theirs)
     decoded = judge.synthesise(y.round(), RATE)
@@ -67,7 +75,7 @@ def test_backends_agree(
     assert np.array_equal(ours.synthesise(y.round(), RATE), decoded)
 
 
-def test_depths(model: MlicModel) -> None:
+def test_depths() -> None:
     """Other numbers of blocks; a model of one rate has no gains."""
     for analysis, synthesis in (((1, 3), (2, 1)), ((3, 1), (1, 1))):
         config = replace(BLOCKS, analysis_blocks=analysis, synthesis_blocks=synthesis, lambdas=())
@@ -77,6 +85,34 @@ def test_depths(model: MlicModel) -> None:
         y, z = mine.analyse(pixels(64, 64), None)
         assert all(map(np.array_equal, theirs.analyse(pixels(64, 64), None), (y, z)))
         assert np.array_equal(mine.synthesise(y, None), theirs.synthesise(y, None))
+
+
+def test_residual_transforms_are_those_of_the_model(model: MlicModel) -> None:
+    """Within what 13 bits an activation leave; the block ones are judged by the shipped model."""
+    transforms = ExactTransforms(pack_transforms(model), CpuOps(pack_transforms(model)))
+    images, rate = pixels(128, 192), torch.tensor([RATE])
+    with torch.inference_mode():
+        y = model.analyse(to_unit(images), rate)
+        z, decoded = model.h_a(y), to_pixels(model.synthesise(y.round(), rate)).float()
+    found = transforms.analyse(images, RATE)
+    for mine, theirs in zip(found, (y.numpy(), z.numpy()), strict=True):
+        assert np.abs(mine - theirs).std() < 0.01 * theirs.std()
+    away = transforms.synthesise(y.round(), RATE) - decoded.numpy()
+    assert away.std() < 0.02 * float(decoded.std())
+
+
+def test_bands_change_no_bit(
+    model: MlicModel, packed: PackedTransforms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ExactTransforms(packed, CpuOps(packed))
+    images = pixels(448, 64)
+    y, z = whole.analyse(images, RATE)
+    decoded = whole.synthesise(y.round(), RATE)
+    monkeypatch.setattr(bands, "BAND_POSITIONS", 16)
+    assert len(bands.bands(28, 4, 7)) > 1
+    again = whole.analyse(images, RATE)
+    assert np.array_equal(again[0], y) and np.array_equal(again[1], z)
+    assert np.array_equal(whole.synthesise(y.round(), RATE), decoded)
 
 
 def test_inputs_are_left_alone(model: MlicModel, packed: PackedTransforms) -> None:
@@ -113,7 +149,7 @@ def test_packing_depends_on_nothing_but_the_model(
 
 def test_weights_that_overflow_are_refused(model: MlicModel) -> None:
     broken = copy.deepcopy(model)
-    broken.g_s.fine[0].mix_in.weight.fill_(1e38)
+    next(broken.g_s.parameters()).fill_(1e38)
     with pytest.raises(CheckpointError, match="overflows"):
         pack_transforms(broken)
 
@@ -146,7 +182,7 @@ def test_the_shipped_model_loses_nothing() -> None:
             x_hat = to_pixels(model.synthesise(float_y, torch.tensor([rate])))
             decoded = torch.from_numpy(transforms.synthesise(y, rate))
             assert psnr(decoded, images) > psnr(x_hat, images) - loss
-    ranges = {transforms.packed.exponents[stage] for stage in STAGES}
+    ranges = {transforms.packed.exponents[stage] for stage in STAGES["blocks"]}
     assert ranges == {0}
 
 

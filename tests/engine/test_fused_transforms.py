@@ -1,4 +1,4 @@
-"""The transforms of the GPU engine beside those of the CPU engines, which are the model's."""
+"""The transforms of the GPU engine beside those of the model's modules."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from lively import SMALL, lively_model, photograph
 from torch import Tensor
 
-from mlic_fast.engine.cpu.residual_transforms import EngineTransforms
 from mlic_fast.models import MlicConfig
+from mlic_fast.profiling.module_transforms import ModuleTransforms
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -47,7 +47,7 @@ def test_float32_is_the_model(device: torch.device, name: str) -> None:
 
     ours, models = (
         outputs(kind, CONFIGS[name], torch.float32, device)
-        for kind in (FusedTransforms, EngineTransforms)
+        for kind in (FusedTransforms, ModuleTransforms)
     )
     for a, b in zip(ours[:2], models[:2], strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
@@ -67,9 +67,9 @@ def test_half_precision_is_no_worse_than_of_the_modules(
     from mlic_fast.engine.gpu.fused_transforms import FusedTransforms
 
     config = CONFIGS["plain"]
-    exact = outputs(EngineTransforms, config, torch.float32, device)
+    exact = outputs(ModuleTransforms, config, torch.float32, device)
     ours, modules = (
-        outputs(kind, config, dtype, device) for kind in (FusedTransforms, EngineTransforms)
+        outputs(kind, config, dtype, device) for kind in (FusedTransforms, ModuleTransforms)
     )
     for i in (0, 2):  # there are few values of z
         mine, theirs = ((each[i] - exact[i]).square().mean() for each in (ours, modules))

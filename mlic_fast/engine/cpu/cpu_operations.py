@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mlic_fast._C import exact
 from mlic_fast.coder import SCALES
 from mlic_fast.engine.arithmetic import (
+    SQUARE_BITS,
     WINDOW,
     Act,
     Float,
@@ -46,6 +47,7 @@ ISA_VARIABLE = "MLIC_FAST_ISA"
 ISA_NAMES = ("amx", "avx512", "avxvnni", "avx2", "neon", "scalar")
 
 _ALL_POSITIONS = -1
+_EVEN_POSITIONS = 2
 
 
 def instruction_set(name: str | None = None) -> str:
@@ -181,6 +183,26 @@ class CpuOps(SpecOps):
         self._kernels.colour(x.q, int(parity), out=q)
         return Act(q, x.exponent)
 
+    # -- residual transforms ------------------------------------------------------------------
+
+    def squares(self, r: Float, out: str) -> list[Act]:
+        exponent = self._square_exponent(out)
+        channels = r.shape[-1]
+        q = np.empty((*r.shape[:3], 2 * channels), np.int16)
+        self._kernels.squares(r, out=q, scale=_scale(exponent))
+        return [
+            Act(q[..., :channels], exponent - SQUARE_BITS),
+            Act(q[..., channels:], exponent),
+        ]
+
+    def normalise(
+        self, r: Float, norm: Float, skip: Float, *, inverse: bool = False, out: str
+    ) -> Act:
+        exponent = self.exponents[out]
+        q = np.empty(r.shape, np.int16)
+        self._kernels.normalise(r, norm, skip, inverse=inverse, out=q, out_scale=_scale(exponent))
+        return Act(q, exponent)
+
     # -- block transforms ---------------------------------------------------------------------
 
     def to_blocks(self, images: npt.NDArray[np.uint8]) -> Act:
@@ -258,7 +280,6 @@ class CpuOps(SpecOps):
                 assert isinstance(partial, np.ndarray)
         weights = self._parts.get(layer) or self.layers[layer]
         used = weights.used(inputs, partial, first)
-        outputs = len(weights.bias)
         if partial is not None:
             shape = partial.shape[:3]
         elif inputs:
@@ -266,15 +287,43 @@ class CpuOps(SpecOps):
             shape = (batch, height, width if at is None else width // 2)
         else:
             raise ValueError("a convolution needs an input or a partial sum")
+        positions = _ALL_POSITIONS if at is None else int(at)
+        return self._run_conv(
+            layer, used, inputs, shape, positions, partial, activation, residual, out
+        )
+
+    def strided_conv(
+        self, layer: str, x: Act, *, activation: bool = False, out: str | None = None
+    ) -> Any:
+        batch, height, width, _ = x.q.shape
+        shape = (batch, height // 2, width // 2)
+        return self._run_conv(
+            layer, slice(0, 1), [x], shape, _EVEN_POSITIONS, None, activation, None, out
+        )
+
+    def _run_conv(
+        self,
+        layer: str,
+        used: slice,
+        inputs: Sequence[Act],
+        shape: tuple[int, ...],
+        positions: int,
+        partial: Float | None,
+        activation: bool,
+        residual: Float | Act | None,
+        out: str | None,
+    ) -> Any:
+        """conv by the segments ``used``, whose result has this shape but for its channels."""
+        weights = self._parts.get(layer) or self.layers[layer]
         exponent = 0 if out is None else self.exponents[out]
-        r = np.empty((*shape, outputs), np.float32 if out is None else np.int16)
+        r = np.empty((*shape, len(weights.bias)), np.float32 if out is None else np.int16)
         added = residual.q if isinstance(residual, Act) else residual
         self._kernels.conv(
             [x.q for x in inputs],
             self._weights[layer][used],
             [segment.scale for segment in weights.segments[used]],
             [_scale(-x.exponent) for x in inputs],
-            at=_ALL_POSITIONS if at is None else int(at),
+            at=positions,
             bias=weights.bias if partial is None else None,
             partial=partial,
             gelu=activation,
@@ -344,12 +393,12 @@ class CpuOps(SpecOps):
         if self.config.variant == "mlic":  # it takes little memory
             return network(i, anchors)
         out = f"local_context.{i}.mlp.fc2"
-        return self._in_bands(anchors, WINDOW // 2, lambda at: network(i, _rows(anchors, at)), out)
+        return self.in_bands(anchors, WINDOW // 2, lambda at: network(i, _rows(anchors, at)), out)
 
     def channel_context(self, i: int, last: Act, start: Any = None) -> Act:
         network = super().channel_context
         layers = [f"channel_context.{i}.fushion.{index}" for index in (0, 2, 4)]
-        return self._in_bands(
+        return self.in_bands(
             last,
             self._halo(layers),
             lambda at: network(i, _rows(last, at), _rows(start, at)),
@@ -364,9 +413,7 @@ class CpuOps(SpecOps):
 
     def _projection(self, network: Callable[[int, Act], Act], prefix: str, i: int, x: Act) -> Act:
         layers = [f"{prefix}.{name}" for name in ("reprojection", "mlp.0", "mlp.2", "mlp.4")]
-        return self._in_bands(
-            x, self._halo(layers), lambda at: network(i, _rows(x, at)), layers[-1]
-        )
+        return self.in_bands(x, self._halo(layers), lambda at: network(i, _rows(x, at)), layers[-1])
 
     def predict_residual(self, latents: Latents, i: int, parity: Parity, start: Any) -> None:
         q = latents.q[i]
@@ -397,8 +444,7 @@ class CpuOps(SpecOps):
         indexes, means, *symbols = in_bands(bands(height, width, 0), network)
         return indexes, means, symbols[0] if symbols else None
 
-    def _in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
-        """The activation ``out`` that a network gives for the rows of ``x``."""
+    def in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
         _, height, width, _ = x.q.shape
         (q,) = in_bands(bands(height, width, halo), lambda at: (network(at).q,))
         return Act(q, self.exponents[out])

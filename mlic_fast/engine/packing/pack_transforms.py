@@ -1,38 +1,45 @@
-"""The packer of block transforms: float modules -> integers, the same on every machine.
+"""The packer of transforms: float modules -> integers, the same on every machine.
 
-The picture itself is carried in float32; each of its channels is scaled by a power of two, so that
-the activations that layers take of it use their whole range. These powers, and the exponents of all
-other activations, are found on a test card whose flats, edges and textures are stronger than those
-of photographs.
+Each channel of what h_a and g_s take is scaled, and with block transforms of the picture itself,
+which is carried in float32, so that the activations that layers take use their whole range. These
+scales, and the exponents of all other activations, are found on a test card whose flats, edges and
+textures are stronger than those of photographs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, Act, Float, exponents_of, power_of_two
-from mlic_fast.engine.cpu.cpu_operations import CpuOps
-from mlic_fast.engine.exact_transforms import (
-    ExactTransforms,
-    analysis,
-    hyper_analysis,
-    synthesis,
+from mlic_fast.engine.arithmetic import (
+    ACTIVATION_LIMIT,
+    Act,
+    Float,
+    SpecOps,
+    exponents_of,
+    power_of_two,
 )
+from mlic_fast.engine.cpu.cpu_operations import CpuOps
+from mlic_fast.engine.exact_transforms import ExactTransforms, hyper_analysis
 from mlic_fast.engine.operations import Operations
 from mlic_fast.engine.packing.integer_weights import Known, Weights, pack_weight, weights_of
 from mlic_fast.engine.packing.packed import Layer, PackedTransforms
+from mlic_fast.engine.residual_networks import ANALYSIS, BLOCKS, SYNTHESIS
 from mlic_fast.errors import CheckpointError
 from mlic_fast.models.config import MlicConfig
 
 if TYPE_CHECKING:
     from mlic_fast.models.mlic import Transforms
 
-#: Where channels are scaled: the picture at 1/8 and 1/16 in g_a, latents, the picture in g_s.
-STAGES = ("g_a.fine", "g_a.coarse", "h_a", "g_s.coarse", "g_s.fine")
+#: Where channels are scaled. Of blocks: the picture at 1/8 and 1/16 in g_a, latents, the picture in
+#: g_s.
+STAGES = {
+    "blocks": ("g_a.fine", "g_a.coarse", "h_a", "g_s.coarse", "g_s.fine"),
+    "residual": ("h_a", "g_s"),
+}
 #: How far a channel may exceed the largest value seen before it saturates.
 HEADROOM = 1.5
 #: Largest values below this count as this.
@@ -47,18 +54,21 @@ Scales = dict[str, Float]
 
 
 def pack_transforms(model: Transforms) -> PackedTransforms:
-    """Quantise g_a, h_a and g_s of a model with block transforms.
+    """Quantise g_a, h_a and g_s of a model.
 
     Raises CheckpointError for weights so large that activations overflow.
     """
     config, weights = model.config, weights_of(model)
-    widths = config.block_channels, config.M, config.M, config.M, config.block_channels
-    ones = {stage: np.ones(width, np.float32) for stage, width in zip(STAGES, widths, strict=True)}
+    stages = STAGES[config.transforms]
+    ones = {
+        stage: np.ones(config.block_channels if "fine" in stage else config.M, np.float32)
+        for stage in stages
+    }
     ranges = _Ranges(transform_layers(config, weights, ones, {}))
     _run(ranges.packed, ranges)
     scales = {
         stage: np.float32(ACTIVATION_LIMIT / HEADROOM) / np.maximum(ranges.largest[stage], SMALLEST)
-        for stage in STAGES
+        for stage in stages
     }
     packed = transform_layers(config, weights, scales, {})
     _run(packed, _Calibration(packed))
@@ -68,13 +78,13 @@ def pack_transforms(model: Transforms) -> PackedTransforms:
 def _run(packed: PackedTransforms, ops: Operations) -> None:
     """All transforms on the test card, at the lowest and the highest rate."""
     transforms, config = ExactTransforms(packed, ops), packed.config
-    y = analysis(ops, calibration_card())
+    y = transforms.networks.analysis(ops, calibration_card())
     rates = (0.0, config.rates - 1.0) if config.rates else (None,)
     scales = [transforms.scales(rate) for rate in rates]
     latents = [ops.scale(y, analysis_scale) for analysis_scale, _ in scales]
     hyper_analysis(ops, np.concatenate(latents) * packed.hyper_scale)
     scaled = [ops.scale(np.rint(y), scale) for y, (_, scale) in zip(latents, scales, strict=True)]
-    synthesis(ops, np.concatenate(scaled))
+    transforms.networks.synthesis(ops, np.concatenate(scaled))
 
 
 def calibration_card() -> npt.NDArray[np.uint8]:
@@ -124,8 +134,26 @@ def transform_layers(
 
     ``known``: see :mod:`mlic_fast.engine.packing.integer_weights`.
     """
-    fine_a, coarse_a, hyper, coarse_s, fine_s = (scales[stage] for stage in STAGES)
     make = _Layers(weights, known)
+    if config.transforms == "residual":
+        make.layers |= _residual_layers(weights, known, scales["g_s"])
+    else:
+        _block_layers(make, config, scales)
+    for index in (0, 2, 4, 6, 8):
+        make.layer(f"h_a.reduction.{index}", inputs=1 / scales["h_a"] if index == 0 else None)
+    no_gain = np.zeros((0, config.M), np.float32)
+    return PackedTransforms(
+        config,
+        make.layers,
+        dict.fromkeys(STAGES[config.transforms], 0),
+        log_gain=weights.get("gain.log_gain", no_gain),
+        log_inverse_gain=weights.get("gain.log_inverse_gain", no_gain),
+        stages=scales,
+    )
+
+
+def _block_layers(make: _Layers, config: MlicConfig, scales: Scales) -> None:
+    fine_a, coarse_a, _, coarse_s, fine_s = (scales[stage] for stage in STAGES["blocks"])
     make.layer("g_a.embed", inputs=np.full(192, 1 / 255, np.float32), outputs=fine_a)
     make.layer("g_a.down", inputs=1 / np.tile(fine_a, 4), outputs=coarse_a)
     make.layer("g_s.up", inputs=1 / coarse_s, outputs=np.tile(fine_s, 4), subpixel=True)
@@ -135,17 +163,35 @@ def transform_layers(
     for stage, count in counts.items():
         for index in range(count):
             make.block(f"{stage}.{index}", scales[stage])
-    for index in (0, 2, 4, 6, 8):
-        make.layer(f"h_a.reduction.{index}", inputs=1 / hyper if index == 0 else None)
-    no_gain = np.zeros((0, config.M), np.float32)
-    return PackedTransforms(
-        config,
-        make.layers,
-        dict.fromkeys(STAGES, 0),
-        log_gain=weights.get("gain.log_gain", no_gain),
-        log_inverse_gain=weights.get("gain.log_inverse_gain", no_gain),
-        stages=scales,
-    )
+
+
+def _residual_layers(weights: Weights, known: Known, scale: Float) -> dict[str, Layer]:
+    """Of g_a and g_s. ``scale``: of the channels of what g_s takes."""
+    pixel = np.full(3, 1 / 255, np.float32)
+    last = f"{SYNTHESIS}.{BLOCKS + 1}.0"
+    skip = f"{SYNTHESIS}.0.skip"
+    if f"{skip}.weight" not in weights:  # what is added is scaled back
+        identity = np.eye(len(scale), dtype=np.float32)[:, :, None, None]
+        unchanged = {f"{skip}.weight": identity, f"{skip}.bias": np.zeros_like(scale)}
+        weights = {**weights, **unchanged}
+    make = _Layers(weights, known)
+    for key in weights:
+        name, _, kind = key.rpartition(".")
+        if not name.startswith(("g_a.", "g_s.")) or kind not in ("weight", "gamma"):
+            continue
+        inputs = outputs = None
+        if name.startswith(f"{ANALYSIS}.0.") and weights[key].shape[1] == 3:
+            inputs = pixel
+        elif name in (f"{SYNTHESIS}.0.conv1", skip):
+            inputs = 1 / scale
+        elif name == last:
+            outputs = np.full(12, 255, np.float32)
+        if kind == "gamma":
+            make.gdn(name)
+        else:
+            subpixel = name == last or name.endswith(("subpel_conv.0", "upsample.0"))
+            make.layer(name, inputs=inputs, outputs=outputs, subpixel=subpixel)
+    return make.layers
 
 
 class _Layers:
@@ -162,6 +208,15 @@ class _Layers:
         self.layer(f"{name}.mix_out", outputs=scale)
         self.layer(f"{name}.expand", inputs=1 / scale)
         self.layer(f"{name}.contract", outputs=scale)
+
+    def gdn(self, name: str) -> None:
+        """A :class:`mlic_fast.models.layers.GDN`: a 1x1 layer of squares, which come in two
+        parts.
+        """
+        beta, gamma = (_non_negative(self._weights, f"{name}.{kind}") for kind in ("beta", "gamma"))
+        known = self._known.get(f"{name}.0")
+        segment = pack_weight(np.ascontiguousarray(gamma[:, None, None, :]), known)
+        self.layers[name] = Layer(beta, (segment, segment))
 
     def layer(
         self,
@@ -192,6 +247,13 @@ class _Layers:
         self.layers[name] = Layer(np.ascontiguousarray(bias), (segment,))
 
 
+def _non_negative(weights: Weights, name: str) -> Float:
+    """A parameter as :class:`mlic_fast.models.layers.NonNegativeParameter` gives it."""
+    bound = weights[f"{name}_reparam.lower_bound.bound"]
+    root: Float = np.maximum(weights[name], bound)
+    return root * root - weights[f"{name}_reparam.pedestal"]
+
+
 class _Calibration(CpuOps):
     """Chooses the exponent of every activation at its first use."""
 
@@ -202,6 +264,26 @@ class _Calibration(CpuOps):
     ) -> Any:
         r = super().conv(layer, inputs, **options)
         return r if out is None else self.quantise(r, out)
+
+    def strided_conv(
+        self, layer: str, x: Act, *, activation: bool = False, out: str | None = None
+    ) -> Any:
+        r = super().strided_conv(layer, x, activation=activation)
+        return r if out is None else self.quantise(r, out)
+
+    def squares(self, r: Float, out: str) -> list[Act]:
+        if out not in self.exponents:
+            largest = np.abs(r).max()
+            self.exponents[out] = int(exponents_of(_finite(largest * largest, out)))
+        return super().squares(r, out)
+
+    def normalise(
+        self, r: Float, norm: Float, skip: Float, *, inverse: bool = False, out: str
+    ) -> Act:
+        return SpecOps.normalise(self, r, norm, skip, inverse=inverse, out=out)
+
+    def in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
+        return network(slice(0, x.q.shape[1]))
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
         if out not in self.exponents:
@@ -236,7 +318,7 @@ class _Ranges(_Calibration):
         self.largest: dict[str, Float] = {}
 
     def quantise(self, r: Float, out: str) -> Act:
-        if out in STAGES:
+        if out in STAGES[self.config.transforms]:
             del self.exponents[out]
             largest = np.abs(r).max((0, 1, 2))
             self.largest[out] = np.maximum(largest, self.largest.get(out, np.float32(0)))

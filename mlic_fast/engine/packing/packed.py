@@ -68,12 +68,13 @@ class PackedLayers:
 
 @dataclass(frozen=True)
 class PackedTransforms(PackedLayers):
-    """g_a, h_a and g_s of a model with block transforms.
+    """g_a, h_a and g_s of a model.
 
     Attributes:
         log_gain, log_inverse_gain: float32 [rates, M], :class:`mlic_fast.models.gain.GainUnits`; of
             a model with a single rate [0, M].
-        stages: factors of the channels of the picture, float32 [C], by where they are scaled.
+        stages: factors of channels, float32 [C], by where they are scaled: at what h_a and g_s
+            take; with block transforms all of the picture.
     """
 
     log_gain: npt.NDArray[np.float32]
@@ -83,6 +84,8 @@ class PackedTransforms(PackedLayers):
     @property
     def analysis_scale(self) -> npt.NDArray[np.float32]:
         """[M]: latents are what g_a gives times these."""
+        if self.config.transforms == "residual":
+            return np.ones(self.config.M, np.float32)
         return 1 / self.stages["g_a.coarse"]
 
     @property
@@ -93,7 +96,7 @@ class PackedTransforms(PackedLayers):
     @property
     def synthesis_scale(self) -> npt.NDArray[np.float32]:
         """[M]: what g_s takes is latents times these."""
-        return self.stages["g_s.coarse"]
+        return self.stages["g_s" if self.config.transforms == "residual" else "g_s.coarse"]
 
 
 @dataclass(frozen=True)

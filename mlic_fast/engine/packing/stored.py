@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from mlic_fast.coder import Tables
 from mlic_fast.engine.packing.integer_weights import Array, path_layers
-from mlic_fast.engine.packing.pack_transforms import STAGES, transform_layers
+from mlic_fast.engine.packing.pack_transforms import transform_layers
 from mlic_fast.engine.packing.packed import PackedModel, PackedTransforms
 from mlic_fast.models.config import CONFIG_KEY, PACKING, MlicConfig
 
@@ -84,7 +84,7 @@ def _found(packed: PackedModel, transforms: PackedTransforms) -> dict[str, Array
         for name, layer in part.layers.items()
         for i, segment in enumerate(layer.segments)
     }
-    stages = {f"stages.{stage}": transforms.stages[stage] for stage in STAGES}
+    stages = {f"stages.{stage}": scale for stage, scale in transforms.stages.items()}
     tables = {f"tables.{name}": array for name, array in packed.tables.to_arrays().items()}
     return {**scales, **stages, **tables}
 

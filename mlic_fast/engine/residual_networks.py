@@ -1,0 +1,85 @@
+"""Residual g_a and g_s in the exact arithmetic of the entropy path.
+
+What :mod:`mlic_fast.models.layers` has in float: docs/arithmetic.md, section 10. Where an
+activation is not yet normalised it is real, and large: so the layer before GDN, GDN and what is
+added to it are computed in bands of rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlic_fast.engine.operations import Act, Operations, Real
+from mlic_fast.models.config import MlicConfig
+
+ANALYSIS, SYNTHESIS = "g_a.analysis_transform", "g_s.synthesis_transform"
+#: The blocks of both, in pairs: one that changes the size, and one that does not.
+BLOCKS = 6
+
+
+def analysis_halo(config: MlicConfig) -> int:
+    """Rows of latents on each side that a row of latents depends on."""
+    return 4
+
+
+def synthesis_halo(config: MlicConfig) -> int:
+    """Rows of latents on each side that a row of blocks of 16 pixels depends on."""
+    return 7
+
+
+def analysis(ops: Operations, images: Any) -> Real:
+    """g_a: uint8 [B, 3, H, W] -> y [B, H/16, W/16, M]."""
+    x = ops.to_positions(images)
+    for index in range(BLOCKS):
+        block = residual_block if index % 2 else downsampling_block
+        x = block(ops, f"{ANALYSIS}.{index}", x)
+    return ops.strided_conv(f"{ANALYSIS}.{BLOCKS}", x)
+
+
+def synthesis(ops: Operations, y: Real) -> Any:
+    """g_s: latents [B, H/16, W/16, M], their channels scaled -> uint8 [B, 3, H, W]."""
+    x = ops.quantise(y, "g_s")
+    for index in range(BLOCKS + 1):
+        block = upsampling_block if index % 2 else residual_block
+        x = block(ops, f"{SYNTHESIS}.{index}", x)
+    return ops.from_positions(ops.depth_to_space(ops.conv(f"{SYNTHESIS}.{BLOCKS + 1}.0", [x])))
+
+
+def residual_block(ops: Operations, name: str, x: Act) -> Act:
+    """:class:`mlic_fast.models.layers.ResidualBlock`."""
+    hidden = ops.conv(f"{name}.conv1", [x], activation=True, out=f"{name}.conv1")
+    skip = f"{name}.skip"
+    added = ops.conv(skip, [x]) if skip in ops.layers else x
+    return ops.conv(f"{name}.conv2", [hidden], activation=True, residual=added, out=name)
+
+
+def downsampling_block(ops: Operations, name: str, x: Act) -> Act:
+    """:class:`mlic_fast.models.layers.ResidualBlockWithStride`."""
+    hidden = ops.strided_conv(f"{name}.conv1", x, activation=True, out=f"{name}.conv1")
+
+    def network(at: slice) -> Act:
+        r = ops.conv(f"{name}.conv2", [_rows(hidden, at)])
+        norm = ops.conv(f"{name}.gdn", ops.squares(r, f"{name}.gdn"))
+        skip = ops.strided_conv(f"{name}.skip", _rows(x, slice(2 * at.start, 2 * at.stop)))
+        return ops.normalise(r, norm, skip, out=name)
+
+    return ops.in_bands(hidden, 2, network, name)
+
+
+def upsampling_block(ops: Operations, name: str, x: Act) -> Act:
+    """:class:`mlic_fast.models.layers.ResidualBlockUpsample`."""
+    before = f"{name}.subpel_conv.0"
+    hidden = ops.conv(before, [x], activation=True, out=before)
+    hidden = Act(ops.depth_to_space(hidden.q), hidden.exponent)
+
+    def network(at: slice) -> Act:
+        r = ops.conv(f"{name}.conv", [_rows(hidden, at)])
+        norm = ops.conv(f"{name}.igdn", ops.squares(r, f"{name}.igdn"))
+        skip = ops.conv(f"{name}.upsample.0", [_rows(x, slice(at.start // 2, at.stop // 2))])
+        return ops.normalise(r, norm, skip, inverse=True, out=name)
+
+    return ops.in_bands(hidden, 2, network, name)
+
+
+def _rows(x: Act, at: slice) -> Act:
+    return Act(x.q[:, at], x.exponent)
