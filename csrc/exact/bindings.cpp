@@ -524,6 +524,7 @@ py::dict constants() {
   d["WEIGHT_LIMIT"] = exact::kWeightLimit;
   d["SYMBOL_LIMIT"] = exact::kSymbolLimit;
   d["SOFTMAX_ONE"] = exact::kSoftmaxOne;
+  d["SQUARE_BITS"] = exact::kSquareBits;
   d["WINDOW"] = exact::kWindow;
   d["EXCLUDED_RADIUS"] = exact::kExcludedRadius;
   return d;

@@ -856,11 +856,12 @@ int64_t peak(int64_t iterations) {
   return S::horizontal_add(total) == -1 ? 0 : iterations * P * V * 2 * W;
 }
 
-constexpr Kernels kKernels = {Layout::kPairs,    &conv,         &depthwise,      &layer_norm,
-                              &window_attention, &linear_keys,  &linear_queries, &softmax_attention,
-                              &quantise_ratio,   &quantise_all, &squares,        &normalise,
-                              &to_bytes,         &add_half_tanh, &scale_indexes, &symbols,
-                              &decoded,          &peak};
+constexpr Kernels kKernels = {
+    Layout::kPairs,    &conv,          &depthwise,      &layer_norm,
+    &window_attention, &linear_keys,   &linear_queries, &softmax_attention,
+    &quantise_ratio,   &quantise_all,  &squares,        &normalise,
+    &to_bytes,         &add_half_tanh, &scale_indexes,  &symbols,
+    &decoded,          &peak};
 
 }  // namespace
 }  // namespace mlic::exact

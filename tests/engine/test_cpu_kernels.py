@@ -102,6 +102,35 @@ def test_conv(how: Any, size: Any, kernel: int, channels: Any, outputs: int) -> 
             check(model, how, "conv", "layer", inputs[1:], partial=real(*shape), **kwargs)
 
 
+@pytest.mark.parametrize("size", [(1, 2, 2), (2, 4, 6), (1, 12, 34)], ids=str)
+@pytest.mark.parametrize(("kernel", "channels", "outputs"), [(1, 5, 3), (3, 3, 37), (3, 32, 64)])
+def test_strided_conv(how: Any, size: Any, kernel: int, channels: int, outputs: int) -> None:
+    model = packed(layer=Layer(real(outputs), (segment(outputs, kernel, channels),)))
+    check(model, how, "strided_conv", "layer", act(*size, channels))
+    wide = act(*size, channels + 3)
+    view = Act(wide.q[..., 1 : 1 + channels], wide.exponent)
+    check(model, how, "strided_conv", "layer", view, activation=True, out="fine")
+
+
+@pytest.mark.parametrize("channels", [1, 7, 16, 192])
+@pytest.mark.parametrize("size", [(1, 2, 2), (2, 4, 6)], ids=str)
+def test_normalisation(how: Any, size: Any, channels: int) -> None:
+    """Squares from zero to beyond the limit; norms from the least that there is."""
+    model = packed()
+    r = real(*size, channels) * f32(2.0) ** rng.integers(-40, 40, (*size, channels)).astype(f32)
+    r.flat[:3] = 0, -0.0, 3e15
+    for mine, theirs in zip(
+        CpuOps(model, **how).squares(r, "coarse"), SpecOps(model).squares(r, "coarse"), strict=True
+    ):
+        assert mine.exponent == theirs.exponent and np.array_equal(mine.q, theirs.q)
+        assert mine.q.min() >= 0 and mine.q.max() == 2047
+    norm = np.abs(real(*size, channels)) + f32(1e-6)
+    batch, height, width = size
+    for skip in (real(*r.shape), real(batch, height // 2, width // 2, 4 * channels)):
+        for inverse in (False, True):
+            check(model, how, "normalise", r, norm, skip, inverse=inverse, out="fine")
+
+
 def test_conv_reaches_the_ends_of_int32(how: Any) -> None:
     """Every product at its largest, in sums that just fit; and sums that pass through 2^31."""
     w = np.zeros((20, 1, 1, 66), np.int16)

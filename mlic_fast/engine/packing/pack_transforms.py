@@ -64,27 +64,44 @@ def pack_transforms(model: Transforms) -> PackedTransforms:
         stage: np.ones(config.block_channels if "fine" in stage else config.M, np.float32)
         for stage in stages
     }
-    ranges = _Ranges(transform_layers(config, weights, ones, {}))
-    _run(ranges.packed, ranges)
+    unscaled = transform_layers(config, weights, ones, {})
+    ranges = _Ranges(unscaled)
+    transforms = ExactTransforms(unscaled, ranges)
+    y = transforms.networks.analysis(ranges, calibration_card())
+    inputs = _inputs(transforms, y)
+    if config.transforms == "residual":
+        for stage, x in zip(stages, inputs, strict=True):
+            ranges.see(stage, x)
+    else:
+        _after_analysis(transforms, inputs)
     scales = {
         stage: np.float32(ACTIVATION_LIMIT / HEADROOM) / np.maximum(ranges.largest[stage], SMALLEST)
         for stage in stages
     }
     packed = transform_layers(config, weights, scales, {})
-    _run(packed, _Calibration(packed))
+    transforms = ExactTransforms(packed, _Calibration(packed))
+    if config.transforms == "residual":  # nothing of g_a is scaled
+        packed.exponents.update({**ranges.exponents, **packed.exponents})
+    else:
+        y = transforms.networks.analysis(transforms.ops, calibration_card())
+    _after_analysis(transforms, _inputs(transforms, y))
     return packed
 
 
-def _run(packed: PackedTransforms, ops: Operations) -> None:
-    """All transforms on the test card, at the lowest and the highest rate."""
-    transforms, config = ExactTransforms(packed, ops), packed.config
-    y = transforms.networks.analysis(ops, calibration_card())
+def _inputs(transforms: ExactTransforms, y: Float) -> tuple[Float, Float]:
+    """What h_a and g_s take at the lowest and the highest rate, of the result of g_a."""
+    ops, config = transforms.ops, transforms.packed.config
     rates = (0.0, config.rates - 1.0) if config.rates else (None,)
     scales = [transforms.scales(rate) for rate in rates]
     latents = [ops.scale(y, analysis_scale) for analysis_scale, _ in scales]
-    hyper_analysis(ops, np.concatenate(latents) * packed.hyper_scale)
     scaled = [ops.scale(np.rint(y), scale) for y, (_, scale) in zip(latents, scales, strict=True)]
-    transforms.networks.synthesis(ops, np.concatenate(scaled))
+    hyper = np.concatenate(latents) * transforms.packed.hyper_scale
+    return hyper, np.concatenate(scaled)
+
+
+def _after_analysis(transforms: ExactTransforms, inputs: tuple[Float, Float]) -> None:
+    hyper_analysis(transforms.ops, inputs[0])
+    transforms.networks.synthesis(transforms.ops, inputs[1])
 
 
 def calibration_card() -> npt.NDArray[np.uint8]:
@@ -320,9 +337,12 @@ class _Ranges(_Calibration):
     def quantise(self, r: Float, out: str) -> Act:
         if out in STAGES[self.config.transforms]:
             del self.exponents[out]
-            largest = np.abs(r).max((0, 1, 2))
-            self.largest[out] = np.maximum(largest, self.largest.get(out, np.float32(0)))
+            self.see(out, r)
         return super().quantise(r, out)
+
+    def see(self, stage: str, r: Float) -> None:
+        largest = np.abs(r).max((0, 1, 2))
+        self.largest[stage] = np.maximum(largest, self.largest.get(stage, np.float32(0)))
 
 
 def _finite(largest: np.float32, name: str) -> np.float32:
