@@ -175,7 +175,11 @@ def _timed_operations(
     counter = Counter(packed, getattr(ops, "_parts", {}))
     for name in dir(type(ops)):
         method = getattr(ops, name)
-        if name not in ("aside", "join") and not name.startswith("_") and callable(method):
+        if (
+            name not in ("aside", "join", "in_bands")
+            and not name.startswith("_")
+            and callable(method)
+        ):
             # A backend may call its arguments something else.
             known = getattr(Operations, name, None)
             signature = inspect.signature(known.__get__(ops) if known else method)

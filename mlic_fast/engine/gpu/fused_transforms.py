@@ -24,7 +24,7 @@ from mlic_fast.models.transforms import AnalysisTransform, SynthesisTransform
 
 
 class FusedTransforms:
-    """g_a, h_a and g_s in one dtype, as a CPU has them in ``engine/cpu/residual_transforms.py``.
+    """g_a, h_a and g_s in one dtype.
 
     Biases, sums and latents are float32. The last layer of g_s and its input are float16 where the
     dtype is bfloat16: pixels of 8 bits need more than its 8 bits. All weights are copies.
