@@ -170,10 +170,10 @@ class Codec:
             images.load_picture(each, metadata=metadata != "none")
             for each in (image if several else [image])
         ]
-        for picture in pictures:
-            picture.warn()
-        if isinstance(metadata, Metadata):
-            pictures = [replace(picture, metadata=metadata.upright()) for picture in pictures]
+        for number in range(len(pictures)):
+            pictures[number].warn()
+            if isinstance(metadata, Metadata):
+                pictures[number] = replace(pictures[number], metadata=metadata.upright())
         if quality is not None:
             streams = self._compress(pictures, quality)
         else:
@@ -247,13 +247,16 @@ class Codec:
         if not self.packed.config.rates:
             raise QualityError("this model has a single rate: it meets no target")
         image, carried = picture.pixels, _sections(picture)
-        bitstream.check_size(image.shape[2], image.shape[1])
+        _, height, width = image.shape
+        bitstream.check_size(width, height)
         with surroundings():
             padded = self._for_engine(images.pad(image[None], ALIGNMENT))
             encode_at = self._engine.encoder(padded)
 
             def encode(quality: int) -> bytes:
-                return self._stream(picture, quality, *encode_at(self._rate(quality)), carried)
+                return self._stream(
+                    (width, height), quality, *encode_at(self._rate(quality)), carried
+                )
 
             if size is not None:
                 return targets.largest_within(encode, size)
@@ -267,31 +270,33 @@ class Codec:
 
             return targets.smallest_reaching(encode, reached, psnr)
 
-    def _compress(self, pictures: Sequence[Picture], quality: int) -> list[bytes]:
-        """Streams in the order of the pictures, those of equal size in batches."""
+    def _compress(self, pictures: list[Picture], quality: int) -> list[bytes]:
+        """Streams in the order of the pictures, those of equal size in batches.
+
+        They are taken out of the list: their memory is free while they are coded.
+        """
         sizes: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-        for number, picture in enumerate(pictures):
-            height, width = picture.pixels.shape[1:]
+        for number, (height, width) in enumerate(each.pixels.shape[1:] for each in pictures):
             bitstream.check_size(width, height)
             sizes[height, width].append(number)
         carried = [_sections(picture) for picture in pictures]
+        waiting = dict(enumerate(pictures))
+        pictures.clear()
         streams: dict[int, bytes] = {}
         with surroundings():
             for (height, width), numbers in sizes.items():
                 limit = self._engine.batch_limit(height, width)
                 for start in range(0, len(numbers), limit):
                     part = numbers[start : start + limit]
-                    batch = images.pad(
-                        _batch([pictures[number].pixels for number in part]), ALIGNMENT
-                    )
-                    payloads = self._engine.encode_images(
-                        self._for_engine(batch), self._rate(quality)
-                    )
+                    batch = _batch([waiting.pop(number).pixels for number in part])
+                    given = [self._for_engine(images.pad(batch, ALIGNMENT))]
+                    del batch
+                    payloads = self._engine.encode_images(given, self._rate(quality))
                     for number, (payload, lanes) in zip(part, payloads, strict=True):
                         streams[number] = self._stream(
-                            pictures[number], quality, payload, lanes, carried[number]
+                            (width, height), quality, payload, lanes, carried[number]
                         )
-        return [streams[number] for number in range(len(pictures))]
+        return [streams[number] for number in sorted(streams)]
 
     def _for_engine(self, batch: Any) -> Any:
         if self._engine.arrays == "numpy":
@@ -299,9 +304,10 @@ class Codec:
         return images.as_tensor(batch).to(self.device)
 
     def _stream(
-        self, picture: Picture, quality: int, payload: bytes, lanes: int, carried: bytes
+        self, size: tuple[int, int], quality: int, payload: bytes, lanes: int, carried: bytes
     ) -> bytes:
-        _, height, width = picture.pixels.shape
+        """``size``: width and height."""
+        width, height = size
         header = bitstream.Header(
             arithmetic_version=self._engine.arithmetic_version,
             lanes=lanes,

@@ -39,8 +39,11 @@ class Engine(Protocol):
         """How many images of H x W pixels the engine takes at a time."""
         ...
 
-    def encode_images(self, images: Any, rate: float | None) -> list[tuple[bytes, int]]:
-        """uint8 [B, 3, H, W], sides multiples of 64 -> a payload for each."""
+    def encode_images(self, images: list[Any], rate: float | None) -> list[tuple[bytes, int]]:
+        """uint8 [B, 3, H, W], sides multiples of 64 -> a payload for each.
+
+        They are taken out of the list, so that their memory is free when they are analysed.
+        """
         ...
 
     def encoder(self, image: Any) -> Callable[[float | None], tuple[bytes, int]]:

@@ -51,8 +51,8 @@ class ExactEngine(PerImageEngine):
         self._packed = packed
         self._ops = ops
 
-    def encode(self, image: Pixels, rate: float | None) -> tuple[bytes, int]:
-        return self._encode(lambda: self._transforms.analyse(image, rate))
+    def encode(self, image: list[Pixels], rate: float | None) -> tuple[bytes, int]:
+        return self._encode(lambda: self._transforms.analyse(image.pop(), rate))
 
     def encoder(self, image: Pixels) -> Callable[[float | None], tuple[bytes, int]]:
         latents = self._transforms.analysis(image)
@@ -63,7 +63,7 @@ class ExactEngine(PerImageEngine):
         y, z = (_channels_last(each) for each in analyse())
         z_symbols = to_symbols(z - self._packed.layers["medians"].bias)
         coding = _Encoding(np.split(y, self._packed.config.slices, axis=-1))
-        del y
+        del y, z
         digest = 0
 
         def take(index: int, y_hat: Float) -> None:
@@ -78,16 +78,12 @@ class ExactEngine(PerImageEngine):
 
     def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Float, int]:
         decoder = Decoder(self._packed.tables, payload, lanes)
-        config = self._packed.config
-        symbols = decoder.decode(self._packed.hyper_indexes((1, *size, config.N)))
-        y_hat = np.empty((1, 4 * size[0], 4 * size[1], config.M), np.float32)
-
-        def take(index: int, part: Float) -> None:
-            first = index * config.slice_channels
-            y_hat[..., first : first + config.slice_channels] = part
-
-        code_latents(self._ops, symbols, _Decoding(decoder), take=take)
-        return np.moveaxis(y_hat, -1, 1), decoder.finish()
+        symbols = decoder.decode(self._packed.hyper_indexes((1, *size, self._packed.config.N)))
+        slices: list[Float] = []
+        code_latents(
+            self._ops, symbols, _Decoding(decoder), take=lambda _, y_hat: slices.append(y_hat)
+        )
+        return np.moveaxis(np.concatenate(slices, axis=-1), -1, 1), decoder.finish()
 
     def synthesise(self, y_hat: Float, rate: float | None) -> Pixels:
         return np.asarray(self._transforms.synthesise(y_hat, rate))
@@ -102,8 +98,8 @@ def cpu_transforms(
 
 
 class _Encoding:
-    """Pass coder of an encoder: keeps the symbols in 16 bits where they fit, since the range coder
-    goes backwards, and the slices [B, H, W, C] of the latents until they are coded.
+    """Pass coder of an encoder: keeps the symbols in as few bits as they need, since the range
+    coder goes backwards, and the slices [B, H, W, C] of the latents until they are coded.
     """
 
     def __init__(self, slices: Sequence[Float]) -> None:
@@ -113,9 +109,8 @@ class _Encoding:
     def __call__(
         self, index: int, parity: Parity, scale_indexes: Indexes, means: Float, symbols: Int32
     ) -> Int32:
-        narrow = symbols.astype(np.int16)
-        fits = bool(np.array_equal(narrow, symbols))
-        self._passes.append((narrow if fits else symbols, scale_indexes))
+        kept = symbols.astype(np.min_scalar_type(-1 - int(np.abs(symbols).max())))
+        self._passes.append((kept, scale_indexes))
         if parity is Parity.NON_ANCHOR:
             self.slices[index] = None
         return symbols

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mlic_fast.engine import block_networks, residual_networks
 from mlic_fast.engine.bands import bands, in_bands
-from mlic_fast.engine.operations import Operations, Real
+from mlic_fast.engine.operations import Act, Operations, Real
 from mlic_fast.engine.packing.packed import PackedTransforms
 
 Float = npt.NDArray[np.float32]
@@ -20,6 +20,8 @@ Double = npt.NDArray[np.float64]
 
 #: Halvings before the series of :func:`exact_exp`, and squarings after it.
 HALVINGS = 10
+#: The layers of h_a before the first that leaves positions out, each of 3x3.
+_HYPER_HIDDEN = ("h_a.reduction.0", "h_a.reduction.2")
 NO_RATE = "this model has a variable rate: give rate"
 
 
@@ -58,7 +60,13 @@ class ExactTransforms:
         """y and z as of :meth:`analyse`."""
         ops = self.ops
         y = ops.scale(latents, self.scales(rate)[0])
-        z = hyper_analysis(ops, ops.scale(y, self.packed.hyper_scale))
+
+        def network(at: slice) -> tuple[Any]:
+            part = ops.scale(np.ascontiguousarray(y[:, at]), self.packed.hyper_scale)
+            return (_hyper_hidden(ops, part).q,)
+
+        (q,) = in_bands(bands(y.shape[1], y.shape[2], len(_HYPER_HIDDEN)), network)
+        z = _hyper_end(ops, Act(q, ops.exponents[_HYPER_HIDDEN[-1]]))
         return np.moveaxis(y, -1, 1), np.moveaxis(z, -1, 1)
 
     def synthesise(self, y_hat: Any, rate: Any) -> Any:
@@ -93,13 +101,22 @@ class ExactTransforms:
 
 def hyper_analysis(ops: Operations, y: Real) -> Real:
     """h_a: latents [B, H/16, W/16, M], their channels scaled -> z [B, H/64, W/64, N]."""
+    return _hyper_end(ops, _hyper_hidden(ops, y))
+
+
+def _hyper_hidden(ops: Operations, y: Real) -> Act:
+    """[B, H/16, W/16, N]."""
     x = ops.quantise(y, "h_a")
-    for index in (0, 2, 4, 6):
-        layer = f"h_a.reduction.{index}"
-        if index == 4:
-            x = ops.strided_conv(layer, x, activation=True, out=layer)
-        else:
-            x = ops.conv(layer, [x], activation=True, out=layer)
+    for layer in _HYPER_HIDDEN:
+        x = ops.conv(layer, [x], activation=True, out=layer)
+    return x
+
+
+def _hyper_end(ops: Operations, x: Act) -> Real:
+    layer = "h_a.reduction.4"
+    x = ops.strided_conv(layer, x, activation=True, out=layer)
+    layer = "h_a.reduction.6"
+    x = ops.conv(layer, [x], activation=True, out=layer)
     return ops.strided_conv("h_a.reduction.8", x)
 
 

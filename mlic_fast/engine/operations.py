@@ -60,6 +60,10 @@ class Operations(ABC):
 
     # -- order --------------------------------------------------------------------------------
 
+    #: Whether work that is done aside runs beside what follows, and reads its inputs until it is
+    #: joined.
+    branches = False
+
     def aside(self, name: str) -> AbstractContextManager[Any]:
         """While entered: work that what follows need not wait for, until :meth:`join`."""
         return nullcontext()
@@ -294,7 +298,11 @@ class Operations(ABC):
                 x = self.conv(name, [x], activation=True, out=name)
         return self.conv("h_s.increase.8", [x], out="hyper")
 
-    def context_ahead(self, i: int, parity: Parity, number: int, context: Act) -> Any:
+    def context_at(self, context: Act, parity: Parity) -> Any:
+        """A context at one colour, as it goes into :meth:`entropy_parameters`."""
+        return self.squeeze(context, parity)
+
+    def context_ahead(self, i: int, parity: Parity, number: int, context: Any) -> Any:
         """A context as :meth:`entropy_parameters` takes it too, before the others are there.
 
         A backend may do here what needs this one alone. ``number``: of the context among the

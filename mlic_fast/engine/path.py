@@ -123,7 +123,7 @@ class _Passes:
             with ops.aside(INTER):
                 shared = self._inter_context(i, last, sums)
             shared.append(ops.channel_context(i, last, sums.channel[0] if sums.channel else None))
-            contexts = [ops.squeeze(shared[-1], Parity.ANCHOR)]
+            contexts = [ops.context_at(shared[-1], Parity.ANCHOR)]
             if ops.config.variant != "mlic":
                 contexts = [ops.context_ahead(i, Parity.ANCHOR, 2, *contexts)]
             with ops.aside(PARTS):
@@ -132,7 +132,7 @@ class _Passes:
                 )
                 q, k = ops.intra_queries_and_keys(i, last)
             ops.join(INTER)
-            contexts[:0] = [ops.squeeze(x, Parity.ANCHOR) for x in shared[:-1]]
+            contexts[:0] = [ops.context_at(x, Parity.ANCHOR) for x in shared[:-1]]
         own = 1 + len(shared)  # number of the local context among the inputs
         for parity, residual_part in zip(PARITIES, residual_parts, strict=True):
             if parity is Parity.NON_ANCHOR:
@@ -155,7 +155,11 @@ class _Passes:
                     with ops.aside(AHEAD):
                         self.sums = self._sums(i + 1)
             symbols = code(i, parity, indexes, means, symbols)
+            if not ops.branches:
+                shared = []
             ops.decoded(latents, i, symbols, means, parity)
+            if not ops.branches:
+                indexes = means = symbols = None
             if parity is Parity.ANCHOR:
                 ops.join(PARTS)
             shared, contexts = [], []  # their memory is free for what follows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlic_fast.engine.digest import latents_digest
@@ -23,8 +22,11 @@ class PerImageEngine(ABC):
     arrays: Literal["numpy", "torch"]
 
     @abstractmethod
-    def encode(self, image: Any, rate: float | None) -> tuple[bytes, int]:
-        """uint8 [1, 3, H, W], multiples of 64 -> payload and its number of lanes."""
+    def encode(self, image: list[Any], rate: float | None) -> tuple[bytes, int]:
+        """uint8 [1, 3, H, W], multiples of 64 -> payload and its number of lanes.
+
+        It is taken out of the list.
+        """
 
     @abstractmethod
     def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Any, int]:
@@ -37,11 +39,11 @@ class PerImageEngine(ABC):
     def batch_limit(self, height: int, width: int) -> int:
         return 1
 
-    def encode_images(self, images: Any, rate: float | None) -> list[tuple[bytes, int]]:
-        return [self.encode(image[None], rate) for image in images]
+    def encode_images(self, images: list[Any], rate: float | None) -> list[tuple[bytes, int]]:
+        return [self.encode(images, rate)]
 
     def encoder(self, image: Any) -> Callable[[float | None], tuple[bytes, int]]:
-        return partial(self.encode, image)
+        return lambda rate: self.encode([image], rate)
 
     def decode_images(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: float | None

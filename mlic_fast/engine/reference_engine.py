@@ -34,8 +34,8 @@ class ReferenceEngine(PerImageEngine):
         self._model = copy.deepcopy(model)  # which nobody else changes
         self._model.update()
 
-    def encode(self, image: Tensor, rate: float | None) -> tuple[bytes, int]:
-        y = self._model.analyse(to_unit(image), rate_tensor(rate))
+    def encode(self, image: list[Tensor], rate: float | None) -> tuple[bytes, int]:
+        y = self._model.analyse(to_unit(image.pop()), rate_tensor(rate))
         encoded, y_hat = reference.encode_latents(self._model, y)
         (y_string,), (z_string,) = encoded["strings"]
         prefix = _PREFIX.pack(latents_digest(y_hat), len(z_string))

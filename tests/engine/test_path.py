@@ -193,7 +193,7 @@ def test_the_smallest_drift_shows_in_the_digest(small_models: dict[str, MlicMode
     encoder = ExactEngine(transforms, packed, SpecOps(packed), "spec")
     decoder = ExactEngine(transforms, packed, Perturbed(packed), "spec")
     with torch.inference_mode():
-        payload, lanes = encoder.encode(photograph(64, 64), None)
+        payload, lanes = encoder.encode([photograph(64, 64)], None)
         y_hat, digest = encoder.decode(payload, lanes, (1, 1))
         assert latents_digest(y_hat) == digest
         try:

@@ -88,6 +88,13 @@ class Later(NamedTuple):
     at: Parity | None
 
 
+class OneColour(NamedTuple):
+    """An activation at one colour, which is squeezed when it is used."""
+
+    x: Act
+    parity: Parity
+
+
 def _rows(x: Any, at: slice) -> Any:
     """Of an activation, an array [B, H, ..], a sum that is made later, or nothing."""
     if isinstance(x, Act):
@@ -430,12 +437,12 @@ class CpuOps(SpecOps):
         self._set(latents, i, self.add_residual(latents.y[i], r, parity))
 
     def entropy_parameters(
-        self, i: int, parity: Parity, start: Any, contexts: Sequence[Act], y: Float | None
+        self, i: int, parity: Parity, start: Any, contexts: Sequence[Any], y: Float | None
     ) -> tuple[Any, Float, Any]:
         whole = super().entropy_parameters
 
         def network(at: slice) -> tuple[Any, ...]:
-            inputs = [_rows(x, at) for x in contexts]
+            inputs = [self._context_rows(x, at) for x in contexts]
             found = whole(i, parity, _rows(start, at), inputs, None if y is None else y[:, at])
             return found if y is not None else found[:2]
 
@@ -443,6 +450,14 @@ class CpuOps(SpecOps):
         _, height, width, _ = first.shape
         indexes, means, *symbols = in_bands(bands(height, width, 0), network)
         return indexes, means, symbols[0] if symbols else None
+
+    def context_at(self, context: Act, parity: Parity) -> OneColour:
+        return OneColour(context, parity)
+
+    def _context_rows(self, context: Act | OneColour, at: slice) -> Act:
+        if isinstance(context, OneColour):
+            return self.squeeze(_rows(context.x, at), context.parity)
+        return _rows(context, at)
 
     def in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
         _, height, width, _ = x.q.shape

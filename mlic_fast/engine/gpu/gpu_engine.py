@@ -97,8 +97,11 @@ class GpuEngine:
     def batch_limit(self, height: int, width: int) -> int:
         return max(1, BATCH_PIXELS // (height * width))
 
-    def encode_images(self, images: Tensor, rate: float | None) -> list[tuple[bytes, int]]:
+    def encode_images(self, images: list[Tensor], rate: float | None) -> list[tuple[bytes, int]]:
         """Raises DeviceMemoryError."""
+        return self._encode_batch(images.pop(), rate)
+
+    def _encode_batch(self, images: Tensor, rate: float | None) -> list[tuple[bytes, int]]:
         batch, _, height, width = images.shape
         size = (batch, height, width)
 
@@ -136,7 +139,7 @@ class GpuEngine:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def encoder(self, image: Tensor) -> Callable[[float | None], tuple[bytes, int]]:
-        return lambda rate: self.encode_images(image, rate)[0]
+        return lambda rate: self._encode_batch(image, rate)[0]
 
     def decode_images(
         self, payloads: Sequence[tuple[bytes, int]], size: tuple[int, int], rate: float | None

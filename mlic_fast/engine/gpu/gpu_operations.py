@@ -98,6 +98,8 @@ class GpuOps(Operations):
 
     # -- order --------------------------------------------------------------------------------
 
+    branches = True
+
     def aside(self, name: str) -> AbstractContextManager[Any]:
         """In a graph another branch; launch by launch, where the host is slower, nothing.
 
