@@ -163,6 +163,9 @@ class Codec:
             raise ValueError(f"metadata must be 'all', 'none' or Metadata, not {metadata!r}")
         if (quality, target_bytes, target_psnr).count(None) < 2:
             raise QualityError("give one of quality, target_bytes and target_psnr")
+        for name, target in (("target_bytes", target_bytes), ("target_psnr", target_psnr)):
+            if target is not None and not _is_positive(target):
+                raise QualityError(f"{name} must be a number above 0, not {target!r}")
         if target_bytes is None and target_psnr is None:
             quality = self._check_quality(quality)
         several = images.is_several(image)
@@ -481,6 +484,12 @@ def _loaded(model: Any, path: Path | None) -> _Source:
         whole = copy.deepcopy(model).float() if path is None else load_checkpoint(path)
         loaded = whole, pack(whole)
     return _Source(loaded[1], path, model=loaded[0].eval().requires_grad_(False))
+
+
+def _is_positive(target: object) -> bool:
+    """Whether it is a finite number above 0."""
+    numbers = (int, float, np.integer, np.floating)
+    return isinstance(target, numbers) and bool(0 < target < float("inf"))
 
 
 def _path(model: Any) -> Path | None:

@@ -84,6 +84,17 @@ class Picture:
             warnings.warn(note, stacklevel=3)
 
 
+class Handover:
+    """A picture for its codec alone: the memory of its pixels is free when they are analysed."""
+
+    def __init__(self, picture: Picture) -> None:
+        self._given = [picture]
+
+    def take(self) -> Picture:
+        """Once."""
+        return self._given.pop()
+
+
 ImageSource = Union[
     str,
     "os.PathLike[str]",
@@ -93,6 +104,7 @@ ImageSource = Union[
     npt.NDArray[Any],
     "torch.Tensor",
     Picture,
+    Handover,
 ]
 
 # Suffix -> Pillow's format and options. The lossy formats are written at a quality that adds little
@@ -158,6 +170,8 @@ def load_picture(source: ImageSource, *, metadata: bool = True) -> Picture:
     Raises `UnsupportedImageError` for what the text at the top of this module refuses, and for
     files that are missing, damaged or not images.
     """
+    if isinstance(source, Handover):
+        source = source.take()
     if isinstance(source, Picture):
         return source if metadata else replace(source, metadata=NONE)
     if isinstance(source, Image.Image):
@@ -390,6 +404,8 @@ def _reading(name: str) -> Iterator[None]:
             f"{name} is not an image, or of a format that Pillow cannot read"
         ) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # not of what is in the file
+            raise UnsupportedImageError(f"{name} cannot be read: {error.strerror}") from error
         raise UnsupportedImageError(
             f"{name} cannot be read as an image, it may be damaged: {error}"
         ) from error

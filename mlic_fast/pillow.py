@@ -75,7 +75,8 @@ class MlicImageFile(ImageFile.ImageFile):
         super().verify()
 
     def _stream(self) -> bytes:
-        assert self.fp is not None
+        if self.fp is None:
+            raise ValueError("the image is closed: its pixels cannot be read any more")
         self.fp.seek(0)
         data: bytes = self.fp.read()
         return data

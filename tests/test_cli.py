@@ -27,7 +27,7 @@ from mlic_fast import bitstream
 from mlic_fast.bitstream import Header
 from mlic_fast.cli import COMMANDS, main
 from mlic_fast.errors import CheckpointError, MlicError, WrongModelError
-from mlic_fast.images import Picture, load_image, load_picture, save_image
+from mlic_fast.images import ImageSource, load_image, load_picture, save_image
 
 MODEL_ID = b"\xde\xad\xbe\xef"
 NO_MEMORY = "there is not enough memory; take a smaller image or a machine with more"
@@ -38,8 +38,8 @@ class StoringCodec:
 
     engine = "cpu"
 
-    def compress(self, picture: Picture, quality: int | None = None) -> bytes:
-        image = picture.pixels
+    def compress(self, source: ImageSource, quality: int | None = None) -> bytes:
+        image = load_picture(source).pixels
         _, height, width = image.shape
         header = Header(0, 8, MODEL_ID, quality or 0, width, height)
         return bitstream.write(header, zlib.compress(np.asarray(image).tobytes()))
@@ -368,6 +368,20 @@ def test_closed_streams(folder: Path, closed: str) -> None:
     assert subprocess.run(command, shell=True, cwd=folder).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("encode a.png -o - >&-", "standard output is closed"),
+        ("encode - out.mlic <&-", "standard input is closed"),
+        ("info - <&-", "standard input is closed"),
+    ],
+)
+def test_results_for_closed_streams_are_errors(folder: Path, arguments: str, problem: str) -> None:
+    command = f"{sys.executable} -m mlic_fast.cli {arguments}"
+    done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+    assert done.returncode != 0 and problem in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.usefixtures("loads")
 def test_notes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was changed is said, beside the results."""
@@ -421,11 +435,36 @@ def test_force_keeps_the_mode(folder: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o640 and target.stat().st_size > 0
 
 
-@pytest.mark.parametrize(("word", "hint"), [("encod", "did you mean encode?"), ("x", "there are ")])
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("encod", "did you mean encode?"),
+        ("enc", "did you mean encode?"),
+        ("decompress", "did you mean decode?"),
+        ("a.png", "did you mean mlic-fast encode a.png?"),
+        ("x", "there are "),
+    ],
+)
+@pytest.mark.usefixtures("folder")
 def test_unknown_commands(word: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([word, "a.png"])
     assert exit_.value.code == 2 and hint in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("folder", "loads")
+def test_what_is_a_result_already(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "a.png"]) == 0
+    assert main(["encode", "a.mlic"]) == main(["decode", "a.png"]) == 1
+    encode, decode = errors(capsys)
+    assert "use mlic-fast decode a.mlic" in encode and "use mlic-fast encode a.png" in decode
+
+
+@pytest.mark.parametrize("target", ["nan", "inf", "-3", "0", "x"])
+def test_targets_are_numbers(target: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["encode", "a.png", "--target-psnr", target])
+    assert "above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["eval", "bench", "profile"])

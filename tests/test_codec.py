@@ -352,6 +352,10 @@ def test_targets(variable: Codec) -> None:
     for options in (
         {"target_bytes": len(streams[0]) - 1},
         {"target_psnr": 99},
+        {"target_psnr": float("nan")},
+        {"target_psnr": -1},
+        {"target_bytes": 0},
+        {"target_bytes": "9000"},
         {"target_bytes": 9, "target_psnr": 9},
         {"quality": 9, "target_bytes": 9},
     ):

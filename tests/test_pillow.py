@@ -84,6 +84,16 @@ def test_damage_is_an_os_error(stream: bytes, tmp_path: Path) -> None:
             Image.open(io.BytesIO(nothing))
 
 
+@pytest.mark.parametrize("end", ["close", "verify"])
+def test_closed_images(end: str, stream: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.mlic").write_bytes(stream)
+    for source in (tmp_path / "a.mlic", io.BytesIO(stream)):
+        opened = Image.open(source)
+        getattr(opened, end)()
+        with pytest.raises(ValueError, match="closed"):
+            opened.load()
+
+
 def test_bombs_are_pillows_business(stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(Image.DecompressionBombError):

@@ -36,6 +36,10 @@ COMMANDS = {
 }
 
 
+#: What other codecs call them.
+_OTHER_NAMES = {"compress": "encode", "decompress": "decode", "evaluate": "eval"}
+
+
 class UsageError(MlicError):
     """The arguments do not go together; the command line exits with 2."""
 
@@ -103,9 +107,7 @@ def _run(argv: list[str]) -> int:
     called = next((word for word in argv if not word.startswith("-")), None)
     parser = make_parser(called or "")
     if called is not None and called not in COMMANDS:
-        near = difflib.get_close_matches(called, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        parser.error(f"there is no command {printable(called)!r}: {hint}")
+        parser.error(f"there is no command {printable(called)!r}: {_hint(called)}")
     args = parser.parse_args(argv)
     if args.version:
         from mlic_fast import __version__
@@ -117,6 +119,21 @@ def _run(argv: list[str]) -> int:
         return 2
     code: int = import_module(COMMANDS[args.command][0]).run(args)
     return code
+
+
+def _hint(called: str) -> str:
+    """What to type instead of a command that is none."""
+    near = [
+        *([_OTHER_NAMES[called]] if called in _OTHER_NAMES else []),
+        *(name for name in COMMANDS if name.startswith(called)),
+        *difflib.get_close_matches(called, COMMANDS, 1),
+    ]
+    if near:
+        return f"did you mean {near[0]}?"
+    if os.path.exists(called):
+        command = "decode" if called.lower().endswith(".mlic") else "encode"
+        return f"did you mean mlic-fast {command} {printable(called)}?"
+    return f"there are {', '.join(COMMANDS)}"
 
 
 def make_parser(called: str | None = None) -> argparse.ArgumentParser:

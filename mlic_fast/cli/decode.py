@@ -17,7 +17,7 @@ from mlic_fast.cli.files import (
     Job,
     find_jobs,
     is_pattern,
-    open_input,
+    read_input,
     write_output,
 )
 from mlic_fast.cli.options import (
@@ -97,10 +97,6 @@ def _decoder(args: argparse.Namespace) -> Steps:
 
     codec = load_codec(args)
 
-    def read(job: Job) -> bytes:
-        source = open_input(job.source)
-        return source.read_bytes() if isinstance(source, Path) else source.read()
-
     def decode(data: bytes) -> tuple[Pixels, Metadata, int, float]:
         start = time.perf_counter()
         metadata = info(data).metadata if args.metadata == "all" else NONE
@@ -115,6 +111,6 @@ def _decoder(args: argparse.Namespace) -> Steps:
             job.target.parent.mkdir(parents=True, exist_ok=True)
         suffix = ".png" if str(job.target) == STREAM else job.target.suffix
         write_output(job.target, image_bytes(image, suffix, metadata))
-        return result_of(job, image, size, seconds)
+        return result_of(job, image.shape, size, seconds)
 
-    return Steps(read, decode, write, **in_flight(codec))
+    return Steps(lambda job: read_input(job.source), decode, write, **in_flight(codec))

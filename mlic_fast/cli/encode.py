@@ -6,7 +6,7 @@ import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlic_fast.cli import UsageError
 from mlic_fast.cli.batch import Result, Steps, in_flight, run_batch
@@ -20,9 +20,17 @@ from mlic_fast.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mlic_fast.images import Picture, Pixels
+    from mlic_fast.images import Handover
 
 SUFFIX = ".mlic"
+
+
+class Read(NamedTuple):
+    """An image, and what is left of it when it is coded."""
+
+    picture: Handover
+    shape: tuple[int, ...]
+    notes: tuple[str, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target-bytes", type=count, metavar="N", help="best quality of at most N bytes a file"
     )
     rate.add_argument(
-        "--target-psnr", type=float, metavar="DB", help="lowest quality of this PSNR over RGB"
+        "--target-psnr", type=_decibels, metavar="DB", help="lowest quality of this PSNR over RGB"
     )
     add_metadata_option(
         parser,
@@ -96,9 +104,9 @@ def run(args: argparse.Namespace) -> int:
     return run_batch(jobs, lambda: _encoder(args), describe, as_json=args.json, quiet=args.quiet)
 
 
-def result_of(job: Job, image: Pixels, size: int, seconds: float) -> Result:
+def result_of(job: Job, shape: tuple[int, ...], size: int, seconds: float) -> Result:
     """What ``--json`` prints of an image [3 or 4, H, W] whose stream has ``size`` bytes."""
-    _, height, width = image.shape
+    _, height, width = shape
     return {
         "output": str(job.target),
         "bytes": size,
@@ -123,29 +131,40 @@ def _quality(text: str) -> int:
     return int(text)
 
 
+def _decibels(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < 1000:
+        raise argparse.ArgumentTypeError(f"must be a number of dB above 0, not {text!r}")
+    return value
+
+
 def _encoder(args: argparse.Namespace) -> Steps:
-    from mlic_fast.images import load_picture
+    from mlic_fast.images import Handover, load_picture
 
     codec = load_codec(args)
 
-    def read(job: Job) -> Picture:
-        return load_picture(open_input(job.source), metadata=args.metadata == "all")
+    def read(job: Job) -> Read:
+        picture = load_picture(open_input(job.source), metadata=args.metadata == "all")
+        return Read(Handover(replace(picture, notes=())), picture.pixels.shape, picture.notes)
 
-    def encode(picture: Picture) -> tuple[Picture, bytes, float]:
+    def encode(read: Read) -> tuple[Read, bytes, float]:
         start = time.perf_counter()
         targets = {"target_bytes": args.target_bytes, "target_psnr": args.target_psnr}
         wanted = {name: value for name, value in targets.items() if value is not None}
-        data = codec.compress(replace(picture, notes=()), quality=args.quality, **wanted)
+        data = codec.compress(read.picture, quality=args.quality, **wanted)
         assert isinstance(data, bytes)  # a list only for several
-        return picture, data, time.perf_counter() - start
+        return read, data, time.perf_counter() - start
 
-    def write(job: Job, coded: tuple[Picture, bytes, float]) -> Result:
-        picture, data, seconds = coded
+    def write(job: Job, coded: tuple[Read, bytes, float]) -> Result:
+        read, data, seconds = coded
         assert job.target is not None
         if args.output_dir is not None:
             job.target.parent.mkdir(parents=True, exist_ok=True)
         write_output(job.target, data)
-        result = result_of(job, picture.pixels, len(data), seconds)
-        return result | ({"notes": picture.notes} if picture.notes else {})
+        result = result_of(job, read.shape, len(data), seconds)
+        return result | ({"notes": read.notes} if read.notes else {})
 
     return Steps(read, encode, write, **in_flight(codec))

@@ -87,7 +87,10 @@ def find_jobs(
         Job(
             job.source,
             target,
-            job.problem or problem or _target_problem(job.source, target, overwrite),
+            job.problem
+            or problem
+            or _other_command(job.source, suffixes, target_suffix)
+            or _target_problem(job.source, target, overwrite),
         )
         for job, target, problem in zip(inputs, targets, problems, strict=True)
         if job.problem or problem or not (skip_existing and os.path.isfile(target))
@@ -236,6 +239,15 @@ def _expand_known(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
         yield Job(path, problem=f"{path} does not exist")
 
 
+def _other_command(source: Path, suffixes: Collection[str], target_suffix: str) -> str | None:
+    """What to do with a file that is a result already."""
+    suffix = source.suffix.lower()
+    if suffix in suffixes or suffix != target_suffix:
+        return None
+    other = "decode" if target_suffix == ".mlic" else "encode"
+    return f"{source} is a {suffix} file already; use mlic-fast {other} {source}"
+
+
 def _target_problem(source: Path, target: Path, overwrite: bool) -> str | None:
     try:
         return _known_target_problem(source, target, overwrite)
@@ -272,12 +284,24 @@ def check_outputs(outputs: Iterable[str | None], inputs: Iterable[str], overwrit
 
 def open_input(source: Path) -> Path | BinaryIO:
     """A path, or standard input."""
-    return sys.stdin.buffer if str(source) == STREAM else source
+    if str(source) != STREAM:
+        return source
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; name a file instead of -")
+    return sys.stdin.buffer
+
+
+def read_input(source: Path) -> bytes:
+    """All bytes of a file, or of standard input."""
+    opened = open_input(source)
+    return opened.read_bytes() if isinstance(opened, Path) else opened.read()
 
 
 def write_output(target: Path, data: bytes) -> None:
     """To a file, made atomically, or to standard output."""
     if str(target) == STREAM:
+        if sys.__stdout__ is None:
+            raise UsageError("standard output is closed; name a file instead of -")
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return

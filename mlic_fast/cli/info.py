@@ -8,7 +8,7 @@ import mlic_fast
 from mlic_fast.bitstream import PROVISIONAL
 from mlic_fast.cli.batch import Result, Steps, run_batch
 from mlic_fast.cli.encode import SUFFIX
-from mlic_fast.cli.files import INPUTS_TEXT, find_inputs
+from mlic_fast.cli.files import INPUTS_TEXT, find_inputs, read_input
 from mlic_fast.cli.options import add_json_lines_option
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Describe every file; 1 if one of them is not a sound stream."""
     jobs = find_inputs(args.paths, (SUFFIX,))
-    steps = Steps(lambda job: job.source.read_bytes(), _inspect, lambda job, result: result)
+    steps = Steps(lambda job: read_input(job.source), _inspect, lambda job, result: result)
     return run_batch(jobs, lambda: steps, _describe, as_json=args.json)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlic_fast.engine.arithmetic import WINDOW, Float, Int32, SpecOps
-from mlic_fast.engine.cpu.cpu_operations import Later
+from mlic_fast.engine.cpu.cpu_operations import Later, OneColour
 from mlic_fast.engine.exact_transforms import ExactTransforms, hyper_analysis
 from mlic_fast.engine.operations import Act, Latents, entropy_parameters_layer
 from mlic_fast.engine.packing.packed import (
@@ -133,6 +133,10 @@ def _shape_only(value: Any) -> Any:
         return copied
     if isinstance(value, Later):
         return Later(_shape_only(value.inputs), value.at)
+    if isinstance(value, OneColour):
+        batch, height, width, channels = value.x.q.shape
+        half = np.broadcast_to(np.int16(0), (batch, height, width // 2, channels))
+        return Act(half, value.x.exponent)
     if isinstance(value, (list, tuple)):
         return [_shape_only(item) for item in value]
     if isinstance(value, np.ndarray):
