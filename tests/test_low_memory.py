@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from lively import BLOCKS, SMALL, lively_model
+from PIL import Image
 
 from mlic_fast.models import save_checkpoint
 
@@ -48,3 +49,22 @@ def test_limits(kind: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-2:] == ["done", "done"]
     assert "refused" in done.stdout
+
+
+@pytest.mark.parametrize("megabytes", [60, 80, 100, 120, 150, 200, 300])
+def test_too_little_to_start(megabytes: int, tmp_path: Path) -> None:
+    """One line, also where no library can be loaded."""
+    picture, stream = tmp_path / "a.png", tmp_path / "a.mlic"
+    Image.new("RGB", (64, 64)).save(picture)
+    work = (
+        "import resource, sys;"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({megabytes << 20}, resource.RLIM_INFINITY));"
+        "from mlic_fast.cli import main;"
+        "sys.exit(main(['encode', *sys.argv[1:]]))"
+    )
+    command = [sys.executable, "-c", work, picture, stream]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "not enough memory" in done.stderr
+    assert (done.returncode == 0) == stream.exists() and len(list(tmp_path.iterdir())) <= 2

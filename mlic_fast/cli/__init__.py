@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from mlic_fast.engine.surroundings import out_of_memory
 from mlic_fast.errors import MlicError
 
 # Command: (module, what it does).
@@ -47,6 +46,8 @@ class UsageError(MlicError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code. Wrong arguments raise `SystemExit`, as argparse."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    # numpy's threads, which nothing here uses: where memory is short they never end.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _prepare_output()
     try:
         return _run(argv)
@@ -79,11 +80,24 @@ def explain(error: Exception) -> str | None:
     """What to tell the user of an error that input or machine caused; None for any other."""
     if isinstance(error, MlicError):
         return str(error)
+    if _no_memory(error):
+        return "there is not enough memory; take a smaller image or a machine with more"
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
-        return "there is not enough memory; take a smaller image or a machine with more"
     return None
+
+
+def _no_memory(error: Exception) -> bool:
+    if isinstance(
+        error, (ImportError, OSError)
+    ):  # of a library that found none; numpy's says what it guesses
+        said = f"{error} {error.__cause__} {error.__context__}"
+        return any(text in said for text in ("failed to map segment", "allocate memory"))
+    if isinstance(error, RuntimeError):
+        from mlic_fast.engine.surroundings import out_of_memory  # imports numpy
+
+        return out_of_memory(error)
+    return isinstance(error, MemoryError)
 
 
 def print_error(error: object) -> None:

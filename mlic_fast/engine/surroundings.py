@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 _OUT_OF_MEMORY = (
-    *("can't allocate memory", "out of memory", "std::bad_alloc"),
+    *("can't allocate memory", "out of memory", "std::bad_alloc", "can't start new thread"),
     *("could not create a primitive", "could not create a memory", "could not execute a primitive"),
 )
 
@@ -57,7 +57,7 @@ def surroundings() -> Iterator[None]:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch or oneDNN found no memory on the CPU, for which they have no type.
+    """Whether PyTorch, oneDNN or a thread found no memory on the CPU, for which they have no type.
 
     oneDNN writes each kernel when it is first asked for and says only what it could not create.
     """
