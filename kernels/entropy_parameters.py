@@ -274,7 +274,7 @@ def _layer(q, w, w_plane, scale, bias, K: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _scale_index(scales, thresholds):
-    """The number of the 63 thresholds below each scale; 63 for not-a-number."""
+    """The number of the 63 thresholds below each scale; 63 for NaN."""
     index = tl.zeros(scales.shape, tl.int32)
     for level in tl.static_range(6):
         step = 32 >> level

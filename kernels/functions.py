@@ -127,9 +127,9 @@ def rint(x):
 
 @triton.jit
 def clamp(x, limit):
-    """min(max(x, -limit), limit), where not-a-number counts as -limit.
+    """min(max(x, -limit), limit), where NaN counts as -limit.
 
-    In comparisons, since ``tl.maximum`` hands on what is not a number in the interpreter.
+    In comparisons, since ``tl.maximum`` hands on NaN in the interpreter.
     """
     x = tl.where(x > -limit, x, -limit)
     return tl.where(x < limit, x, limit)
@@ -196,7 +196,7 @@ def power_of_two(exponent):
 
 @triton.jit
 def exp_int(x):
-    """exp(x) for x <= 0 as an integer in 0 .. SOFTMAX_ONE; 0 for not-a-number."""
+    """exp(x) for x <= 0 as an integer in 0 .. SOFTMAX_ONE; 0 for NaN."""
     u = x * _MINUS_LOG2_E
     u = tl.where(u < 24.0, u, 24.0)
     n = u.to(tl.int32)

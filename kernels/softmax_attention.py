@@ -95,7 +95,7 @@ def softmax_attention_twin(
         if exclude:
             distance = (query_at[block, None] - key_at[None]).abs().amax(-1)
             logits = logits.masked_fill(distance <= EXCLUDED_RADIUS, -torch.inf)
-        # Not a number where no key is allowed, which exp_int takes for 0.
+        # NaN where no key is allowed, which exp_int takes for 0.
         p = exp_int_twin((logits - logits.amax(-1, keepdim=True)).float() * scale).double()
         total = p.sum(-1, keepdim=True).clamp(min=1)
         blocks.append(((p @ values).float() / total.float()) * 2.0**-v_exponent)

@@ -86,7 +86,7 @@ def power(exponent: int) -> np.float32:
 
 
 def clamp(r: Real, low: float, high: float) -> Real:
-    """fmin and fmax return the other operand for not-a-number."""
+    """fmin and fmax return the other operand for NaN."""
     return np.fmin(np.fmax(r, np.float32(low)), np.float32(high))
 
 

@@ -44,7 +44,7 @@ struct Simd {
   static F mul(F a, F b) { return vmulq_f32(a, b); }
   static F div(F a, F b) { return vdivq_f32(a, b); }
   static F sqrt(F a) { return vsqrtq_f32(a); }
-  // The second operand where one is not a number, unlike the instructions of that name.
+  // The second operand where one is NaN, unlike the instructions of that name.
   static F min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
   static F max(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
   static F to_float(I a) { return vcvtq_f32_s32(a); }

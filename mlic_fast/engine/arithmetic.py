@@ -88,7 +88,7 @@ def exponents_of(largest: Float | np.float32) -> Int32:
 
 
 def clamp(r: Float, limit: np.float32) -> Float:
-    """min(max(r, -limit), limit), where not-a-number counts as -limit."""
+    """min(max(r, -limit), limit), where NaN counts as -limit."""
     return np.fmin(np.fmax(r, -limit), limit)
 
 
@@ -116,7 +116,7 @@ def half_tanh(r: Float) -> Float:
 
 
 def exp_int(x: Float) -> Int32:
-    """exp(x) for x <= 0 as an integer in 0 .. SOFTMAX_ONE; 0 for not-a-number."""
+    """exp(x) for x <= 0 as an integer in 0 .. SOFTMAX_ONE; 0 for NaN."""
     u: Float = np.fmin(x * MINUS_LOG2_E, f32(24.0))
     n = u.astype(np.int32)  # u >= 0: truncation is the floor
     g = u - n.astype(f32)
@@ -128,9 +128,9 @@ def exp_int(x: Float) -> Int32:
 
 
 def to_symbols(x: Float) -> Int32:
-    """Round to the nearest integer, ties to even; what is not a number becomes zero.
+    """Round to the nearest integer, ties to even; NaN becomes zero.
 
-    (y comes from the transforms, which are free arithmetic.)
+    (On a GPU y may come from transforms in bfloat16, which may overflow.)
     """
     x = np.nan_to_num(x, nan=0.0, posinf=SYMBOL_LIMIT, neginf=-SYMBOL_LIMIT)
     return np.clip(np.rint(x), -SYMBOL_LIMIT, SYMBOL_LIMIT).astype(np.int32)

@@ -63,7 +63,7 @@ class ExactTransforms:
 
         def network(at: slice) -> tuple[Any]:
             part = ops.scale(np.ascontiguousarray(y[:, at]), self.packed.hyper_scale)
-            return (_hyper_hidden(ops, part).q,)
+            return (_hyper_hidden(ops, ops.quantise(part, "h_a")).q,)
 
         (q,) = in_bands(bands(y.shape[1], y.shape[2], len(_HYPER_HIDDEN)), network)
         z = _hyper_end(ops, Act(q, ops.exponents[_HYPER_HIDDEN[-1]]))
@@ -101,12 +101,16 @@ class ExactTransforms:
 
 def hyper_analysis(ops: Operations, y: Real) -> Real:
     """h_a: latents [B, H/16, W/16, M], their channels scaled -> z [B, H/64, W/64, N]."""
-    return _hyper_end(ops, _hyper_hidden(ops, y))
+    return hyper_layers(ops, ops.quantise(y, "h_a"))
 
 
-def _hyper_hidden(ops: Operations, y: Real) -> Act:
+def hyper_layers(ops: Operations, x: Act) -> Real:
+    """h_a of the activation that it takes."""
+    return _hyper_end(ops, _hyper_hidden(ops, x))
+
+
+def _hyper_hidden(ops: Operations, x: Act) -> Act:
     """[B, H/16, W/16, N]."""
-    x = ops.quantise(y, "h_a")
     for layer in _HYPER_HIDDEN:
         x = ops.conv(layer, [x], activation=True, out=layer)
     return x

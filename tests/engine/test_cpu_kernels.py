@@ -171,7 +171,7 @@ def test_conv_of_any_number_of_channels_and_positions(how: Any) -> None:
 
 
 def test_conv_takes_any_float(how: Any) -> None:
-    """Saturation, infinities and not-a-number give defined activations."""
+    """Saturation, infinities and NaN give defined activations."""
     model = packed(layer=Layer(np.zeros(9, f32), (segment(9, 1, 4),)))
     partial = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0, 7.5, 2.5], f32)
     partial = np.broadcast_to(partial, (1, 2, 2, 9))

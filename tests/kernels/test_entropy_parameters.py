@@ -130,7 +130,7 @@ def test_pass(
 
 
 def test_scale_index_at_and_beside_every_threshold(device: torch.device) -> None:
-    """Scales that are exactly a threshold, its neighbours, infinite and not a number."""
+    """Scales that are exactly a threshold, its neighbours, infinite and NaN."""
     edges = np.asarray(SCALES, np.float32)
     below, above = (np.nextafter(edges, np.float32(end)) for end in (0, np.inf))
     others = np.array([0, -1, np.inf, -np.inf, np.nan], np.float32)

@@ -114,7 +114,7 @@ def test_blocks_of_large_images(monkeypatch: pytest.MonkeyPatch, device: torch.d
 @pytest.mark.parametrize("exponent", [-60, 60])
 @pytest.mark.parametrize("names", [(SOURCE, "proj"), ("qkv_proj", "attention"), tuple(EXPONENTS)])
 def test_extreme_exponents(exponent: int, names: tuple[str, ...], device: torch.device) -> None:
-    """Overflow, infinities and not-a-number on the way have one result."""
+    """Overflow, infinities and NaN on the way have one result."""
     exponents = {**EXPONENTS, **dict.fromkeys(names, exponent)}
     check(make(32, exponents), anchors_of("random", (1, 2, 2, 32)), device)
 

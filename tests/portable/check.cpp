@@ -3,7 +3,7 @@
 // on another architecture, under an emulator perhaps, they show that it computes the same bits.
 //
 // Each kernel runs on all instruction sets of the machine, which must agree with the plain C++ ones
-// before a line is printed. Not a number has several patterns of bits; it is hashed as one.
+// before a line is printed. NaN has several patterns of bits; it is hashed as one.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -185,8 +185,11 @@ void check_conv(const ConvCase& shape, const Size& size, bool extreme) {
   const auto residual_act = g.activations(size.positions() * (shape.outputs + 3));
   std::string name = "conv " + std::to_string(shape.kernel) + " " + std::to_string(shape.outputs) +
                      " " + size.text() + (extreme ? " extreme" : "");
-  for (const Positions at : {Positions::kAll, Positions::kNonAnchors, Positions::kAnchors}) {
-    const ptrdiff_t positions = at == Positions::kAll ? size.positions() : size.positions() / 2;
+  for (const Positions at :
+       {Positions::kAll, Positions::kNonAnchors, Positions::kAnchors, Positions::kEven}) {
+    if (at == Positions::kEven && size.height % 2 != 0) continue;
+    const ptrdiff_t part = at == Positions::kAll ? 1 : at == Positions::kEven ? 4 : 2;
+    const ptrdiff_t positions = size.positions() / part;
     check(name + " at " + std::to_string(static_cast<int>(at)), [&](Runner run, Result& result) {
       std::vector<std::unique_ptr<Weights>> packed;
       std::vector<Input> inputs;
@@ -279,6 +282,32 @@ void check_odd_reals() {
                                 static_cast<ptrdiff_t>(r.size()));
     result.add(ratios);
   });
+}
+
+// Squares, and what is divided by or multiplied with the roots of norms.
+void check_normalisation(ptrdiff_t channels, const Size& size) {
+  Generator g(9);
+  const ptrdiff_t count = size.positions() * channels;
+  auto r = g.reals(count, 300.0f);
+  for (size_t i = 0; i < r.size(); i += 7) r[i] *= 1e-3f;
+  auto norm = g.reals(count, 2.0f);
+  for (float& value : norm) value = std::fabs(value) + 1e-6f;
+  const auto skip = g.reals(count, 50.0f);
+  check("normalise " + std::to_string(channels) + " " + size.text(),
+        [&](Runner run, Result& result) {
+          std::vector<int16_t> parts(2 * r.size());
+          run.squares(r.data(), size.positions(), channels, 64.0f, parts.data());
+          result.add(parts);
+          std::vector<int16_t> act(r.size());
+          for (const bool inverse : {false, true}) {
+            for (const bool spread : {false, true}) {
+              if (spread && size.height % 2 != 0) continue;
+              run.normalise(r.data(), norm.data(), skip.data(), spread, inverse,
+                            size.batch * size.height, size.width, channels, 4.0f, act.data());
+              result.add(act);
+            }
+          }
+        });
 }
 
 void check_channels(ptrdiff_t channels, const Size& size, bool extreme) {
@@ -579,6 +608,7 @@ int main() {
   check_odd_reals();
   for (const Size& size : kSizes) {
     for (const ptrdiff_t channels : {1, 7, 32}) check_latents(channels, size);
+    for (const ptrdiff_t channels : {1, 7, 32}) check_normalisation(channels, size);
     check_blocks(34, size);
   }
   check_blocks(64, {1, 9, 23});  // more positions than a tile

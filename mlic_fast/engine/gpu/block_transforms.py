@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlic_fast.engine.exact_transforms import NO_RATE, ExactTransforms
+from mlic_fast.engine.exact_transforms import NO_RATE, ExactTransforms, hyper_layers
 from mlic_fast.engine.gpu.gpu_operations import GpuOps
 from mlic_fast.engine.operations import Act
 from mlic_fast.engine.packing.packed import PackedTransforms
@@ -44,12 +44,7 @@ class GpuTransforms(ExactTransforms):
         r, q = ops.carried("g_a.down", ops.space_to_depth(q), out="g_a.coarse")
         r, _ = self._blocks("g_a.coarse", coarse, r, q)
         y, x = ops.scaled(r, self._analysis, self._hyper_scale, *self._gains(0, rate), out="h_a")
-        for index in (0, 2, 4, 6):
-            layer = f"h_a.reduction.{index}"
-            x = ops.conv(layer, [x], activation=True, out=layer)
-            if index == 4:
-                x = ops.every_second(x)
-        z: Tensor = ops.conv("h_a.reduction.8", [x])[:, ::2, ::2]
+        z: Tensor = hyper_layers(ops, x)
         return y.permute(0, 3, 1, 2), z.permute(0, 3, 1, 2)
 
     def synthesise(self, y_hat: Tensor, rate: Tensor | None) -> Tensor:
