@@ -33,6 +33,10 @@ class Act:
     q: Any
     exponent: int
 
+    def rows(self, at: slice) -> Act:
+        """Some of the rows."""
+        return Act(self.q[:, at], self.exponent)
+
 
 class Latents:
     """The slices decoded so far: float32 ``y``, and ``q`` as the layers take them.

@@ -58,9 +58,9 @@ def downsampling_block(ops: Operations, name: str, x: Act) -> Act:
     hidden = ops.strided_conv(f"{name}.conv1", x, activation=True, out=f"{name}.conv1")
 
     def network(at: slice) -> Act:
-        r = ops.conv(f"{name}.conv2", [_rows(hidden, at)])
+        r = ops.conv(f"{name}.conv2", [hidden.rows(at)])
         norm = ops.conv(f"{name}.gdn", ops.squares(r, f"{name}.gdn"))
-        skip = ops.strided_conv(f"{name}.skip", _rows(x, slice(2 * at.start, 2 * at.stop)))
+        skip = ops.strided_conv(f"{name}.skip", x.rows(slice(2 * at.start, 2 * at.stop)))
         return ops.normalise(r, norm, skip, out=name)
 
     return ops.in_bands(hidden, 2, network, name)
@@ -73,13 +73,9 @@ def upsampling_block(ops: Operations, name: str, x: Act) -> Act:
     hidden = Act(ops.depth_to_space(hidden.q), hidden.exponent)
 
     def network(at: slice) -> Act:
-        r = ops.conv(f"{name}.conv", [_rows(hidden, at)])
+        r = ops.conv(f"{name}.conv", [hidden.rows(at)])
         norm = ops.conv(f"{name}.igdn", ops.squares(r, f"{name}.igdn"))
-        skip = ops.conv(f"{name}.upsample.0", [_rows(x, slice(at.start // 2, at.stop // 2))])
+        skip = ops.conv(f"{name}.upsample.0", [x.rows(slice(at.start // 2, at.stop // 2))])
         return ops.normalise(r, norm, skip, inverse=True, out=name)
 
     return ops.in_bands(hidden, 2, network, name)
-
-
-def _rows(x: Act, at: slice) -> Act:
-    return Act(x.q[:, at], x.exponent)

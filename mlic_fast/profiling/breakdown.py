@@ -133,8 +133,8 @@ def measure_peaks(codec: Codec) -> Peaks:
     integers = matrix = integer_peak(device)
     if not isinstance(parts.transforms, ExactTransforms):
         matrix = matrix_peak(parts.transforms._dtype, device)
-    dtypes = (torch.float32,) if device.type == "cpu" else ()
-    matrices = {str(t).removeprefix("torch."): matrix_peak(t, device) for t in dtypes}
+    on_cpu = device.type == "cpu"
+    matrices = {"float32": matrix_peak(torch.float32, device)} if on_cpu else {}
     return Peaks(matrix, integers, bandwidth(device), matrices)
 
 

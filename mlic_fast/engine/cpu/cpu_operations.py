@@ -98,7 +98,7 @@ class OneColour(NamedTuple):
 def _rows(x: Any, at: slice) -> Any:
     """Of an activation, an array [B, H, ..], a sum that is made later, or nothing."""
     if isinstance(x, Act):
-        return Act(x.q[:, at], x.exponent)
+        return x.rows(at)
     if isinstance(x, Later):
         return Later([_rows(each, at) for each in x.inputs], x.at)
     return None if x is None else x[:, at]
@@ -456,8 +456,8 @@ class CpuOps(SpecOps):
 
     def _context_rows(self, context: Act | OneColour, at: slice) -> Act:
         if isinstance(context, OneColour):
-            return self.squeeze(_rows(context.x, at), context.parity)
-        return _rows(context, at)
+            return self.squeeze(context.x.rows(at), context.parity)
+        return context.rows(at)
 
     def in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
         _, height, width, _ = x.q.shape
