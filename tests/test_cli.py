@@ -415,7 +415,16 @@ def test_skipping_what_is_there(folder: Path, capsys: pytest.CaptureFixture[str]
     (folder / "a.mlic").write_bytes(b"there")
     assert main(["encode", ".", "--skip-existing"]) == 0
     assert (folder / "a.mlic").read_bytes() == b"there" and (folder / "b.c.mlic").is_file()
-    assert main(["encode", ".", "--skip-existing"]) == 0
+    assert capsys.readouterr().out.endswith("1 of 2 files were left, as their results exist\n")
+    assert main(["encode", ".", "--skip-existing", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"input": name, "output": f"{name[:-4]}.mlic", "left": True}
+        for name in ("a.png", "b.c.PNG")
+    ]
+    # Problems of another kind than a result that exists stay problems.
+    assert main(["encode", "a.mlic", "--skip-existing"]) == 1
+    assert "mlic-fast decode a.mlic" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["encode", ".", "--skip-existing", "--force"])
     capsys.readouterr()

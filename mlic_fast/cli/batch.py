@@ -81,7 +81,7 @@ def run_batch(
     """
     if as_json and any(str(job.target) == STREAM for job in jobs):
         raise UsageError("--json and the output - would both go to stdout; name a file")
-    steps = prepare() if any(job.problem is None for job in jobs) else None
+    steps = prepare() if any(_is_work(job) for job in jobs) else None
     failures = 0
     start = time.perf_counter()
     with _progress(len(jobs), quiet) as bar:
@@ -95,14 +95,19 @@ def run_batch(
                     print_note(note)
                 if as_json:
                     print(json.dumps(result), flush=True)
-                elif not ("error" in result or quiet or result.get("output") == STREAM):
+                elif not (
+                    quiet or {"error", "left"} & set(result) or result.get("output") == STREAM
+                ):
                     print("\n".join(map(printable, describe(result).splitlines())), flush=True)
             if bar is not None:
                 bar.update()
     seconds = time.perf_counter() - start
-    done = len(jobs) - failures
+    left = sum(job.left for job in jobs)
+    done = len(jobs) - failures - left
     if done > 1 and not (quiet or as_json):
         print(f"{done} files in {seconds:.2f} s, {done / seconds:.1f} a second")
+    if left and not (quiet or as_json):
+        print(f"{left} of {len(jobs)} files were left, as their results exist")
     if failures and len(jobs) > 1:
         print_error(f"{failures} of {len(jobs)} files failed")
     return 1 if failures else 0
@@ -120,9 +125,9 @@ def _progress(files: int, quiet: bool) -> AbstractContextManager[Any]:
 
 
 def _outcomes(jobs: list[Job], steps: Steps | None) -> Iterator[tuple[Job, Result]]:
-    """Every job with its result, or with ``{"error": message}``."""
+    """Every job with its result, or with ``{"error": message}`` or ``{"left": True}``."""
     if steps is None:
-        yield from ((job, {"error": job.problem}) for job in jobs)
+        yield from ((job, _known_outcome(job)) for job in jobs)
         return
     ahead = steps.workers + 1
     with (
@@ -132,12 +137,12 @@ def _outcomes(jobs: list[Job], steps: Steps | None) -> Iterator[tuple[Job, Resul
     ):
 
         def begin(job: Job) -> tuple[Job, Future[Any] | None]:
-            return job, None if job.problem is not None else readers.submit(steps.read, job)
+            return job, readers.submit(steps.read, job) if _is_work(job) else None
 
         def code(job: Job, read: Future[Any] | None) -> Callable[[], Result]:
             """Codes a file and begins to write it; what comes back waits for that, or raises."""
             if read is None:
-                return lambda: {"error": job.problem}
+                return lambda: _known_outcome(job)
             if steps.coders > 1:
                 coded = coders.submit(lambda: steps.code(read.result()))
                 return writers.submit(lambda: steps.write(job, coded.result())).result
@@ -157,6 +162,17 @@ def _outcomes(jobs: list[Job], steps: Steps | None) -> Iterator[tuple[Job, Resul
             while len(writing) > ahead or (writing and not reading):
                 job, result = writing.popleft()
                 yield job, _attempt(job, result)
+
+
+def _is_work(job: Job) -> bool:
+    return job.problem is None and not job.left
+
+
+def _known_outcome(job: Job) -> Result:
+    """Of a job that is no work."""
+    if job.left:
+        return {"output": str(job.target), "left": True}
+    return {"error": job.problem}
 
 
 def _raiser(error: Exception) -> Callable[[], Result]:

@@ -27,13 +27,15 @@ class Job:
     """One file to read, and the one to write (None for a command that writes nothing).
 
     ``problem`` says why the job cannot be done, found before any work begins. ``root`` is the
-    folder in which the file was found, if its subfolders were searched.
+    folder in which the file was found, if its subfolders were searched. ``skipped`` says that the
+    target exists already and stays as it is.
     """
 
     source: Path
     target: Path | None = None
     problem: str | None = None
     root: Path | None = None
+    left: bool = False
 
 
 def find_inputs(
@@ -82,19 +84,17 @@ def find_jobs(
         targets = [Path(output)] * len(inputs)
     else:
         targets = _targets(inputs, output_dir, target_suffix)
-    problems = _collisions(inputs, targets)
-    return [
-        Job(
-            job.source,
-            target,
+    jobs = []
+    for job, target, collision in zip(inputs, targets, _collisions(inputs, targets), strict=True):
+        problem = (
             job.problem
-            or problem
+            or collision
             or _other_command(job.source, suffixes, target_suffix)
-            or _target_problem(job.source, target, overwrite),
+            or _target_problem(job.source, target, overwrite or skip_existing)
         )
-        for job, target, problem in zip(inputs, targets, problems, strict=True)
-        if job.problem or problem or not (skip_existing and os.path.isfile(target))
-    ]
+        left = problem is None and skip_existing and os.path.isfile(target)
+        jobs.append(Job(job.source, target, problem, left=left))
+    return jobs
 
 
 def _check_order(arguments: list[str], output: str | None, output_dir: str | None) -> None:
