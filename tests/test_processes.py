@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
 import torch
 from lively import BLOCKS, SMALL, lively_model, photograph
@@ -79,6 +80,14 @@ def test_pools(codec: mlic_fast.Codec, method: str) -> None:
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         assert list(pool.map(codec.compress, images, timeout=PATIENCE)) == expected
     assert [codec.compress(image) for image in images] == expected
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+def test_joblib(codec: mlic_fast.Codec, backend: str) -> None:
+    images = [image.numpy().transpose(1, 2, 0) for image in IMAGES]
+    parallel = joblib.Parallel(n_jobs=2, backend=backend, timeout=PATIENCE)
+    streams = parallel(joblib.delayed(codec.compress)(image) for image in images)
+    assert streams == [codec.compress(image) for image in images]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
