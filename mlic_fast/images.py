@@ -185,16 +185,27 @@ def load_picture(source: ImageSource, *, metadata: bool = True) -> Picture:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_open(io.BytesIO(source), "the image", metadata)
     if hasattr(source, "read"):  # all of it at once: pipes cannot be sought in
-        return _from_open(io.BytesIO(source.read()), "the image", metadata)
+        return _from_open(io.BytesIO(_read_all(source)), "the image", metadata)
     if hasattr(source, "__dlpack__"):
         import torch
 
         with _reading("the array"):
             return _from_tensor(torch.from_dlpack(source))
     raise UnsupportedImageError(
-        f"cannot take an image from a {type(source).__name__}; give a path, bytes, a file, a PIL "
-        "image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]"
+        f"cannot take an image from an object of the type {type(source).__name__}; give a path, "
+        "bytes, a file, a PIL image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W]"
     )
+
+
+def _read_all(file: Any) -> bytes:
+    data: bytes | str = file.read()
+    if isinstance(data, str):
+        raise UnsupportedImageError("the file is open as text; open it with the mode 'rb'")
+    if not data:
+        raise UnsupportedImageError(
+            "the file is empty, or was read to its end before; call its seek(0) first"
+        )
+    return data
 
 
 def is_several(source: Any) -> bool:
@@ -612,6 +623,10 @@ def _from_tensor(tensor: Any) -> Picture:
     _check_uint8(_dtype_name(tensor.dtype) == "uint8", tensor.dtype)
     if tensor.device.type == "meta":
         raise UnsupportedImageError("a tensor on the device 'meta' has no pixels")
+    if str(tensor.layout) != "torch.strided":
+        raise UnsupportedImageError(
+            "a sparse tensor has no rows of pixels; call its to_dense() first"
+        )
     if tensor.ndim != 3 or tensor.shape[0] not in (3, 4):
         raise UnsupportedImageError(
             f"a tensor must have the shape [3, H, W] or [4, H, W], not {list(tensor.shape)}; an "

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import bitstream, sections
 from .engine.bands import bands
+from .errors import CorruptStreamError
 from .metadata import Metadata, from_sections
 from .models.config import ALIGNMENT
 
@@ -100,7 +101,14 @@ def stream_bytes(data: Any) -> Any:
     """What a file holds, or a path; anything else as it is."""
     if isinstance(data, (str, os.PathLike)):
         return Path(data).read_bytes()
-    return data.read() if hasattr(data, "read") else data
+    if not hasattr(data, "read"):
+        return data
+    read = data.read()
+    if len(read) == 0:
+        raise CorruptStreamError(
+            "the stream is empty, or its file was read to its end before; call its seek(0) first"
+        )
+    return read
 
 
 def _shipped_models() -> dict[bytes, str]:

@@ -580,6 +580,9 @@ def test_streams_in_files(fast: Codec, tmp_path: Path) -> None:
         assert torch.equal(fast.decompress(source), pixels)
     with path.open("rb") as file:
         assert torch.equal(fast.decode_latents(file), latents)
+        for read in (fast.decompress, fast.decode_latents, mlic_fast.info):
+            with pytest.raises(CorruptStreamError, match=r"seek\(0\)"):
+                read(file)
     assert all(torch.equal(each, pixels) for each in fast.decompress([path, data]))
     with pytest.raises(FileNotFoundError):
         fast.decompress(tmp_path / "gone.mlic")

@@ -415,6 +415,19 @@ def test_damaged_files_raise_nothing_else(format: str, tmp_path: Path) -> None:
             assert "\n" not in str(error)
 
 
+def test_sources_that_hold_no_pixels() -> None:
+    read = io.BytesIO()
+    Image.fromarray(RGB).save(read, format="PNG")
+    for source, message in [
+        (read, r"seek\(0\)"),
+        (io.StringIO("text"), "'rb'"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8).to_sparse(), "sparse"),
+        (3, "of the type int"),
+    ]:
+        with pytest.raises(UnsupportedImageError, match=message):
+            load_image(source)  # type: ignore[arg-type]
+
+
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     for width, height in [(40000, 40000), (16385, 16384), (70000, 1)]:
         (tmp_path / "bomb.pgm").write_bytes(b"P5 %d %d 255\n" % (width, height))
