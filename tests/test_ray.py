@@ -210,6 +210,7 @@ def test_storage_of_objects(
     from mlic_fast.ray import read_mlic, write_mlic
 
     rows = read_mlic(path, checkpoint, filesystem=filesystem).take_all()
+    rows.sort(key=lambda row: row["path"])  # they come as they are done
     assert len(rows) == 3
     for row in rows:
         stream = right[Path(row["path"]).name]
