@@ -544,7 +544,9 @@ void bind_exact(py::module_& parent) {
   });
 
   py::class_<exact::Weights, std::shared_ptr<exact::Weights>>(m, "Weights")
-      .def(py::init(&make_weights), "weights"_a, "isa"_a, "threads"_a = 1);
+      .def(py::init(&make_weights), "weights"_a, "isa"_a, "threads"_a = 1)
+      .def_property_readonly("winograd",
+                             [](const exact::Weights& w) { return w.winograd(1) != nullptr; });
 
   py::class_<exact::Pointwise>(m, "Pointwise")
       .def(py::init(&pointwise_of), "weights"_a, "bias"_a, "scales"_a, py::kw_only(), "unit"_a,

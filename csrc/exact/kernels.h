@@ -95,6 +95,27 @@ static inline ptrdiff_t conv_scratch(const Conv& c) {
   return 2 * conv_blocks(c) * (conv_tiles(c) * kTileBytes + kTileChannels);
 }
 
+// A convolution of 3x3 over one input at all positions, by tiles of 2x2 of them, which are numbered
+// through all images; those at the right and lower edges may be cut.
+constexpr ptrdiff_t kWinogradTiles = 48;
+constexpr ptrdiff_t kWinogradChannels = 32;  // channels are a multiple of these
+
+struct Winograd {
+  const int16_t* x;  // of images, without a border
+  ptrdiff_t pixel_stride;
+  ptrdiff_t height, width, channels;
+  // [panels][parts][16][pairs of the part's channels][columns of the panel][2]
+  const int16_t* weights;
+  ptrdiff_t part;  // channels of each part but the last
+  const float* scales;
+  float unit;
+  const int16_t* zeros;  // [channels]
+};
+
+static inline ptrdiff_t winograd_scratch(const Winograd& s) {
+  return kWinogradTiles * (12 * kPanelGroups * kGroup * 4 + 16 * s.channels * 2);
+}
+
 struct Depthwise {
   const int16_t* x;
   ptrdiff_t pixel_stride;
@@ -185,6 +206,10 @@ struct Kernels {
   // Positions begin .. end of the panels first .. last. `scratch` is conv_scratch() bytes, aligned
   // to 64, for tiles; else null.
   void (*conv)(const Conv&, int first, int last, ptrdiff_t begin, ptrdiff_t end, void* scratch);
+  // Tiles begin .. end of the panels first .. last; without segments, rows and pixels. `scratch` is
+  // winograd_scratch() bytes. For weights in pairs.
+  void (*winograd)(const Conv&, const Winograd&, int first, int last, ptrdiff_t begin,
+                   ptrdiff_t end, void* scratch);
   // Positions begin .. end, out of batch * height * width, into out [end - begin, channels].
   void (*depthwise)(const Depthwise&, ptrdiff_t begin, ptrdiff_t end, int16_t* out);
   void (*layer_norm)(const LayerNorm&, ptrdiff_t begin, ptrdiff_t end);

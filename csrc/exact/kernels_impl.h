@@ -214,9 +214,30 @@ void conv_panel(const Conv& c, int index, ptrdiff_t begin, ptrdiff_t end) {
   }
 }
 
-void conv(const Conv& c, int first, int last, ptrdiff_t begin, ptrdiff_t end, void* /*scratch*/) {
-  for (int panel = first; panel < last; ++panel) conv_panel(c, panel, begin, end);
+// Positions whose inputs stay in the second level cache while all panels read them.
+ptrdiff_t conv_block(const Conv& c) {
+  constexpr ptrdiff_t bytes = 1 << 17, least = 48;
+  ptrdiff_t pairs = 1;
+  for (int s = 0; s < c.segment_count; ++s) pairs += c.segments[s].pairs;
+  const ptrdiff_t fits = bytes * c.rows / (4 * pairs) / least * least;
+  return fits < least ? least : fits;
 }
+
+void conv(const Conv& c, int first, int last, ptrdiff_t begin, ptrdiff_t end, void* /*scratch*/) {
+  const ptrdiff_t block = conv_block(c);
+  for (; begin < end; begin += block) {
+    const ptrdiff_t stop = begin + block < end ? begin + block : end;
+    for (int panel = first; panel < last; ++panel) conv_panel(c, panel, begin, stop);
+  }
+}
+
+}  // namespace
+}  // namespace mlic::exact
+
+#include "exact/winograd_impl.h"
+
+namespace mlic::exact {
+namespace {
 
 // Positions begin .. end of one row, V vectors of channels from c on. Every column is read once, as
 // pairs of rows, and goes into the sums of the outputs to its right, at it and to its left.
@@ -856,12 +877,25 @@ int64_t peak(int64_t iterations) {
   return S::horizontal_add(total) == -1 ? 0 : iterations * P * V * 2 * W;
 }
 
-constexpr Kernels kKernels = {
-    Layout::kPairs,    &conv,          &depthwise,      &layer_norm,
-    &window_attention, &linear_keys,   &linear_queries, &softmax_attention,
-    &quantise_ratio,   &quantise_all,  &squares,        &normalise,
-    &to_bytes,         &add_half_tanh, &scale_indexes,  &symbols,
-    &decoded,          &peak};
+constexpr Kernels kKernels = {Layout::kPairs,
+                              &conv,
+                              &winograd,
+                              &depthwise,
+                              &layer_norm,
+                              &window_attention,
+                              &linear_keys,
+                              &linear_queries,
+                              &softmax_attention,
+                              &quantise_ratio,
+                              &quantise_all,
+                              &squares,
+                              &normalise,
+                              &to_bytes,
+                              &add_half_tanh,
+                              &scale_indexes,
+                              &symbols,
+                              &decoded,
+                              &peak};
 
 }  // namespace
 }  // namespace mlic::exact

@@ -139,20 +139,52 @@ void pack_keys(const int16_t* k, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t de
 
 }  // namespace
 
+namespace {
+
+// Memory of a thread, kept for its next task.
+void* thread_scratch(ptrdiff_t bytes) {
+  constexpr ptrdiff_t line_bytes = 64;
+  struct alignas(line_bytes) Line {
+    int8_t bytes[line_bytes];
+  };
+  thread_local std::vector<Line> scratch;
+  const auto lines = static_cast<size_t>(divide_up(bytes, line_bytes));
+  if (scratch.size() < lines) scratch.resize(lines);
+  return scratch.data();
+}
+
+}  // namespace
+
 void conv_panels(const Kernels& kernels, const Conv& c, int first, int last, ptrdiff_t begin,
                  ptrdiff_t end) {
-  if (kernels.layout != Layout::kTiles) return kernels.conv(c, first, last, begin, end, nullptr);
-  struct alignas(kTileChannels) Line {
-    int8_t bytes[kTileChannels];
-  };
-  thread_local std::vector<Line> scratch;  // kept for the next task
-  const auto lines = static_cast<size_t>(divide_up(conv_scratch(c), kTileChannels));
-  if (scratch.size() < lines) scratch.resize(lines);
-  kernels.conv(c, first, last, begin, end, scratch.data());
+  void* scratch = kernels.layout == Layout::kTiles ? thread_scratch(conv_scratch(c)) : nullptr;
+  kernels.conv(c, first, last, begin, end, scratch);
+}
+
+bool Runner::winograd(const std::vector<Input>& inputs, Positions at, const Conv& c) const {
+  if (inputs.size() != 1 || at != Positions::kAll) return false;
+  const Input& input = inputs[0];
+  const Act& x = input.x;
+  const WinogradWeights* weights = input.weights->winograd(threads);
+  if (weights == nullptr) return false;
+  const auto zeros = std::make_unique<int16_t[]>(static_cast<size_t>(x.channels));
+  const Winograd s{
+      x.data,        x.stride,     x.height,   x.width,    x.channels, weights->data.get(),
+      weights->part, input.scales, input.unit, zeros.get()};
+  const ptrdiff_t tiles = x.batch * divide_up(x.height, 2) * divide_up(x.width, 2);
+  const ptrdiff_t chunk =
+      round_up(divide_up(tiles, threads == 1 ? 1 : ptrdiff_t{4} * threads), kWinogradTiles);
+  const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
+  parallel_for(divide_up(tiles, chunk), threads, [&](ptrdiff_t task) {
+    kernels->winograd(c, s, 0, panels, task * chunk, std::min((task + 1) * chunk, tiles),
+                      thread_scratch(winograd_scratch(s)));
+  });
+  return true;
 }
 
 void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions,
                   Conv c) const {
+  if (winograd(inputs, at, c)) return;
   std::vector<Segment> segments;
   std::vector<std::unique_ptr<int16_t[]>> copies;
   std::vector<ptrdiff_t> pixels;

@@ -73,6 +73,7 @@ struct Simd {
   static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
   static I max(I a, I b) { return _mm256_max_epi32(a, b); }
   static I shift_left_23(I a) { return _mm256_slli_epi32(a, 23); }
+  static I shift_right_2(I a) { return _mm256_srai_epi32(a, 2); }
   static I shift_right_16(I a) { return _mm256_srai_epi32(a, 16); }
   static I low_half(I a) { return _mm256_and_si256(a, set(0xffff)); }
   static I load(const int32_t* p) {

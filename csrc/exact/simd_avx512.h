@@ -58,6 +58,7 @@ struct Simd {
   static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
   static I max(I a, I b) { return _mm512_max_epi32(a, b); }
   static I shift_left_23(I a) { return _mm512_slli_epi32(a, 23); }
+  static I shift_right_2(I a) { return _mm512_srai_epi32(a, 2); }
   static I shift_right_16(I a) { return _mm512_srai_epi32(a, 16); }
   static I low_half(I a) { return _mm512_and_si512(a, set(0xffff)); }
   static I load(const int32_t* p) { return _mm512_loadu_si512(p); }

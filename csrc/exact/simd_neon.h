@@ -68,6 +68,7 @@ struct Simd {
   static I sub(I a, I b) { return vsubq_s32(a, b); }
   static I max(I a, I b) { return vmaxq_s32(a, b); }
   static I shift_left_23(I a) { return vshlq_n_s32(a, 23); }
+  static I shift_right_2(I a) { return vshrq_n_s32(a, 2); }
   static I shift_right_16(I a) { return vshrq_n_s32(a, 16); }
   static I low_half(I a) { return vandq_s32(a, set(0xffff)); }
   static I load(const int32_t* p) { return vld1q_s32(p); }

@@ -122,6 +122,9 @@ struct Simd {
   static I shift_left_23(I a) {
     return map<I>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << 23); });
   }
+  static I shift_right_2(I a) {
+    return map<I>([&](int i) { return a.v[i] >> 2; });
+  }
   static I shift_right_16(I a) {
     return map<I>([&](int i) { return a.v[i] >> 16; });
   }

@@ -7,6 +7,7 @@
 #include <limits>
 #include <new>
 #include <stdexcept>
+#include <vector>
 
 #include "exact/constants.h"
 #include "exact/pool.h"
@@ -28,9 +29,36 @@ bool fits_int32(const int16_t* w, ptrdiff_t count) {
          sum * static_cast<int64_t>(kActivationLimit) <= std::numeric_limits<int32_t>::max();
 }
 
+// As wide as a weight's integers.
+constexpr int kWinogradLimit = std::numeric_limits<int16_t>::max();
+
+// Weights of 3x3 as rows and columns of g0, g0 + g1 + g2, g0 - g1 + g2, g2.
+void transform(const int (&g)[9], int (&to)[16]) {
+  int rows[4][3];
+  for (int j = 0; j < 3; ++j) {
+    rows[0][j] = g[j];
+    rows[1][j] = g[j] + g[3 + j] + g[6 + j];
+    rows[2][j] = g[j] - g[3 + j] + g[6 + j];
+    rows[3][j] = g[6 + j];
+  }
+  for (int i = 0; i < 4; ++i) {
+    const int* row = rows[i];
+    to[4 * i] = row[0];
+    to[4 * i + 1] = row[0] + row[1] + row[2];
+    to[4 * i + 2] = row[0] - row[1] + row[2];
+    to[4 * i + 3] = row[2];
+  }
+}
+
+void* allocate(ptrdiff_t bytes) {
+  void* p = std::aligned_alloc(kAlignment, static_cast<size_t>(bytes));
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+
 }  // namespace
 
-void Weights::Free::operator()(void* p) const { std::free(p); }
+void Free::operator()(void* p) const { std::free(p); }
 
 Weights::Weights(const int16_t* w, ptrdiff_t outputs, ptrdiff_t kernel, ptrdiff_t channels,
                  Layout layout, int threads)
@@ -40,8 +68,7 @@ Weights::Weights(const int16_t* w, ptrdiff_t outputs, ptrdiff_t kernel, ptrdiff_
   const ptrdiff_t group_bytes = layout == Layout::kTiles
                                     ? 2 * kTileBytes * tile_blocks(inputs)
                                     : kGroup * inputs * static_cast<ptrdiff_t>(sizeof(int16_t));
-  data_.reset(std::aligned_alloc(kAlignment, static_cast<size_t>(groups * group_bytes)));
-  if (data_ == nullptr) throw std::bad_alloc();
+  data_.reset(allocate(groups * group_bytes));
 
   std::atomic<bool> valid{true};
   const ptrdiff_t used = kernel * kernel * channels;
@@ -100,6 +127,89 @@ void Weights::pack_tiles(const int16_t* w, int group) {
       }
     }
   }
+}
+
+int16_t Weights::at(ptrdiff_t output, ptrdiff_t tap, ptrdiff_t channel) const {
+  const int groups = static_cast<int>((outputs_ + kGroup - 1) / kGroup);
+  const ptrdiff_t group = output / kGroup;
+  Panel panel = panel_of(groups, static_cast<int>(group / kPanelGroups));
+  for (int i = static_cast<int>(group / kPanelGroups); panel.first + panel.groups <= group;) {
+    panel = panel_of(groups, ++i);
+  }
+  const ptrdiff_t taps = kernel_ * kernel_, row = padded_channels();
+  const ptrdiff_t first = ptrdiff_t{panel.first} * kGroup;
+  const ptrdiff_t columns = ptrdiff_t{panel.groups} * kGroup;
+  const ptrdiff_t pair = (tap * row + channel) / 2;
+  return static_cast<const int16_t*>(
+      data_.get())[first * taps * row + (pair * columns + output - first) * 2 + channel % 2];
+}
+
+// The most channels of which four times a sum of products, with whatever activations, fits int32; 0
+// if they are too few.
+ptrdiff_t Weights::winograd_part() const {
+  constexpr auto limit = static_cast<int64_t>(std::numeric_limits<int32_t>::max()) / 4 /
+                         static_cast<int64_t>(kActivationLimit);
+  std::vector<int64_t> until(static_cast<size_t>(outputs_ * (channels_ + 1)));
+  for (ptrdiff_t o = 0; o < outputs_; ++o) {
+    int64_t* sums = until.data() + o * (channels_ + 1);
+    for (ptrdiff_t c = 0; c < channels_; ++c) {
+      sums[c + 1] = sums[c];
+      for (ptrdiff_t tap = 0; tap < 9; ++tap) sums[c + 1] += std::abs(int{at(o, tap, c)});
+    }
+  }
+  for (ptrdiff_t parts = 1;; ++parts) {
+    const ptrdiff_t part = ((channels_ + parts - 1) / parts + 1) / 2 * 2;
+    if (part < kWinogradChannels / 2) return 0;
+    bool fits = true;
+    for (ptrdiff_t o = 0; o < outputs_; ++o) {
+      const int64_t* sums = until.data() + o * (channels_ + 1);
+      for (ptrdiff_t c = 0; c < channels_; c += part) {
+        fits &= sums[std::min(c + part, channels_)] - sums[c] <= limit;
+      }
+    }
+    if (fits) return part;
+  }
+}
+
+std::unique_ptr<WinogradWeights> Weights::make_winograd(int threads) const {
+  if (layout_ != Layout::kPairs || kernel_ != 3 || channels_ % kWinogradChannels != 0) return {};
+  const ptrdiff_t part = winograd_part();
+  if (part == 0) return {};
+  const int groups = static_cast<int>((outputs_ + kGroup - 1) / kGroup);
+  auto made = std::make_unique<WinogradWeights>();
+  made->part = part;
+  made->data.reset(static_cast<int16_t*>(
+      allocate(ptrdiff_t{groups} * kGroup * 16 * channels_ * ptrdiff_t{sizeof(int16_t)})));
+  std::atomic<bool> fits{true};
+  parallel_for(panel_count(groups), threads, [&](ptrdiff_t index) {
+    const Panel panel = panel_of(groups, static_cast<int>(index));
+    const ptrdiff_t first = ptrdiff_t{panel.first} * kGroup;
+    const ptrdiff_t columns = ptrdiff_t{panel.groups} * kGroup;
+    int16_t* to = made->data.get() + first * 16 * channels_;
+    for (ptrdiff_t c = 0; c < channels_; ++c) {
+      const ptrdiff_t begin = c / part * part;
+      const ptrdiff_t pairs = std::min(part, channels_ - begin) / 2;
+      for (ptrdiff_t column = 0; column < columns; ++column) {
+        int g[9] = {}, transformed[16];
+        for (int tap = 0; tap < 9 && first + column < outputs_; ++tap) {
+          g[tap] = at(first + column, tap, c);
+        }
+        transform(g, transformed);
+        for (ptrdiff_t i = 0; i < 16; ++i) {
+          if (std::abs(transformed[i]) > kWinogradLimit) fits = false;
+          to[16 * begin * columns + ((i * pairs + (c - begin) / 2) * columns + column) * 2 +
+             c % 2] = static_cast<int16_t>(transformed[i]);
+        }
+      }
+    }
+  });
+  if (!fits) made.reset();
+  return made;
+}
+
+const WinogradWeights* Weights::winograd(int threads) const {
+  std::call_once(winograd_once_, [&] { winograd_ = make_winograd(threads); });
+  return winograd_.get();
 }
 
 }  // namespace mlic::exact

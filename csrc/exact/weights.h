@@ -4,10 +4,21 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 
 #include "exact/kernels.h"
 
 namespace mlic::exact {
+
+struct Free {
+  void operator()(void* p) const;
+};
+
+// The weights of a 3x3 convolution as Kernels::winograd reads them.
+struct WinogradWeights {
+  std::unique_ptr<int16_t, Free> data;
+  ptrdiff_t part;  // channels whose sums of products fit the kernel's
+};
 
 class Weights {
  public:
@@ -22,18 +33,23 @@ class Weights {
   ptrdiff_t padded_channels() const { return (channels_ + 1) / 2 * 2; }
   Layout layout() const { return layout_; }
   const void* data() const { return data_.get(); }
+  // Made when it is first asked for, from weights in pairs; null where the convolution cannot be
+  // done so.
+  const WinogradWeights* winograd(int threads) const;
 
  private:
-  struct Free {
-    void operator()(void* p) const;
-  };
   // w: [outputs, taps * channels]
   void pack_pairs(const int16_t* w, Panel panel);
   void pack_tiles(const int16_t* w, int group);
+  int16_t at(ptrdiff_t output, ptrdiff_t tap, ptrdiff_t channel) const;
+  ptrdiff_t winograd_part() const;
+  std::unique_ptr<WinogradWeights> make_winograd(int threads) const;
 
   ptrdiff_t outputs_, kernel_, channels_;
   Layout layout_;
   std::unique_ptr<void, Free> data_;
+  mutable std::once_flag winograd_once_;
+  mutable std::unique_ptr<WinogradWeights> winograd_;
 };
 
 }  // namespace mlic::exact

@@ -102,6 +102,46 @@ def test_conv(how: Any, size: Any, kernel: int, channels: Any, outputs: int) -> 
             check(model, how, "conv", "layer", inputs[1:], partial=real(*shape), **kwargs)
 
 
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 2, 2), (2, 5, 7), (1, 1, 40), (1, 13, 22)])
+@pytest.mark.parametrize(("channels", "outputs"), [(96, 37), (160, 100), (192, 16)])
+def test_winograd(how: Any, size: Any, channels: int, outputs: int) -> None:
+    layer = Layer(real(outputs), (segment(outputs, 3, channels),))
+    model = packed(layer=layer)
+    pairs = how["isa"] != "amx"
+    assert exact.Weights(layer.segments[0].weight, how["isa"]).winograd is pairs
+    wide = act(*size, channels + 5)
+    x = Act(wide.q[..., 2 : 2 + channels], wide.exponent)
+    check(model, how, "conv", "layer", [x], activation=True, out="coarse")
+    shape = (*size, outputs)
+    check(model, how, "conv", "layer", [x], partial=real(*shape), residual=real(*shape))
+    check(model, how, "conv", "layer", [x], residual=act(*shape), out="fine")
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_winograd_reaches_the_ends_of_int32(how: Any, sign: int) -> None:
+    """All parts together, and each for itself; with signs so that products wrap around."""
+    channels, outputs = 160, 16
+    w = rng.integers(0, 2, (outputs, 3, 3, channels)) * 2 - 1
+    w *= LARGEST_SUM // (9 * channels)
+    w = w.astype(np.int16)
+    layer = Layer(real(outputs), (Segment(w, np.ones(outputs, f32)),))
+    assert exact.Weights(w, how["isa"]).winograd is (how["isa"] != "amx")
+    # At the centre of image o, output o is as large as it can be.
+    q = np.sign(w).astype(np.int16) * np.int16(4095 * sign)
+    sums = check(packed(layer=layer), how, "conv", "layer", [Act(q, 0)])
+    assert abs(sums[np.arange(outputs), 1, 1, np.arange(outputs)]).min() > 0.99 * 2**31
+
+
+def test_weights_that_do_not_fit_are_multiplied_directly(how: Any) -> None:
+    """Nine that add up to more than 16 bits; channels of which few fill a quarter of int32."""
+    for value, channels, step in [(4000, 64, 16), (1800, 32, 1)]:
+        w = np.zeros((20, 3, 3, channels), np.int16)
+        w[..., ::step] = value
+        assert not exact.Weights(w, how["isa"]).winograd
+        model = packed(layer=Layer(real(20), (Segment(w, real(20)),)))
+        check(model, how, "conv", "layer", [act(1, 5, 6, channels)])
+
+
 @pytest.mark.parametrize("size", [(1, 2, 2), (2, 4, 6), (1, 12, 34)], ids=str)
 @pytest.mark.parametrize(("kernel", "channels", "outputs"), [(1, 5, 3), (3, 3, 37), (3, 32, 64)])
 def test_strided_conv(how: Any, size: Any, kernel: int, channels: int, outputs: int) -> None:
