@@ -185,6 +185,19 @@ bool Runner::winograd(const std::vector<Input>& inputs, Positions at, const Conv
 void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions,
                   Conv c) const {
   if (winograd(inputs, at, c)) return;
+  if (inputs.size() > 1 && at == Positions::kAll && inputs[0].weights->winograd(threads)) {
+    // The first input with fewer products, then the others onto its sums.
+    const auto sums = buffer<float>(positions * c.outputs);
+    Conv first{};
+    first.outputs = c.outputs;
+    first.bias = c.bias;
+    first.partial = c.partial;
+    first.out_float = sums.get();
+    conv({inputs[0]}, at, positions, first);
+    c.bias = nullptr;
+    c.partial = sums.get();
+    return conv({inputs.begin() + 1, inputs.end()}, at, positions, c);
+  }
   std::vector<Segment> segments;
   std::vector<std::unique_ptr<int16_t[]>> copies;
   std::vector<ptrdiff_t> pixels;

@@ -115,6 +115,13 @@ def test_winograd(how: Any, size: Any, channels: int, outputs: int) -> None:
     shape = (*size, outputs)
     check(model, how, "conv", "layer", [x], partial=real(*shape), residual=real(*shape))
     check(model, how, "conv", "layer", [x], residual=act(*shape), out="fine")
+    # Of several inputs those that can be are computed so, whichever they are.
+    parts = (channels, 6, channels, 96)
+    model = packed(layer=Layer(real(outputs), tuple(segment(outputs, 3, c) for c in parts)))
+    inputs = [act(*size, c, exponent=7 + i) for i, c in enumerate(parts)]
+    kwargs = {"activation": True, "residual": real(*shape)}
+    check(model, how, "conv", "layer", inputs, **kwargs)
+    check(model, how, "conv", "layer", inputs[1:], partial=real(*shape), out="coarse", **kwargs)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
