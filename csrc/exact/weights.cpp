@@ -171,21 +171,20 @@ ptrdiff_t Weights::winograd_part() const {
   }
 }
 
-std::unique_ptr<WinogradWeights> Weights::make_winograd(int threads) const {
+WinogradWeights Weights::make_winograd(int threads) const {
   if (layout_ != Layout::kPairs || kernel_ != 3 || channels_ % kWinogradChannels != 0) return {};
   const ptrdiff_t part = winograd_part();
   if (part == 0) return {};
   const int groups = static_cast<int>((outputs_ + kGroup - 1) / kGroup);
-  auto made = std::make_unique<WinogradWeights>();
-  made->part = part;
-  made->data.reset(static_cast<int16_t*>(
+  WinogradWeights made{nullptr, part};
+  made.data.reset(static_cast<int16_t*>(
       allocate(ptrdiff_t{groups} * kGroup * 16 * channels_ * ptrdiff_t{sizeof(int16_t)})));
   std::atomic<bool> fits{true};
   parallel_for(panel_count(groups), threads, [&](ptrdiff_t index) {
     const Panel panel = panel_of(groups, static_cast<int>(index));
     const ptrdiff_t first = ptrdiff_t{panel.first} * kGroup;
     const ptrdiff_t columns = ptrdiff_t{panel.groups} * kGroup;
-    int16_t* to = made->data.get() + first * 16 * channels_;
+    int16_t* to = made.data.get() + first * 16 * channels_;
     for (ptrdiff_t c = 0; c < channels_; ++c) {
       const ptrdiff_t begin = c / part * part;
       const ptrdiff_t pairs = std::min(part, channels_ - begin) / 2;
@@ -203,13 +202,17 @@ std::unique_ptr<WinogradWeights> Weights::make_winograd(int threads) const {
       }
     }
   });
-  if (!fits) made.reset();
+  if (!fits) made.data.reset();
   return made;
 }
 
 const WinogradWeights* Weights::winograd(int threads) const {
-  std::call_once(winograd_once_, [&] { winograd_ = make_winograd(threads); });
-  return winograd_.get();
+  const WinogradWeights* known = winograd_.load(std::memory_order_acquire);
+  if (known == nullptr) {
+    auto made = std::make_unique<const WinogradWeights>(make_winograd(threads));
+    if (winograd_.compare_exchange_strong(known, made.get())) known = made.release();
+  }
+  return known->data == nullptr ? nullptr : known;
 }
 
 }  // namespace mlic::exact

@@ -1,10 +1,10 @@
 // Weights of one input of a convolution, in the order in which the kernels read them.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 
 #include "exact/kernels.h"
 
@@ -14,7 +14,8 @@ struct Free {
   void operator()(void* p) const;
 };
 
-// The weights of a 3x3 convolution as Kernels::winograd reads them.
+// The weights of a 3x3 convolution as Kernels::winograd reads them; no data where the convolution
+// cannot be done so.
 struct WinogradWeights {
   std::unique_ptr<int16_t, Free> data;
   ptrdiff_t part;  // channels whose sums of products fit the kernel's
@@ -26,6 +27,10 @@ class Weights {
   // kWeightLimit or a sum of products with activations could leave int32.
   Weights(const int16_t* w, ptrdiff_t outputs, ptrdiff_t kernel, ptrdiff_t channels, Layout layout,
           int threads);
+
+  ~Weights() { delete winograd_.load(); }
+  Weights(const Weights&) = delete;
+  Weights& operator=(const Weights&) = delete;
 
   ptrdiff_t outputs() const { return outputs_; }
   ptrdiff_t kernel() const { return kernel_; }
@@ -43,13 +48,13 @@ class Weights {
   void pack_tiles(const int16_t* w, int group);
   int16_t at(ptrdiff_t output, ptrdiff_t tap, ptrdiff_t channel) const;
   ptrdiff_t winograd_part() const;
-  std::unique_ptr<WinogradWeights> make_winograd(int threads) const;
+  WinogradWeights make_winograd(int threads) const;
 
   ptrdiff_t outputs_, kernel_, channels_;
   Layout layout_;
   std::unique_ptr<void, Free> data_;
-  mutable std::once_flag winograd_once_;
-  mutable std::unique_ptr<WinogradWeights> winograd_;
+  // No lock, which a process could be forked with: threads that ask at once each make it.
+  mutable std::atomic<const WinogradWeights*> winograd_{nullptr};
 };
 
 }  // namespace mlic::exact
