@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import tracemalloc
 import zlib
@@ -82,7 +83,9 @@ def test_what_is_refused_costs_its_bytes_alone(
 
 
 def refused(error: type[Exception], work: Callable[[], object]) -> int:
-    """The bytes that were allocated at most until the error."""
+    """The bytes that were allocated at most until the error, when all is imported."""
+    with pytest.raises(error):
+        work()
     tracemalloc.start()
     try:
         with pytest.raises(error):
@@ -100,8 +103,9 @@ def test_lengths_that_lie(tmp_path: Path, length: int) -> None:
     stream = tmp_path / "a.mlic"
     stream.write_bytes(head + crc + bitstream.leb128(length) + b"abc")
     Image.init()  # imports all that Pillow reads
-    assert refused(OSError, lambda: Image.open(stream)) <= REFUSED_BYTES
-    assert refused(mlic_fast.MlicError, lambda: mlic_fast.info(stream)) <= REFUSED_BYTES
+    of_files = io.DEFAULT_BUFFER_SIZE  # 128 KiB from Python 3.14 on
+    assert refused(OSError, lambda: Image.open(stream)) <= REFUSED_BYTES + of_files
+    assert refused(mlic_fast.MlicError, lambda: mlic_fast.info(stream)) <= REFUSED_BYTES + of_files
 
     png = tmp_path / "a.png"
     Image.new("RGB", (9, 3)).save(png)
