@@ -207,14 +207,14 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> Launch:
     """What the model needs to know of the launch of a kernel."""
     a, shape, products = arguments, (), 0
-    # Some arrays of a product stand for another that is not there.
     moved = sum(tensor.nbytes for tensor in _tensors(arguments))
     if kernel in ("conv", "parts"):
-        steps = a["side"] ** 2 * -(-a["channels"] // a["BLOCK_K"])
+        x, layer = a["x"], a["layer"]
+        steps = a["side"] ** 2 * -(-layer.channels // a["BLOCK_K"])
         inputs, parts = a.get("inputs", 1), a.get("parts", 1)
         shape = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], inputs, -(-steps // parts))
-        products = a["positions"] * a["outputs"] * inputs * a["channels"] * a["side"] ** 2
-        moved += (inputs - 1) * a["x"].nbytes  # the others lie beside the first
+        products = a["positions"] * layer.outputs * inputs * layer.channels * a["side"] ** 2
+        moved += (inputs - 1) * x.ptr.nbytes  # the others lie beside the first
     elif kernel == "totals":
         shape = (a["parts"],)
     elif kernel == "pass":
@@ -242,11 +242,14 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
 def _tensors(arguments: dict[str, Any]) -> Iterator[Tensor]:
     """The arrays of a launch, each once."""
     seen = set()
-    for argument in arguments.values():
-        for each in argument if isinstance(argument, tuple) else (argument,):
-            if isinstance(each, Tensor) and id(each) not in seen:
-                seen.add(id(each))
-                yield each
+    left = list(arguments.values())
+    while left:
+        each = left.pop(0)
+        if isinstance(each, tuple):
+            left[:0] = each
+        elif isinstance(each, Tensor) and id(each) not in seen:
+            seen.add(id(each))
+            yield each
 
 
 @contextmanager

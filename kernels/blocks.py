@@ -12,21 +12,22 @@ of a program.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.exact_transforms import HALVINGS, exact_gain
-from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
     await_launch_before,
-    launch,
+    launch_tiles,
     quantise,
     quantise_twin,
     to_planes,
 )
-from mlic_fast.kernels.planes import store_planes
+from mlic_fast.kernels.planes import store_planes, tile_of
 
 #: Rows and columns of a block, and the values of one.
 SIDE, VALUES = 8, 192
@@ -62,6 +63,13 @@ def scaled_twin(
 # -- kernels ----------------------------------------------------------------------------------
 
 
+class _Gains(NamedTuple):
+    """Logarithms float64 [rates, C], and the rate float32 [1] to take them at."""
+
+    logs: Tensor
+    rate: Tensor
+
+
 @triton.jit(do_not_specialize=("positions", "height", "width"))
 def _to_blocks_kernel(
     images,
@@ -69,38 +77,37 @@ def _to_blocks_kernel(
     positions,
     height,
     width,
-    out_plane,
+    stride_plane,
     VALUES: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """``height`` and ``width`` in blocks."""
     await_launch_before()
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = (m < positions)[:, None] & (c < VALUES)[None, :]
+    m, n, mask = tile_of(positions, VALUES, BLOCK_M, BLOCK_N)
     image_row = m // width
-    plane = (image_row // height * 3)[:, None] + (c // 64)[None, :]
-    line = plane * (8 * height) + (image_row % height * 8)[:, None] + (c // 8 % 8)[None, :]
-    at = line.to(tl.int64) * (8 * width) + (m % width * 8)[:, None] + (c % 8)[None, :]
-    q = tl.load(images + at, mask=mask, other=0).to(tl.int32)
-    store_planes(q, out + m[:, None].to(tl.int64) * VALUES + c[None, :], out_plane, mask)
+    colour_plane = (image_row // height * 3)[:, None] + (n // 64)[None, :]
+    line = colour_plane * (8 * height) + (image_row % height * 8)[:, None] + (n // 8 % 8)[None, :]
+    offset = line.to(tl.int64) * (8 * width) + (m % width * 8)[:, None] + (n % 8)[None, :]
+    q = tl.load(images + offset, mask=mask, other=0).to(tl.int32)  # [BLOCK_M, BLOCK_N]
+    store_planes(q, out + m[:, None].to(tl.int64) * VALUES + n[None, :], stride_plane, mask)
 
 
 @triton.jit
-def _gain(logs, rate, rates, c, channels, SQUARINGS: tl.constexpr):
-    """exp of the logarithms float64 [rates, C] at a rate, as float32."""
+def _gain(gains, rates, n, channels, SQUARINGS: tl.constexpr):
+    """exp of the logarithms at the rate, float32 [BLOCK_N]."""
     last = rates - 1
-    at = tl.load(rate).to(tl.float64)
-    at = tl.where(at > 0.0, at, 0.0)
-    at = tl.where(at < last, at, last.to(tl.float64))
-    low = tl.minimum(at.to(tl.int32), tl.maximum(last - 1, 0))
+    rate = tl.load(gains.rate).to(tl.float64)
+    rate = tl.where(rate > 0.0, rate, 0.0)
+    rate = tl.where(rate < last, rate, last.to(tl.float64))
+    low = tl.minimum(rate.to(tl.int32), tl.maximum(last - 1, 0))
     high = tl.minimum(low + 1, last)
-    weight = at - low.to(tl.float64)
-    x = tl.load(logs + low * channels + c, mask=c < channels, other=0.0) * (1.0 - weight)
-    x = x + tl.load(logs + high * channels + c, mask=c < channels, other=0.0) * weight
+    weight = rate - low.to(tl.float64)
+    mask = n < channels
+    x = tl.load(gains.logs + low * channels + n, mask=mask, other=0.0) * (1.0 - weight)
+    x = x + tl.load(gains.logs + high * channels + n, mask=mask, other=0.0) * weight
     t = x * _SMALL
-    p = tl.full(c.shape, 1.0, tl.float64)
+    p = tl.full(n.shape, 1.0, tl.float64)
     for i in tl.static_range(8):
         p = p * (t * (1.0 / (8 - i))) + 1.0
     for _ in tl.static_range(SQUARINGS):
@@ -113,33 +120,29 @@ def _scaled_kernel(
     x,
     factors,
     second,
-    logs,
-    rate,
+    gains,
+    rates,
     real,
     out,
     out_scale,
-    rates,
     positions,
     channels,
-    out_plane,
+    stride_plane,
     SQUARINGS: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     await_launch_before()
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    c_inside = c < channels
-    mask = (m < positions)[:, None] & c_inside[None, :]
-    at = m[:, None].to(tl.int64) * channels + c[None, :]
-    factor = tl.load(factors + c, mask=c_inside, other=0.0)
-    if logs is not None:
-        factor = _gain(logs, rate, rates, c, channels, SQUARINGS) * factor
-    r = tl.load(x + at, mask=mask, other=0.0) * factor[None, :]
-    tl.store(real + at, r, mask=mask)
+    m, n, mask = tile_of(positions, channels, BLOCK_M, BLOCK_N)
+    offset = m[:, None].to(tl.int64) * channels + n[None, :]  # [BLOCK_M, BLOCK_N]
+    factor = tl.load(factors + n, mask=n < channels, other=0.0)  # [BLOCK_N]
+    if gains is not None:
+        factor = _gain(gains, rates, n, channels, SQUARINGS) * factor
+    r = tl.load(x + offset, mask=mask, other=0.0) * factor[None, :]  # [BLOCK_M, BLOCK_N]
+    tl.store(real + offset, r, mask=mask)
     if second is not None:
-        r = r * tl.load(second + c, mask=c_inside, other=0.0)[None, :]
-    store_planes(quantise(r, out_scale), out + at, out_plane, mask)
+        r = r * tl.load(second + n, mask=n < channels, other=0.0)[None, :]
+    store_planes(quantise(r, out_scale), out + offset, stride_plane, mask)
 
 
 # -- launchers --------------------------------------------------------------------------------
@@ -149,10 +152,11 @@ def to_blocks(images: Tensor, *, out: Tensor) -> None:
     """uint8 [B, 3, H, W], contiguous -> planes ``out`` [2, B, H/8, W/8, 192], contiguous."""
     batch, _, height, width = images.shape
     positions = batch * (height // SIDE) * (width // SIDE)
-    block = config("elements", images.device, positions)
-    launch(
+    launch_tiles(
         _to_blocks_kernel,
-        (triton.cdiv(positions, block.block), triton.cdiv(VALUES, block.outputs)),
+        "elements",
+        positions,
+        VALUES,
         images,
         out,
         positions,
@@ -160,9 +164,6 @@ def to_blocks(images: Tensor, *, out: Tensor) -> None:
         width // SIDE,
         out.stride(0),
         VALUES=VALUES,
-        BLOCK_M=block.block,
-        BLOCK_C=block.outputs,
-        num_warps=block.warps,
     )
 
 
@@ -184,24 +185,22 @@ def scaled(
     """
     channels = x.shape[-1]
     positions = x.numel() // channels
-    block = config("elements", x.device, positions)
-    launch(
+    gains = None if logs is None or rate is None else _Gains(logs, rate)
+    launch_tiles(
         _scaled_kernel,
-        (triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)),
+        "elements",
+        positions,
+        channels,
         x,
         factors,
         second,
-        logs,
-        rate,
+        gains,
+        0 if logs is None else len(logs),
         real,
         out,
         out_scale,
-        0 if logs is None else len(logs),
         positions,
         channels,
         out.stride(0),
         SQUARINGS=HALVINGS,
-        BLOCK_M=block.block,
-        BLOCK_C=block.outputs,
-        num_warps=block.warps,
     )

@@ -11,7 +11,7 @@ a value, bound by instructions. Bytes, with R rows a program: 4 a value from dev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,11 +33,10 @@ from mlic_fast.kernels.functions import (
     to_planes,
 )
 from mlic_fast.kernels.grid import Positions
-from mlic_fast.kernels.planes import store_planes
+from mlic_fast.kernels.planes import Planes, load_planes, store_planes
 
 
-@dataclass(frozen=True)
-class DepthwiseWeights:
+class DepthwiseWeights(NamedTuple):
     """Of one or several layers side by side.
 
     ``taps`` int16 [9, C]; ``scale`` float32 [C], times 2^-exponent of the input; ``bias`` float32
@@ -84,9 +83,7 @@ _SIZES = ("positions", "height", "width", "gelu_after")
 @triton.jit(do_not_specialize=_SIZES)
 def _depthwise_kernel(
     x,
-    taps,
-    scale,
-    bias,
+    weights,
     out,
     out_scale,
     positions,
@@ -94,62 +91,60 @@ def _depthwise_kernel(
     width,
     channels,
     gelu_after,
-    x_plane,
-    x_position,
-    out_plane,
-    out_position,
     ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """A program has BLOCK_M columns of groups of ROWS rows: each row that it loads is a tap of up
     to three rows of sums.
     """
     await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    c_inside = c < channels
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = n < channels
     groups = tl.cdiv(height, ROWS)
     column = m % width
     group = m // width
-    image = group // groups
-    first = group % groups * ROWS
-    position = (image * height + first) * width + column
-    m_inside = position < positions
-    factor = tl.load(scale + c, mask=c_inside, other=0.0)[None, :]
-    start = tl.load(bias + c, mask=c_inside, other=0.0)[None, :]
-    to = tl.load(out_scale + c, mask=c_inside, other=0.0)[None, :]
-    above = tl.zeros((BLOCK_M, BLOCK_C), tl.int32)  # the sums of row - 1, and of row
-    here = tl.zeros((BLOCK_M, BLOCK_C), tl.int32)
-    for row in tl.static_range(-1, ROWS + 1):
-        y = first + row
-        y_inside = m_inside & (y >= 0) & (y < height)
-        below = tl.zeros((BLOCK_M, BLOCK_C), tl.int32)
+    i_image = group // groups
+    first_row = group % groups * ROWS
+    position = (i_image * height + first_row) * width + column
+    mask_m = position < positions
+    factor = tl.load(weights.scale + n, mask=mask_n, other=0.0)[None, :]  # [1, BLOCK_N]
+    bias = tl.load(weights.bias + n, mask=mask_n, other=0.0)[None, :]
+    scale = tl.load(out_scale + n, mask=mask_n, other=0.0)[None, :]
+    # Sums of the row before, of the row, and of the row after: [BLOCK_M, BLOCK_N].
+    above = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    middle = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for i_row in tl.static_range(-1, ROWS + 1):
+        row = first_row + i_row
+        mask_row = mask_m & (row >= 0) & (row < height)
+        below = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
         for dx in tl.static_range(-1, 2):
-            z = column + dx
-            at = (position + row * width + dx)[:, None].to(tl.int64) * x_position + c[None, :]
-            mask = (y_inside & (z >= 0) & (z < width))[:, None] & c_inside[None, :]
-            low = tl.load(x + at, mask=mask, other=0)
-            high = tl.load(x + x_plane + at, mask=mask, other=0)
-            q = join_bytes(low, high)
-            tap = taps + (dx + 1) * channels + c
-            if row < ROWS - 1:
-                below += q * tl.load(tap, mask=c_inside, other=0).to(tl.int32)[None, :]
-            if (row >= 0) & (row < ROWS):
-                w = tl.load(tap + 3 * channels, mask=c_inside, other=0).to(tl.int32)
-                here += q * w[None, :]
-            if row >= 1:
-                w = tl.load(tap + 6 * channels, mask=c_inside, other=0).to(tl.int32)
+            tap_column = column + dx
+            tap_position = (position + i_row * width + dx)[:, None].to(tl.int64)
+            offset = tap_position * x.stride_position + n[None, :]
+            mask = (mask_row & (tap_column >= 0) & (tap_column < width))[:, None] & mask_n[None, :]
+            low, high = load_planes(x.ptr, offset, x.stride_plane, mask)
+            q = join_bytes(low, high)  # [BLOCK_M, BLOCK_N]
+            p_tap = weights.taps + (dx + 1) * channels + n
+            if i_row < ROWS - 1:
+                below += q * tl.load(p_tap, mask=mask_n, other=0).to(tl.int32)[None, :]
+            if (i_row >= 0) & (i_row < ROWS):
+                w = tl.load(p_tap + 3 * channels, mask=mask_n, other=0).to(tl.int32)
+                middle += q * w[None, :]
+            if i_row >= 1:
+                w = tl.load(p_tap + 6 * channels, mask=mask_n, other=0).to(tl.int32)
                 above += q * w[None, :]
-        if row >= 1:
-            r = start + above.to(tl.float32) * factor
+        if i_row >= 1:
+            r = bias + above.to(tl.float32) * factor  # [BLOCK_M, BLOCK_N]
             if gelu_after:
                 r = gelu(r)
-            at = (position + (row - 1) * width)[:, None].to(tl.int64) * out_position + c[None, :]
-            mask = (m_inside & (y - 1 < height))[:, None] & c_inside[None, :]
-            store_planes(quantise(r, to), out + at, out_plane, mask)
-        above = here
-        here = below
+            out_position = (position + (i_row - 1) * width)[:, None].to(tl.int64)
+            offset = out_position * out.stride_position + n[None, :]
+            mask = (mask_m & (row - 1 < height))[:, None] & mask_n[None, :]
+            store_planes(quantise(r, scale), out.ptr + offset, out.stride_plane, mask)
+        above = middle
+        middle = below
 
 
 def depthwise(
@@ -168,23 +163,17 @@ def depthwise(
     launch(
         _depthwise_kernel,
         (triton.cdiv(columns, block.block), triton.cdiv(channels, block.outputs)),
-        x,
-        weights.taps,
-        weights.scale,
-        weights.bias,
-        out,
+        Planes.of(x),
+        weights,
+        Planes.of(out),
         out_scale,
         grid.count,
         grid.height,
         grid.width,
         channels,
         int(activation),
-        x.stride(0),
-        x.stride(-2),
-        out.stride(0),
-        out.stride(-2),
         ROWS=block.rows,
         BLOCK_M=block.block,
-        BLOCK_C=block.outputs,
+        BLOCK_N=block.outputs,
         num_warps=block.warps,
     )

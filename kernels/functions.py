@@ -11,7 +11,7 @@ rounds once where the arithmetic rounds twice. ``/`` and ``tl.sqrt`` are approxi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -34,7 +34,7 @@ from mlic_fast.engine.arithmetic import (
     SOFTMAX_ONE,
     TANH_CLAMP,
 )
-from mlic_fast.kernels.configs import programmatic
+from mlic_fast.kernels.configs import config, programmatic
 
 #: Options of every launch on the exact path, and of one off it.
 EXACT = {"enable_fp_fusion": False}
@@ -64,13 +64,48 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     with :func:`await_launch_before`.
     """
     options = EXACT | options
-    device = next(each.device for each in args if isinstance(each, Tensor))
-    if programmatic(device):
+    if programmatic(_device_of(args)):
         options["launch_pdl"] = True
     if _COMPILES_ONLY.get():
         kernel.warmup(*args, grid=grid, **options)
     else:
         kernel[grid](*args, **options)
+
+
+def launch_tiles(
+    kernel: Any,
+    name: str,
+    positions: int,
+    channels: int,
+    *args: Any,
+    images: int = 1,
+    **options: Any,
+) -> None:
+    """Launch a program for every tile of positions and channels, and every one of ``images``.
+
+    ``name``: whose configuration has the sides of a tile, which the kernel gets as BLOCK_M and
+    BLOCK_N.
+    """
+    block = config(name, _device_of(args), positions)
+    launch(
+        kernel,
+        (triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs), images),
+        *args,
+        BLOCK_M=block.block,
+        BLOCK_N=block.outputs,
+        num_warps=block.warps,
+        **options,
+    )
+
+
+def _device_of(args: Iterable[Any]) -> torch.device:
+    """That of the first tensor, alone or in a tuple."""
+    for each in args:
+        if isinstance(each, Tensor):
+            return each.device
+        if isinstance(each, tuple):
+            return _device_of(each)
+    raise ValueError("no tensor among the arguments of a launch")
 
 
 @contextmanager
@@ -129,7 +164,7 @@ def rint(x):
 def clamp(x, limit):
     """min(max(x, -limit), limit), where NaN counts as -limit.
 
-    In comparisons, since ``tl.maximum`` hands on NaN in the interpreter.
+    In comparisons, since ``tl.maximum`` propagates NaN in the interpreter.
     """
     x = tl.where(x > -limit, x, -limit)
     return tl.where(x < limit, x, limit)

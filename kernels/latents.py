@@ -22,16 +22,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlic_fast.kernels.configs import config
 from mlic_fast.kernels.functions import (
     await_launch_before,
-    launch,
+    launch_tiles,
     quantise,
     quantise_twin,
     to_planes,
 )
 from mlic_fast.kernels.grid import Positions
-from mlic_fast.kernels.planes import store_planes
+from mlic_fast.kernels.planes import Planes, Rows, store_planes, tile_of
 
 
 def hyper_latents_twin(symbols: Tensor, medians: Tensor, out_scale: float) -> Tensor:
@@ -56,20 +55,16 @@ def _hyper_latents_kernel(
     out_scale,
     positions,
     channels,
-    out_plane,
+    stride_plane,
     BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     await_launch_before()
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    c_inside = c < channels
-    at = m[:, None].to(tl.int64) * channels + c[None, :]
-    mask = (m < positions)[:, None] & c_inside[None, :]
-    median = tl.load(medians + c, mask=c_inside, other=0.0)[None, :]
-    r = tl.load(symbols + at, mask=mask, other=0).to(tl.float32) + median
-    q = quantise(r, out_scale)
-    store_planes(q, out + at, out_plane, mask)
+    m, n, mask = tile_of(positions, channels, BLOCK_M, BLOCK_N)
+    offset = m[:, None].to(tl.int64) * channels + n[None, :]  # [BLOCK_M, BLOCK_N]
+    median = tl.load(medians + n, mask=n < channels, other=0.0)[None, :]  # [1, BLOCK_N]
+    r = tl.load(symbols + offset, mask=mask, other=0).to(tl.float32) + median  # [BLOCK_M, BLOCK_N]
+    store_planes(quantise(r, out_scale), out + offset, stride_plane, mask)
 
 
 @triton.jit(do_not_specialize=("positions", "height", "width"))
@@ -83,37 +78,34 @@ def _decoded_kernel(
     height,
     width,
     channels,
-    means_position,
-    latents_position,
-    out_plane,
-    out_position,
     COLOUR: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     await_launch_before()
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = (m < positions)[:, None] & (c < channels)[None, :]
-    half = width // 2
-    image_row = m // half
-    pair = image_row * width + 2 * (m % half)
+    m, n, mask = tile_of(positions, channels, BLOCK_M, BLOCK_N)
+    half_width = width // 2
+    image_row = m // half_width
+    pair = image_row * width + 2 * (m % half_width)
     odd = (image_row % height + COLOUR) & 1
-    symbol = tl.load(symbols + m[:, None].to(tl.int64) * channels + c[None, :], mask=mask, other=0)
-    mean = tl.load(
-        means + m[:, None].to(tl.int64) * means_position + c[None, :], mask=mask, other=0.0
-    )
+    p_symbol = symbols + m[:, None].to(tl.int64) * channels + n[None, :]
+    p_mean = means.ptr + m[:, None].to(tl.int64) * means.stride_position + n[None, :]
+    symbol = tl.load(p_symbol, mask=mask, other=0)  # [BLOCK_M, BLOCK_N]
+    mean = tl.load(p_mean, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_N]
     r = symbol.to(tl.float32) + mean
     q = quantise(r, out_scale)
-    position = (pair + odd)[:, None].to(tl.int64)
-    tl.store(latents + position * latents_position + c[None, :], r, mask=mask)
-    at = position * out_position + c[None, :]
-    store_planes(q, out + at, out_plane, mask)
+    _store(r, q, latents, out, pair + odd, n, mask)
     if COLOUR == 1:
-        position = (pair + 1 - odd)[:, None].to(tl.int64)
-        tl.store(latents + position * latents_position + c[None, :], tl.zeros_like(r), mask=mask)
-        at = position * out_position + c[None, :]
-        store_planes(tl.zeros_like(q), out + at, out_plane, mask)
+        _store(tl.zeros_like(r), tl.zeros_like(q), latents, out, pair + 1 - odd, n, mask)
+
+
+@triton.jit
+def _store(r, q, latents, out, position, n, mask):
+    """r and q [BLOCK_M, BLOCK_N] at positions of the full grid, [BLOCK_M]."""
+    position = position[:, None].to(tl.int64)
+    tl.store(latents.ptr + position * latents.stride_position + n[None, :], r, mask=mask)
+    p_out = out.ptr + position * out.stride_position + n[None, :]
+    store_planes(q, p_out, out.stride_plane, mask)
 
 
 @triton.jit(do_not_specialize=("positions",))
@@ -123,34 +115,33 @@ def _digest_kernel(
     positions,
     channels,
     BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     await_launch_before()
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    image = tl.program_id(2)
-    mask = (m < positions)[:, None] & (c < channels)[None, :]
-    at = (image.to(tl.int64) * positions + m[:, None]) * channels + c[None, :]
-    y = tl.load(latents + at, mask=mask, other=0.0)
+    i_image = tl.program_id(2)
+    m, n, mask = tile_of(positions, channels, BLOCK_M, BLOCK_N)
+    offset = (i_image.to(tl.int64) * positions + m[:, None]) * channels + n[None, :]
+    y = tl.load(latents + offset, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_N]
     # Negative zero counts as zero.
     h = tl.where(y == 0.0, 0.0, y).to(tl.uint32, bitcast=True)
-    h += (c[None, :] * positions + m[:, None]).to(tl.uint32) * 0x9E3779B1
+    h += (n[None, :] * positions + m[:, None]).to(tl.uint32) * 0x9E3779B1
     h = (h ^ (h >> 16)) * 0x85EBCA6B
     h = (h ^ (h >> 13)) * 0xC2B2AE35
     h = h ^ (h >> 16)
     # A sum that stays a tensor: with NumPy 2.5 scalars of Triton's interpreter may not wrap around.
     total = tl.sum(tl.sum(tl.where(mask, h, 0).to(tl.int32, bitcast=True), 1), 0, keep_dims=True)
-    tl.atomic_add(digests + image + tl.arange(0, 1), total)
+    tl.atomic_add(digests + i_image + tl.arange(0, 1), total)
 
 
 def hyper_latents(symbols: Tensor, medians: Tensor, *, out: Tensor, out_scale: float) -> None:
     """Symbols of z int32 [B, h, w, N] -> planes ``out`` [2, B, h, w, N]."""
     channels = symbols.shape[-1]
     positions = symbols.numel() // channels
-    block = config("elements", symbols.device, positions)
-    launch(
+    launch_tiles(
         _hyper_latents_kernel,
-        (triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)),
+        "elements",
+        positions,
+        channels,
         symbols,
         medians,
         out,
@@ -158,9 +149,6 @@ def hyper_latents(symbols: Tensor, medians: Tensor, *, out: Tensor, out_scale: f
         positions,
         channels,
         out.stride(0),
-        BLOCK_M=block.block,
-        BLOCK_C=block.outputs,
-        num_warps=block.warps,
     )
 
 
@@ -181,44 +169,36 @@ def decoded(
     """
     channels = symbols.shape[-1]
     positions = grid.count // 2
-    block = config("elements", symbols.device, positions)
-    launch(
+    launch_tiles(
         _decoded_kernel,
-        (triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)),
+        "elements",
+        positions,
+        channels,
         symbols,
-        means,
-        latents,
-        out,
+        Rows.of(means),
+        Rows.of(latents),
+        Planes.of(out),
         out_scale,
         positions,
         grid.height,
         grid.width,
         channels,
-        means.stride(-2),
-        latents.stride(-2),
-        out.stride(0),
-        out.stride(-2),
         COLOUR=colour,
-        BLOCK_M=block.block,
-        BLOCK_C=block.outputs,
-        num_warps=block.warps,
     )
 
 
 def digest(latents: Tensor, *, out: Tensor) -> None:
     """Digests of float32 [B, H, W, M], contiguous -> int32 [B], the bits of 32-bit numbers."""
     batch, height, width, channels = latents.shape
-    block = config("elements", latents.device, height * width)
     out.zero_()
-    grid = triton.cdiv(height * width, block.block), triton.cdiv(channels, block.outputs), batch
-    launch(
+    launch_tiles(
         _digest_kernel,
-        grid,
+        "elements",
+        height * width,
+        channels,
         latents,
         out,
         height * width,
         channels,
-        BLOCK_M=block.block,
-        BLOCK_C=block.outputs,
-        num_warps=block.warps,
+        images=batch,
     )

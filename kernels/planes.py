@@ -1,6 +1,11 @@
-"""Tiles of activations: products of bytes, and where squeezed positions lie in a full tensor."""
+"""Tiles of activations: arrays as kernels take them, products of bytes, and squeezed positions.
+
+docs/kernels.md has the words that kernels use for pointers, offsets, masks and positions.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,6 +19,44 @@ ALL, NON_ANCHORS, ANCHORS = -1, 0, 1
 
 #: Smallest K of a product of int8 on tensor cores, and other sides; tiles are padded with zeros.
 SMALLEST_K, SMALLEST_SIDE = 32, 16
+
+
+class Rows(NamedTuple):
+    """Numbers of positions [.., C] as kernels take them. Channels are contiguous.
+
+    ``stride_position``: from one position to the next, in elements.
+    """
+
+    ptr: Tensor
+    stride_position: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Rows:
+        return cls(x, x.stride(-2))
+
+
+class Planes(NamedTuple):
+    """An activation [2, .., C] as kernels take it: the strides from plane to plane and from one
+    position to the next, in elements.
+    """
+
+    ptr: Tensor
+    stride_plane: int
+    stride_position: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Planes:
+        return cls(x, x.stride(0), x.stride(-2))
+
+
+@triton.jit
+def tile_of(positions, channels, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Positions m [BLOCK_M] and channels n [BLOCK_N] of this program, and which of them there are,
+    [BLOCK_M, BLOCK_N].
+    """
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return m, n, (m < positions)[:, None] & (n < channels)[None, :]
 
 
 @triton.jit
@@ -59,10 +102,18 @@ def add_product(hh, mid, ll, a_low, a_high, b_low, b_high):
 
 
 @triton.jit
-def store_planes(q, addresses, plane, mask):
+def load_planes(ptr, offset, stride_plane, mask):
+    """Both planes of a tile, int8 like ``offset``, zero where the mask is false."""
+    low = tl.load(ptr + offset, mask=mask, other=0)
+    high = tl.load(ptr + stride_plane + offset, mask=mask, other=0)
+    return low, high
+
+
+@triton.jit
+def store_planes(q, p_x, stride_plane, mask):
     """int32 q in +-ACTIVATION_LIMIT -> both planes."""
-    tl.store(addresses, low_byte(q), mask=mask)
-    tl.store(addresses + plane, high_byte(q), mask=mask)
+    tl.store(p_x, low_byte(q), mask=mask)
+    tl.store(p_x + stride_plane, high_byte(q), mask=mask)
 
 
 @triton.jit
@@ -75,7 +126,7 @@ def position_of(index, half_width, COLOUR: tl.constexpr):
 
 @triton.jit
 def image_of(x, image, positions, stride, COLOUR: tl.constexpr):
-    """Where an image of a batch begins, of which ``positions`` positions are read."""
+    """Pointer to the first position of an image of a batch, of which ``positions`` are read."""
     if COLOUR < 0:
         return x + image.to(tl.int64) * positions * stride
     return x + image.to(tl.int64) * positions * (2 * stride)

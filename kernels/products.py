@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +31,6 @@ import triton.language as tl
 from torch import Tensor
 
 from mlic_fast.engine.packing.packed import Segment
-from mlic_fast.kernels.configs import config as launch_config
 from mlic_fast.kernels.configs import product_config
 from mlic_fast.kernels.functions import (
     await_launch_before,
@@ -42,17 +42,18 @@ from mlic_fast.kernels.functions import (
     join_bytes,
     join_products,
     launch,
+    launch_tiles,
     quantise,
     rint,
     to_planes,
 )
-from mlic_fast.kernels.grid import KEPT, SQUEEZED, Input, Positions
-from mlic_fast.kernels.planes import ALL, add_product, store_planes
+from mlic_fast.kernels.grid import FULL, SQUEEZED, Input, Positions
+from mlic_fast.kernels.planes import ALL, Planes, add_product, load_planes, store_planes, tile_of
 
 #: What becomes of the sum: see :func:`conv`.
 REAL, PLANES, SHUFFLED, LATENTS, CARRIED, SPREAD, PIXELS = range(7)
 # The same for kernels.
-_KEPT, _SQUEEZED = tl.constexpr(KEPT), tl.constexpr(SQUEEZED)
+_FULL, _SQUEEZED = tl.constexpr(FULL), tl.constexpr(SQUEEZED)
 _REAL, _SHUFFLED, _LATENTS = (tl.constexpr(kind) for kind in (REAL, SHUFFLED, LATENTS))
 _CARRIED, _SPREAD, _PIXELS = (tl.constexpr(kind) for kind in (CARRIED, SPREAD, PIXELS))
 #: Parts that are loaded at a time.
@@ -150,81 +151,140 @@ def conv_twin(
     return r if residual is None else r + residual
 
 
+# -- kernels ----------------------------------------------------------------------------------
+
+
+class _Inputs(NamedTuple):
+    """Activations of equal shape, ``stride_input`` bytes apart; see :class:`Planes`."""
+
+    ptr: Tensor
+    stride_plane: int
+    stride_position: int
+    stride_input: int
+
+
+class _Layer(NamedTuple):
+    """Weights (:class:`ProductWeights`), and what the sums begin with, float32 [.., O]."""
+
+    planes: Tensor
+    scale: Tensor
+    start: Tensor
+    stride_plane: int
+    stride_start: int
+    outputs: int
+    channels: int
+
+
+class _Residual(NamedTuple):
+    """float32 [.., O], or planes [2, .., O] times ``scale``."""
+
+    ptr: Tensor
+    stride_plane: int
+    stride_position: int
+    scale: float
+
+
+class _Out(NamedTuple):
+    """Results: float32 or bytes; or planes, quantised with ``scale``, and float32 ``real``."""
+
+    ptr: Tensor
+    stride_plane: int
+    stride_position: int
+    scale: Tensor | None
+    real: Tensor | None
+    stride_real: int
+
+
+class _Grid(NamedTuple):
+    """Output positions, and rows and columns of the full grid."""
+
+    positions: Any
+    height: Any
+    width: Any
+
+
+class _Read(NamedTuple):
+    """How inputs are read: FULL, KEPT or SQUEEZED, and the colour."""
+
+    kind: int
+    colour: int
+
+
+class _End(NamedTuple):
+    """What becomes of the sums (REAL, PLANES, ..), and the colour of their positions, or ALL."""
+
+    kind: int
+    colour: int
+
+
 @triton.jit
-def _places(m, height, width, AT: tl.constexpr):
-    """Output position m -> image and row together, row, column of the full grid."""
-    out_width = width // 2 if AT >= 0 else width
+def _places(m, grid, COLOUR: tl.constexpr):
+    """Output positions m -> image and row as one number, row, column of the full grid."""
+    out_width = grid.width // 2 if COLOUR >= 0 else grid.width
     image_row = m // out_width
-    row = image_row % height
+    row = image_row % grid.height
     column = m % out_width
-    if AT >= 0:
-        column = 2 * column + ((row + AT) & 1)
+    if COLOUR >= 0:
+        column = 2 * column + ((row + COLOUR) & 1)
     return image_row, row, column
 
 
 @triton.jit
 def _product(
     x,
-    w,
-    m,
-    n,
+    layer,
+    i_input,
     first_step,
     last_step,
-    positions,
-    height,
-    width,
-    outputs,
-    channels,
+    m,
+    n,
+    grid,
     side,
-    x_plane,
-    x_position,
-    w_plane,
-    AT: tl.constexpr,
-    INPUT: tl.constexpr,
+    READ: tl.constexpr,
     COLOUR: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """int32 [M, N]: the steps of one input from first_step up to last_step, modulo 2^32.
-
-    ``w`` begins with first_step.
-    """
+    """int32 [BLOCK_M, BLOCK_N]: an input's steps of K from first_step up to last_step, mod 2^32."""
     k = tl.arange(0, BLOCK_K)
-    m_inside = m < positions
-    n_inside = n < outputs
-    image_row, row, column = _places(m, height, width, AT)
-    blocks = tl.cdiv(channels, BLOCK_K)
+    mask_m = m < grid.positions
+    mask_n = n < layer.outputs
+    image_row, row, column = _places(m, grid, COLOUR)
+    blocks = tl.cdiv(layer.channels, BLOCK_K)
+    first_weight = (i_input * (side * side * blocks) + first_step).to(tl.int64)
+    x_ptr = x.ptr + i_input * x.stride_input
+    w_ptr = layer.planes + first_weight * (layer.outputs * BLOCK_K)
     tap = first_step // blocks
-    first = first_step % blocks * BLOCK_K
+    first_channel = first_step % blocks * BLOCK_K
     dy = tap // side - side // 2
     dx = tap % side - side // 2
-    w_tile = n[None, :] * BLOCK_K + k[:, None]  # [K, N]
-    hh = tl.zeros((m.shape[0], n.shape[0]), tl.int32)
+    o_w = n[None, :] * BLOCK_K + k[:, None]  # [BLOCK_K, BLOCK_N]
+    hh = tl.zeros((m.shape[0], n.shape[0]), tl.int32)  # [BLOCK_M, BLOCK_N], as mid and ll
     mid = tl.zeros((m.shape[0], n.shape[0]), tl.int32)
     ll = tl.zeros((m.shape[0], n.shape[0]), tl.int32)
     for _ in range(first_step, last_step):
-        channel = first + k
-        y = row + dy
-        z = column + dx
-        there = m_inside & (y >= 0) & (y < height) & (z >= 0) & (z < width)
-        if INPUT == _KEPT:
-            there = there & (((y + z) & 1) == COLOUR)
-        if INPUT == _SQUEEZED:
-            there = there & (((y + z) & 1) == COLOUR)
-            at = (image_row + dy) * (width // 2) + (z >> 1)
+        c = first_channel + k
+        tap_row = row + dy
+        tap_column = column + dx
+        mask_tap = mask_m & (tap_row >= 0) & (tap_row < grid.height)
+        mask_tap = mask_tap & (tap_column >= 0) & (tap_column < grid.width)
+        if READ.kind != _FULL:
+            mask_tap = mask_tap & (((tap_row + tap_column) & 1) == READ.colour)
+        if READ.kind == _SQUEEZED:
+            position = (image_row + dy) * (grid.width // 2) + (tap_column >> 1)
         else:
-            at = (image_row + dy) * width + z
-        x_tile = x + at[:, None].to(tl.int64) * x_position + channel[None, :]  # [M, K]
-        mask = there[:, None] & (channel < channels)[None, :]
-        low = tl.load(x_tile, mask=mask, other=0)
-        high = tl.load(x_tile + x_plane, mask=mask, other=0)
-        w_low = tl.load(w + w_tile, mask=n_inside[None, :], other=0)
-        w_high = tl.load(w + w_plane + w_tile, mask=n_inside[None, :], other=0)
-        hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
-        w += outputs * BLOCK_K
+            position = (image_row + dy) * grid.width + tap_column
+        p_x = x_ptr + position[:, None].to(tl.int64) * x.stride_position + c[None, :]
+        mask_x = mask_tap[:, None] & (c < layer.channels)[None, :]
+        x_low = tl.load(p_x, mask=mask_x, other=0)  # [BLOCK_M, BLOCK_K]
+        x_high = tl.load(p_x + x.stride_plane, mask=mask_x, other=0)
+        w_low = tl.load(w_ptr + o_w, mask=mask_n[None, :], other=0)  # [BLOCK_K, BLOCK_N]
+        w_high = tl.load(w_ptr + layer.stride_plane + o_w, mask=mask_n[None, :], other=0)
+        hh, mid, ll = add_product(hh, mid, ll, x_low, x_high, w_low, w_high)
+        w_ptr += layer.outputs * BLOCK_K
         # Selections: a branch here would keep the loads from being made ahead.
-        first += BLOCK_K
-        next_tap = first >= channels
-        first = tl.where(next_tap, 0, first)
+        first_channel += BLOCK_K
+        next_tap = first_channel >= layer.channels
+        first_channel = tl.where(next_tap, 0, first_channel)
         dx += next_tap.to(tl.int32)
         next_row = dx > side // 2
         dx = tl.where(next_row, -(side // 2), dx)
@@ -233,192 +293,116 @@ def _product(
 
 
 @triton.jit
-def _finish(
-    r,
-    residual,
-    out,
-    out_scale,
-    real,
-    m,
-    n,
-    positions,
-    height,
-    width,
-    outputs,
-    gelu_after,
-    residual_plane,
-    residual_position,
-    residual_scale,
-    out_plane,
-    out_position,
-    real_position,
-    AT: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    OUT: tl.constexpr,
-):
-    """What becomes of the sums r, float32 [M, N], at output positions m and channels n."""
-    n_inside = n < outputs
-    inside = (m < positions)[:, None] & n_inside[None, :]
-    image_row, row, column = _places(m, height, width, AT)
+def _begin(layer, m, n, mask):
+    """What the sums begin with: float32 [BLOCK_M, BLOCK_N]."""
+    p_start = layer.start + m[:, None].to(tl.int64) * layer.stride_start + n[None, :]
+    return tl.load(p_start, mask=mask, other=0.0)
+
+
+@triton.jit
+def _add(r, total, layer, i_input, n):
+    """r with the sum of an input, int32 [BLOCK_M, BLOCK_N]."""
+    p_scale = layer.scale + i_input * layer.outputs + n
+    factor = tl.load(p_scale, mask=n < layer.outputs, other=0.0)
+    return r + total.to(tl.float32) * factor[None, :]
+
+
+@triton.jit
+def _finish(r, residual, out, m, n, mask, grid, outputs, gelu_after, END: tl.constexpr):
+    """What becomes of the sums r, float32 [BLOCK_M, BLOCK_N], at output positions m and channels n.
+
+    Offsets and masks below are [BLOCK_M, BLOCK_N].
+    """
+    image_row, row, column = _places(m, grid, END.colour)
     if gelu_after:
         r = gelu(r)
-    if RESIDUAL > 0:
-        at = m[:, None].to(tl.int64) * residual_position + n[None, :]
-        if RESIDUAL == 1:
-            r = r + tl.load(residual + at, mask=inside, other=0.0)
+    if residual is not None:
+        offset = m[:, None].to(tl.int64) * residual.stride_position + n[None, :]
+        if residual.ptr.dtype.element_ty == tl.int8:
+            low, high = load_planes(residual.ptr, offset, residual.stride_plane, mask)
+            r = r + join_bytes(low, high).to(tl.float32) * residual.scale
         else:
-            low = tl.load(residual + at, mask=inside, other=0)
-            high = tl.load(residual + residual_plane + at, mask=inside, other=0)
-            r = r + join_bytes(low, high).to(tl.float32) * residual_scale
+            r = r + tl.load(residual.ptr + offset, mask=mask, other=0.0)
 
-    if OUT == _REAL:
-        tl.store(out + m[:, None].to(tl.int64) * out_position + n[None, :], r, mask=inside)
-    elif OUT == _PIXELS:  # channel 64c + 8v + u goes to colour c, row 8y + v, column 8z + u
-        plane = (image_row // height * 3)[:, None] + (n // 64)[None, :]
-        line = plane * (8 * height) + (8 * row)[:, None] + (n // 8 % 8)[None, :]
-        at = line.to(tl.int64) * (8 * width) + (8 * column)[:, None] + (n % 8)[None, :]
+    if END.kind == _REAL:
+        p_out = out.ptr + m[:, None].to(tl.int64) * out.stride_position + n[None, :]
+        tl.store(p_out, r, mask=mask)
+    elif END.kind == _PIXELS:  # channel 64c + 8v + u: primary c, row 8 row + v, column 8 column + u
+        primary = (image_row // grid.height * 3)[:, None] + (n // 64)[None, :]
+        line = primary * (8 * grid.height) + (8 * row)[:, None] + (n // 8 % 8)[None, :]
+        offset = line.to(tl.int64) * (8 * grid.width) + (8 * column)[:, None] + (n % 8)[None, :]
         r = tl.where(r > 0.0, r, 0.0)
-        tl.store(out + at, rint(tl.where(r < 255.0, r, 255.0)).to(tl.uint8), mask=inside)
+        pixel = rint(tl.where(r < 255.0, r, 255.0)).to(tl.uint8)
+        tl.store(out.ptr + offset, pixel, mask=mask)
     else:
-        if OUT == _SHUFFLED:  # channel 4c + 2u + v goes to row 2y + u, column 2z + v, channel c
-            line = (2 * image_row[:, None] + ((n >> 1) & 1)[None, :]) * (2 * width)
-            at = line + 2 * column[:, None] + (n & 1)[None, :]
-            at = at.to(tl.int64) * out_position + (n >> 2)[None, :]
-        elif OUT == _LATENTS:  # in place on the full grid
-            position = image_row * width + column
-            at = position[:, None].to(tl.int64) * real_position + n[None, :]
-            r = tl.load(real + at, mask=inside, other=0.0) + half_tanh(r)
-            tl.store(real + at, r, mask=inside)
-            at = position[:, None].to(tl.int64) * out_position + n[None, :]
-        elif OUT == _SPREAD:  # channel (2v + u) C + c goes to row 2y + v, column 2z + u, channel c
+        if END.kind == _SHUFFLED:  # channel 4c + 2u + v: row 2 row + u, column 2 column + v
+            line = (2 * image_row[:, None] + ((n >> 1) & 1)[None, :]) * (2 * grid.width)
+            position = line + 2 * column[:, None] + (n & 1)[None, :]
+            offset = position.to(tl.int64) * out.stride_position + (n >> 2)[None, :]
+        elif END.kind == _LATENTS:  # in place on the full grid
+            position = image_row * grid.width + column
+            p_real = out.real + position[:, None].to(tl.int64) * out.stride_real + n[None, :]
+            r = tl.load(p_real, mask=mask, other=0.0) + half_tanh(r)
+            tl.store(p_real, r, mask=mask)
+            offset = position[:, None].to(tl.int64) * out.stride_position + n[None, :]
+        elif END.kind == _SPREAD:  # channel (2v + u) C + c: row 2 row + v, column 2 column + u
             part = n // (outputs // 4)
-            line = (2 * image_row[:, None] + (part // 2)[None, :]) * (2 * width)
+            line = (2 * image_row[:, None] + (part // 2)[None, :]) * (2 * grid.width)
             position = (line + 2 * column[:, None] + (part % 2)[None, :]).to(tl.int64)
-            channel = (n % (outputs // 4))[None, :]
-            tl.store(real + position * real_position + channel, r, mask=inside)
-            at = position * out_position + channel
+            c = (n % (outputs // 4))[None, :]
+            tl.store(out.real + position * out.stride_real + c, r, mask=mask)
+            offset = position * out.stride_position + c
         else:
-            if OUT == _CARRIED:
-                at = m[:, None].to(tl.int64) * real_position + n[None, :]
-                tl.store(real + at, r, mask=inside)
-            at = m[:, None].to(tl.int64) * out_position + n[None, :]
-        q = quantise(r, tl.load(out_scale + n, mask=n_inside, other=0.0)[None, :])
-        store_planes(q, out + at, out_plane, inside)
+            if END.kind == _CARRIED:
+                p_real = out.real + m[:, None].to(tl.int64) * out.stride_real + n[None, :]
+                tl.store(p_real, r, mask=mask)
+            offset = m[:, None].to(tl.int64) * out.stride_position + n[None, :]
+        scale = tl.load(out.scale + n, mask=n < outputs, other=0.0)  # [BLOCK_N]
+        store_planes(quantise(r, scale[None, :]), out.ptr + offset, out.stride_plane, mask)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _conv_kernel(
     x,
-    w,
-    scale,
-    start,
+    layer,
     residual,
     out,
-    out_scale,
-    real,
     positions,
     height,
     width,
-    outputs,
     inputs,
-    channels,
     side,
     gelu_after,
-    x_plane,
-    x_position,
-    x_input,
-    w_plane,
-    start_position,
-    residual_plane,
-    residual_position,
-    residual_scale,
-    out_plane,
-    out_position,
-    real_position,
-    AT: tl.constexpr,
-    INPUT: tl.constexpr,
-    COLOUR: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    OUT: tl.constexpr,
+    READ: tl.constexpr,
+    END: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     await_launch_before()
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n_inside = n < outputs
-    inside = (m < positions)[:, None] & n_inside[None, :]
-    at = m[:, None].to(tl.int64) * start_position + n[None, :]
-    r = tl.load(start + at, mask=inside, other=0.0)
-    steps = side * side * tl.cdiv(channels, BLOCK_K)
-    for i in range(inputs):
+    grid = _Grid(positions, height, width)
+    m, n, mask = tile_of(positions, layer.outputs, BLOCK_M, BLOCK_N)
+    r = _begin(layer, m, n, mask)
+    steps = side * side * tl.cdiv(layer.channels, BLOCK_K)
+    for i_input in range(inputs):
         total = _product(
-            x + i * x_input,
-            w + (i * steps).to(tl.int64) * (outputs * BLOCK_K),
-            m,
-            n,
-            0,
-            steps,
-            positions,
-            height,
-            width,
-            outputs,
-            channels,
-            side,
-            x_plane,
-            x_position,
-            w_plane,
-            AT,
-            INPUT,
-            COLOUR,
-            BLOCK_K,
-        )
-        factor = tl.load(scale + i * outputs + n, mask=n_inside, other=0.0)
-        r = r + total.to(tl.float32) * factor[None, :]
-    _finish(
-        r,
-        residual,
-        out,
-        out_scale,
-        real,
-        m,
-        n,
-        positions,
-        height,
-        width,
-        outputs,
-        gelu_after,
-        residual_plane,
-        residual_position,
-        residual_scale,
-        out_plane,
-        out_position,
-        real_position,
-        AT,
-        RESIDUAL,
-        OUT,
-    )
+            x, layer, i_input, 0, steps, m, n, grid, side, READ, END.colour, BLOCK_K
+        )  # [BLOCK_M, BLOCK_N]
+        r = _add(r, total, layer, i_input, n)
+    _finish(r, residual, out, m, n, mask, grid, layer.outputs, gelu_after, END)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _parts_kernel(
     x,
-    w,
+    layer,
     totals,
     positions,
     height,
     width,
-    outputs,
-    channels,
     side,
     parts,
-    x_plane,
-    x_position,
-    x_input,
-    w_plane,
-    AT: tl.constexpr,
-    INPUT: tl.constexpr,
+    READ: tl.constexpr,
     COLOUR: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -426,109 +410,56 @@ def _parts_kernel(
 ):
     """totals int32 [inputs, parts, positions, outputs]: each input's sum, over a part of its K."""
     await_launch_before()
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    of = tl.program_id(2)
-    i = of // parts
-    part = of % parts
-    steps = side * side * tl.cdiv(channels, BLOCK_K)
-    first_step = part * steps // parts
+    grid = _Grid(positions, height, width)
+    m, n, mask = tile_of(positions, layer.outputs, BLOCK_M, BLOCK_N)
+    i_total = tl.program_id(2)
+    i_input = i_total // parts
+    i_part = i_total % parts
+    steps = side * side * tl.cdiv(layer.channels, BLOCK_K)
+    first_step = i_part * steps // parts
+    last_step = (i_part + 1) * steps // parts
     total = _product(
-        x + i * x_input,
-        w + (i * steps + first_step).to(tl.int64) * (outputs * BLOCK_K),
-        m,
-        n,
-        first_step,
-        (part + 1) * steps // parts,
-        positions,
-        height,
-        width,
-        outputs,
-        channels,
-        side,
-        x_plane,
-        x_position,
-        w_plane,
-        AT,
-        INPUT,
-        COLOUR,
-        BLOCK_K,
-    )
-    at = (of.to(tl.int64) * positions + m[:, None]) * outputs + n[None, :]
-    tl.store(totals + at, total, mask=(m < positions)[:, None] & (n < outputs)[None, :])
+        x, layer, i_input, first_step, last_step, m, n, grid, side, READ, COLOUR, BLOCK_K
+    )  # [BLOCK_M, BLOCK_N]
+    row = i_total.to(tl.int64) * positions + m[:, None]
+    tl.store(totals + row * layer.outputs + n[None, :], total, mask=mask)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _totals_kernel(
     totals,
-    scale,
-    start,
+    layer,
     residual,
     out,
-    out_scale,
-    real,
     positions,
     height,
     width,
-    outputs,
     inputs,
     parts,
     gelu_after,
-    start_position,
-    residual_plane,
-    residual_position,
-    residual_scale,
-    out_plane,
-    out_position,
-    real_position,
-    AT: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    OUT: tl.constexpr,
+    END: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     await_launch_before()
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    n_inside = n < outputs
-    inside = (m < positions)[:, None] & n_inside[None, :]
-    at = m[:, None].to(tl.int64) * start_position + n[None, :]
-    r = tl.load(start + at, mask=inside, other=0.0)
-    at = m[:, None].to(tl.int64) * outputs + n[None, :]
-    plane = positions.to(tl.int64) * outputs
-    for i in range(inputs):
+    m, n, mask = tile_of(positions, layer.outputs, BLOCK_M, BLOCK_N)
+    r = _begin(layer, m, n, mask)
+    offset = m[:, None].to(tl.int64) * layer.outputs + n[None, :]  # [BLOCK_M, BLOCK_N]
+    stride_part = positions.to(tl.int64) * layer.outputs
+    for i_input in range(inputs):
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
         for part in range(0, parts, _ADDED):
             for j in tl.static_range(_ADDED):
-                there = inside & (part + j < parts)
-                total += tl.load(totals + at + j * plane, mask=there, other=0)
-            at += _ADDED * plane
-        at += (parts - tl.cdiv(parts, _ADDED) * _ADDED) * plane
-        factor = tl.load(scale + i * outputs + n, mask=n_inside, other=0.0)
-        r = r + total.to(tl.float32) * factor[None, :]
-    _finish(
-        r,
-        residual,
-        out,
-        out_scale,
-        real,
-        m,
-        n,
-        positions,
-        height,
-        width,
-        outputs,
-        gelu_after,
-        residual_plane,
-        residual_position,
-        residual_scale,
-        out_plane,
-        out_position,
-        real_position,
-        AT,
-        RESIDUAL,
-        OUT,
-    )
+                mask_part = mask & (part + j < parts)
+                total += tl.load(totals + offset + j * stride_part, mask=mask_part, other=0)
+            offset += _ADDED * stride_part
+        offset += (parts - tl.cdiv(parts, _ADDED) * _ADDED) * stride_part
+        r = _add(r, total, layer, i_input, n)
+    grid = _Grid(positions, height, width)
+    _finish(r, residual, out, m, n, mask, grid, layer.outputs, gelu_after, END)
+
+
+# -- launcher ---------------------------------------------------------------------------------
 
 
 def conv(
@@ -539,15 +470,15 @@ def conv(
     inputs: int = 1,
     input_stride: int = 0,
     start: Tensor | None = None,
-    at: int = ALL,
+    colour: int = ALL,
     activation: bool = False,
     residual: Tensor | None = None,
-    residual_scale: float = 0.0,
-    out: Tensor,
-    out_scale: Tensor | None = None,
+    residual_exponent: int = 0,
     latents: Tensor | None = None,
     carried: Tensor | None = None,
     shuffle: bool = False,
+    out: Tensor,
+    out_scale: Tensor | None = None,
 ) -> None:
     """Convolution of ``inputs`` activations that lie ``input_stride`` bytes apart.
 
@@ -556,21 +487,21 @@ def conv(
         weights: of the layer, or of layers side by side.
         grid: B, H, W of the full grid.
         start: float32 [.., O] to begin the sum with, channels contiguous; default: the bias.
-        at: ALL, or the colour (0 non-anchors, 1 anchors) whose positions are computed, [.., W/2,
-            ..].
-        residual: added after the activation: float32 [.., O], or planes [2, .., O] times
-            ``residual_scale``.
-        out: float32 [.., O]; or planes [2, .., O], quantised with ``out_scale`` float32 [O]; or
-            uint8 [B, 3, 8H, 8W], the pixels that 192 channels are.
+        colour: ALL, or the colour (0 non-anchors, 1 anchors) whose positions are computed, [..,
+            W/2, ..].
+        residual: added after the activation: float32 [.., O], or an activation, planes [2, .., O]
+            of ``residual_exponent``.
         latents: float32 [B, H, W, C] to which half_tanh of the sum is added at the positions of
-            ``at``, in place; ``out`` receives them quantised, on the full grid.
+            ``colour``, in place; ``out`` receives them quantised, on the full grid.
         carried: receives, beside the planes, the sum before they are quantised, float32 like
             them. It may be the residual.
         shuffle: ``out`` is [2, B, 2H, 2W, O/4], channel 4c + 2u + v at row 2y + u, column 2z + v;
             with ``carried`` both are, channel (2v + u) O/4 + c at row 2y + v, column 2z + u.
+        out: float32 [.., O]; or planes [2, .., O], quantised with ``out_scale`` float32 [O]; or
+            uint8 [B, 3, 8H, 8W], the pixels that 192 channels are.
     """
-    outputs = weights.outputs
-    positions = grid.count // (1 if at == ALL else 2)
+    outputs, side = weights.outputs, weights.kernel
+    positions = grid.count // (1 if colour == ALL else 2)
     steps = weights.planes.shape[1] // inputs
     config = product_config(out.device, positions, outputs, inputs, steps, weights.block_k)
     kind, real = REAL if out_scale is None else PLANES, None
@@ -582,51 +513,40 @@ def conv(
         kind, real = SPREAD if shuffle else CARRIED, carried
     elif shuffle:
         kind = SHUFFLED
-    planes_of_residual = residual is not None and residual.dtype == torch.int8
+    source = _Inputs(*Planes.of(x.planes), input_stride)
     start = weights.bias if start is None else start
-    before = (start, out if residual is None else residual, out)
-    after = (
-        weights.bias if out_scale is None else out_scale,
-        weights.bias if real is None else real,
-        positions,
-        grid.height,
-        grid.width,
-        outputs,
-        inputs,
-    )
-    strides = (
+    layer = _Layer(
+        weights.planes,
+        weights.scale,
+        start,
+        weights.planes.stride(0),
         start.stride(2) if start.dim() > 1 else 0,
-        residual.stride(0) if planes_of_residual else 0,  # type: ignore[union-attr]
-        0 if residual is None else residual.stride(-2),
-        residual_scale,
-        out.stride(0),
-        out.stride(-2),
-        0 if real is None else real.stride(-2),
+        outputs,
+        weights.channels,
     )
-    ends = {"AT": at, "RESIDUAL": 0 if residual is None else 1 + planes_of_residual, "OUT": kind}
-    reads = {"INPUT": x.kind, "COLOUR": x.colour, "BLOCK_K": weights.block_k}
-    tile = {"BLOCK_M": config.block, "BLOCK_N": config.outputs}
+    added = None
+    if residual is not None:
+        added = _Residual(*Planes.of(residual), 2.0**-residual_exponent)
+    result = _Out(*Planes.of(out), out_scale, real, 0 if real is None else real.stride(-2))
+    sizes = positions, grid.height, grid.width
+    read, end = _Read(x.kind, x.colour), _End(kind, colour)
+    tile = {"BLOCK_M": config.block, "BLOCK_N": config.outputs, "BLOCK_K": weights.block_k}
     tiles = triton.cdiv(positions, config.block), triton.cdiv(outputs, config.outputs)
     options = {"num_warps": config.warps, "num_stages": config.stages}
     if config.parts == 1:
         launch(
             _conv_kernel,
             tiles,
-            x.planes,
-            weights.planes,
-            weights.scale,
-            *before,
-            *after,
-            weights.channels,
-            weights.kernel,
+            source,
+            layer,
+            added,
+            result,
+            *sizes,
+            inputs,
+            side,
             int(activation),
-            x.planes.stride(0),
-            x.planes.stride(3),
-            input_stride,
-            weights.planes.stride(0),
-            *strides,
-            **ends,
-            **reads,
+            READ=read,
+            END=end,
             **tile,
             **options,
         )
@@ -636,40 +556,31 @@ def conv(
     launch(
         _parts_kernel,
         (*tiles, inputs * config.parts),
-        x.planes,
-        weights.planes,
+        source,
+        layer,
         totals,
-        positions,
-        grid.height,
-        grid.width,
-        outputs,
-        weights.channels,
-        weights.kernel,
+        *sizes,
+        side,
         config.parts,
-        x.planes.stride(0),
-        x.planes.stride(3),
-        input_stride,
-        weights.planes.stride(0),
-        AT=at,
-        **reads,
+        READ=read,
+        COLOUR=colour,
         **tile,
         **options,
     )
-    block = launch_config("totals", out.device, positions)
-    launch(
+    launch_tiles(
         _totals_kernel,
-        (triton.cdiv(positions, block.block), triton.cdiv(outputs, block.outputs)),
+        "totals",
+        positions,
+        outputs,
         totals,
-        weights.scale,
-        *before,
-        *after,
+        layer,
+        added,
+        result,
+        *sizes,
+        inputs,
         config.parts,
         int(activation),
-        *strides,
-        **ends,
-        BLOCK_M=block.block,
-        BLOCK_N=block.outputs,
-        num_warps=block.warps,
+        END=end,
     )
 
 

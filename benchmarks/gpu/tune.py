@@ -38,15 +38,16 @@ tiles = TILES[0]
 
 def record(x: Any, weights: Any, grid: Any, **options: Any) -> Any:
     """In place of the launcher: remembers one call of each shape, and how often it comes."""
+    colour = options.get("colour", products.ALL)
     shape = {
-        "positions": grid.count // (1 if options.get("at", products.ALL) == products.ALL else 2),
+        "positions": grid.count // (1 if colour == products.ALL else 2),
         "outputs": weights.outputs,
         "inputs": options.get("inputs", 1),
         "channels": weights.channels,
         "side": weights.kernel,
         "block_k": weights.block_k,
         "input": int(x.kind),
-        "at": options.get("at", products.ALL),
+        "colour": colour,
         "end": ", ".join(name for name in ("latents", "shuffle", "out_scale") if name in options),
     }
     call = calls.setdefault(str(shape), {**shape, "launches": 0, "us": {}})

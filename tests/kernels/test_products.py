@@ -82,7 +82,7 @@ def test_sums(
         out = unwritten((*half, outputs), torch.float32, device)
         sliced = torch.from_numpy(start).to(device)[..., 4:-4]
         products.conv(
-            first, weights, Positions(*size), **spread, start=sliced, at=int(parity), out=out
+            first, weights, Positions(*size), **spread, start=sliced, colour=int(parity), out=out
         )
         full = spec.place(start[..., 4:-4], parity, np.zeros((*size, outputs), np.float32))
         expected = spec.squeeze(expected_sum(xs, segments, exponents, full), parity)
@@ -136,11 +136,11 @@ def test_residuals(device: torch.device) -> None:
     weights = products.pack_weights([[s]], [3], [bias], device)
     scale = torch.full((outputs,), 4.0, device=device)
     r = expected_sum([x], [s], [3], bias)
-    for residual, factor, expected in (
-        (torch.from_numpy(real).to(device), 0.0, r + real),
-        (planes(q, device), 0.25, r + q.astype(np.float32) * np.float32(0.25)),
+    for residual, exponent, expected in (
+        (torch.from_numpy(real).to(device), 0, r + real),
+        (planes(q, device), 2, r + q.astype(np.float32) * np.float32(0.25)),
     ):
-        options: dict[str, Any] = {"residual": residual, "residual_scale": factor}
+        options: dict[str, Any] = {"residual": residual, "residual_exponent": exponent}
         out = result(
             (*size, outputs),
             device,
@@ -193,7 +193,7 @@ def test_latents_in_place(device: torch.device, parity: Parity) -> None:
         Input(planes(x, device)),
         products.pack_weights([[s]], [9], [bias], device),
         Positions(*size),
-        at=int(parity),
+        colour=int(parity),
         latents=latents[..., own],
         out=out,
         out_scale=torch.full((outputs,), 64.0, device=device),

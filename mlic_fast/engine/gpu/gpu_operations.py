@@ -160,7 +160,7 @@ class GpuOps(Operations):
             x.q,
             self._weights([layer], 0, [x.exponent]),
             self._grid(x),
-            at=int(parity),
+            colour=int(parity),
             latents=state.y[index],
             out=state.q[index].q.planes,
             out_scale=self._out_scale([name], [self.config.slice_channels]),
@@ -207,9 +207,9 @@ class GpuOps(Operations):
             start += len(earlier)
         weights = self._weights([layer], start, [x.exponent for x in run])
         grid = self._grid(run[0])
-        options: dict[str, Any] = {"at": ALL if at is None else int(at), "activation": activation}
+        options: dict[str, Any] = {"colour": _colour(at), "activation": activation}
         if isinstance(residual, Act):
-            options.update(residual=residual.q.planes, residual_scale=2.0**-residual.exponent)
+            options.update(residual=residual.q.planes, residual_exponent=residual.exponent)
         elif residual is not None:
             options.update(residual=residual)
         if out is None:
@@ -331,7 +331,7 @@ class GpuOps(Operations):
             grid,
             **_spread(run),
             start=partial,
-            at=ALL if at is None else int(at),
+            colour=_colour(at),
             out=r,
         )
         return r
@@ -548,6 +548,10 @@ class GpuOps(Operations):
         )
         kind, colour = (SQUEEZED, q.q.colour) if squeezed else (FULL, 0)
         return Act(Input(r, kind, colour), self.exponents[out])
+
+
+def _colour(parity: Parity | None) -> int:
+    return ALL if parity is None else int(parity)
 
 
 def _side_by_side(partials: Sequence[Tensor] | None) -> Tensor | None:
