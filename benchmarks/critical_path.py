@@ -218,13 +218,14 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
     elif kernel == "totals":
         shape = (a["parts"],)
     elif kernel == "pass":
-        layer0, layer2, layer4 = (a[f"PADDED{i}"] // 64 for i in (0, 2, 4))
+        size = a["SIZES"]
+        layer0, layer2, layer4 = (n // 64 for n in (size.padded_a, size.padded_b, size.padded_c))
         # What a context adds already counts as a step.
         steps = layer0 * sum(-(-width // a["BLOCK_K"]) or 1 for width in a["WIDTHS"])
-        blocks = layer0 * layer2 + layer2 * layer4 + layer4 * max(1, a["PADDED"] // 32)
+        blocks = layer0 * layer2 + layer2 * layer4 + layer4 * max(1, size.padded_channels // 32)
         shape = (steps, blocks)
-        hidden = a["PADDED0"] * a["PADDED2"] + a["PADDED2"] * a["PADDED4"]
-        hidden += 2 * a["PADDED4"] * a["CHANNELS"] + a["HIDDEN"] * sum(a["WIDTHS"])
+        hidden = (size.padded_a + size.padded_c) * size.padded_b
+        hidden += 2 * size.padded_c * size.channels + size.a * sum(a["WIDTHS"])
         products = a["positions"] * hidden
     elif kernel == "depthwise":
         shape = (a["ROWS"],)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ from mlic_fast.kernels.functions import (
     to_planes,
 )
 from mlic_fast.kernels.grid import SQUEEZED, Input, Positions
-from mlic_fast.kernels.planes import add_product, product
+from mlic_fast.kernels.planes import Planes, Rows, add_product, product
 
 _SYMBOL_LIMIT = tl.constexpr(float(SYMBOL_LIMIT))
 #: Layer 0 is computed in blocks of so many outputs, each used up by layer 2 at once.
@@ -58,37 +59,52 @@ _BLOCK_N = 64
 _BLOCK_K = 32
 
 
-@dataclass(frozen=True)
-class PassWeights:
-    """The entropy parameters of one slice and colour, widths rounded up with zeros.
+class HiddenLayer(NamedTuple):
+    """Weights int8 [2, .., outputs, inputs], and float32 ``scale`` and ``bias`` of the outputs.
+
+    ``input_scale``: 2^exponent of its input, the output of the layer before.
+    """
+
+    planes: Tensor
+    scale: Tensor
+    bias: Tensor
+    input_scale: float
+
+
+class PassLayers(NamedTuple):
+    """The layers as the kernel takes them, widths rounded up with zeros.
 
     Attributes:
-        context: int8 [2, blocks of all contexts, a, BLOCK_K].
+        contexts: of layer 0, int8 [2, blocks of all contexts, a, BLOCK_K].
         context_scale: float32 [contexts, a].
-        widths: channels of each context; 0 of one that comes as what it adds to layer 0.
-        layer2: int8 [2, a / BLOCK_N, b, BLOCK_N].
-        layer4: int8 [2, c, b].
-        layer6: int8 [2, 2, C, c], scales and means.
-        scale2, bias2, scale4, bias4 [b], [c]; scale6, bias6 [2, C]: float32.
-        out_scales: 2^exponent of the outputs of layers 0, 2, 4.
+        stride_plane: of ``contexts``.
+        layer2: planes [2, a / BLOCK_N, b, BLOCK_N].
+        layer4: planes [2, c, b].
+        layer6: planes [2, 2, C, c], scale and bias [2, C]: scales, then means.
         thresholds: float32 [63], the scales of the tables.
+    """
+
+    contexts: Tensor
+    context_scale: Tensor
+    stride_plane: int
+    layer2: HiddenLayer
+    layer4: HiddenLayer
+    layer6: HiddenLayer
+    thresholds: Tensor
+
+
+@dataclass(frozen=True)
+class PassWeights:
+    """The entropy parameters of one slice and colour.
+
+    Attributes:
+        layers: as the kernel takes them.
+        widths: channels of each context; 0 of one that comes as what it adds to layer 0.
         hidden: a, b, c and C before rounding up.
     """
 
-    context: Tensor
-    context_scale: Tensor
+    layers: PassLayers
     widths: tuple[int, ...]
-    layer2: Tensor
-    scale2: Tensor
-    bias2: Tensor
-    layer4: Tensor
-    scale4: Tensor
-    bias4: Tensor
-    layer6: Tensor
-    scale6: Tensor
-    bias6: Tensor
-    out_scales: tuple[float, float, float]
-    thresholds: Tensor
     hidden: tuple[int, int, int, int]
 
 
@@ -130,7 +146,6 @@ def pack_weights(
     layer6 = last.segments[0].weight.reshape(2, channels, c)
     wide = np.zeros((2, _power_of_two_above(channels), c_padded), np.int32)
     wide[:, :channels, :c] = layer6
-    scale6 = last.segments[0].scale * _power(-exponents[2])
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -138,23 +153,30 @@ def pack_weights(
     def planes(array: np.ndarray) -> Tensor:
         return to_planes(torch.from_numpy(np.ascontiguousarray(array))).to(device)
 
-    return PassWeights(
-        planes(context),
+    def hidden(
+        matrix: np.ndarray, scale: np.ndarray, bias: np.ndarray, exponent: int
+    ) -> HiddenLayer:
+        """``scale`` and ``bias`` as wide as the matrix; ``exponent`` of the input."""
+        width = matrix.shape[-2]
+        scale, bias = _padded(scale * _power(-exponent), width), _padded(bias, width)
+        return HiddenLayer(planes(matrix), tensor(scale), tensor(bias), float(_power(exponent)))
+
+    contexts_planes = planes(context)
+    layers_of_pass = PassLayers(
+        contexts_planes,
         tensor(np.stack(scales) if scales else np.zeros((1, 1), np.float32)),
-        tuple(widths),
-        planes(layer2),
-        tensor(_padded(second.segments[0].scale * _power(-exponents[0]), b_padded)),
-        tensor(_padded(second.bias, b_padded)),
-        planes(layer4),
-        tensor(_padded(third.segments[0].scale * _power(-exponents[1]), c_padded)),
-        tensor(_padded(third.bias, c_padded)),
-        planes(wide),
-        tensor(_padded(scale6.reshape(2, channels), wide.shape[1])),
-        tensor(_padded(last.bias.reshape(2, channels), wide.shape[1])),
-        tuple(float(_power(e)) for e in exponents),  # type: ignore[arg-type]
+        contexts_planes.stride(0),
+        hidden(layer2, second.segments[0].scale, second.bias, exponents[0]),
+        hidden(layer4, third.segments[0].scale, third.bias, exponents[1]),
+        hidden(
+            wide,
+            last.segments[0].scale.reshape(2, channels),
+            last.bias.reshape(2, channels),
+            exponents[2],
+        ),
         tensor(SCALES[:-1]),
-        (a, b, c, channels),
     )
+    return PassWeights(layers_of_pass, tuple(widths), (a, b, c, channels))
 
 
 def _power(exponent: int) -> np.float32:
@@ -191,28 +213,26 @@ def entropy_parameters_twin(
     [P, C].
     """
     a, b, c, channels = weights.hidden
+    layers = weights.layers
     r, block = start, 0
-    for x, width, scale in zip(contexts, weights.widths, weights.context_scale, strict=False):
+    for x, width, scale in zip(contexts, weights.widths, layers.context_scale, strict=False):
         if width == 0:
             r = r + x
             continue
         blocks = -(-width // _BLOCK_K)
-        w = from_planes(weights.context[:, block : block + blocks]).permute(1, 0, 2)
+        w = from_planes(layers.contexts[:, block : block + blocks]).permute(1, 0, 2)
         r = r + _product_twin(x, w.reshape(w.shape[0], -1)[:a, :width]) * scale[:a]
         block += blocks
-    x = quantise_twin(gelu_twin(r), weights.out_scales[0])
-    w = from_planes(weights.layer2).permute(1, 0, 2)
-    w = w.reshape(w.shape[0], -1)[:b, :a]
-    x = _hidden(x, w, weights.bias2[:b], weights.scale2[:b], weights.out_scales[1])
-    w = from_planes(weights.layer4)[:c, :b]
-    x = _hidden(x, w, weights.bias4[:c], weights.scale4[:c], weights.out_scales[2])
-    scales, means = (
-        bias[:channels] + _product_twin(x, w[:channels, :c]) * scale[:channels]
-        for w, bias, scale in zip(
-            from_planes(weights.layer6), weights.bias6, weights.scale6, strict=True
-        )
-    )
-    thresholds = weights.thresholds
+    x = quantise_twin(gelu_twin(r), layers.layer2.input_scale)
+    w = from_planes(layers.layer2.planes).permute(1, 0, 2)
+    r = _layer_twin(x, w.reshape(w.shape[0], -1)[:b, :a], layers.layer2.scale, layers.layer2.bias)
+    x = quantise_twin(gelu_twin(r), layers.layer4.input_scale)
+    w = from_planes(layers.layer4.planes)[:c, :b]
+    r = _layer_twin(x, w, layers.layer4.scale, layers.layer4.bias)
+    x = quantise_twin(gelu_twin(r), layers.layer6.input_scale)
+    w = from_planes(layers.layer6.planes)[:, :channels, :c]
+    scales, means = map(_layer_twin, (x, x), w, layers.layer6.scale, layers.layer6.bias)
+    thresholds = layers.thresholds
     indexes = len(thresholds) - (scales[..., None] <= thresholds).sum(-1)
     symbols = None
     if y is not None:
@@ -222,8 +242,10 @@ def entropy_parameters_twin(
     return indexes.to(torch.uint8), means, symbols
 
 
-def _hidden(x: Tensor, w: Tensor, bias: Tensor, scale: Tensor, out_scale: float) -> Tensor:
-    return quantise_twin(gelu_twin(bias + _product_twin(x, w) * scale), out_scale)
+def _layer_twin(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Integers [P, C], [O, C], and float32 of at least O outputs -> float32 [P, O]."""
+    outputs = len(w)
+    return bias[:outputs] + _product_twin(x, w) * scale[:outputs]
 
 
 def _product_twin(x: Tensor, w: Tensor) -> Tensor:
@@ -232,44 +254,51 @@ def _product_twin(x: Tensor, w: Tensor) -> Tensor:
 
 
 @triton.jit
-def _product(
+def _context_product(
     x,
-    x_plane,
-    inside,
-    w,
-    w_plane,
-    OUTPUTS: tl.constexpr,
+    p_x,
+    w_ptr,
+    stride_plane,
+    mask_m,
+    n,
     WIDTH: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    OUTPUTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One context, rows ``x`` [M, 1], times a block of outputs, columns ``w`` [N]: int32."""
+    """int32 [BLOCK_M, BLOCK_N]: a context at the positions ``p_x`` [BLOCK_M, 1], times its weights
+    ``w_ptr`` of a block of outputs.
+    """
     k = tl.arange(0, BLOCK_K)
-    hh = tl.zeros((x.shape[0], BLOCK_N), tl.int32)
-    mid = tl.zeros((x.shape[0], BLOCK_N), tl.int32)
-    ll = tl.zeros((x.shape[0], BLOCK_N), tl.int32)
+    p_w = w_ptr + n * BLOCK_K  # [BLOCK_N]
+    hh = tl.zeros((mask_m.shape[0], n.shape[0]), tl.int32)
+    mid = tl.zeros((mask_m.shape[0], n.shape[0]), tl.int32)
+    ll = tl.zeros((mask_m.shape[0], n.shape[0]), tl.int32)
     for step in tl.static_range((WIDTH + BLOCK_K - 1) // BLOCK_K):
-        channel = step * BLOCK_K + k
-        tile = x + channel[None, :]
-        mask = inside[:, None] & (channel < WIDTH)[None, :]
-        low = tl.load(tile, mask=mask, other=0)
-        high = tl.load(tile + x_plane, mask=mask, other=0)
-        tile = w[None, :] + (step * OUTPUTS * BLOCK_K + k[:, None])
-        w_low = tl.load(tile)
-        w_high = tl.load(tile + w_plane)
-        hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
+        c = step * BLOCK_K + k
+        p_tile = p_x + c[None, :]
+        mask = mask_m[:, None] & (c < WIDTH)[None, :]
+        x_low = tl.load(p_tile, mask=mask, other=0)  # [BLOCK_M, BLOCK_K]
+        x_high = tl.load(p_tile + x.stride_plane, mask=mask, other=0)
+        p_tile = p_w[None, :] + (step * OUTPUTS * BLOCK_K + k[:, None])
+        w_low = tl.load(p_tile)  # [BLOCK_K, BLOCK_N]
+        w_high = tl.load(p_tile + stride_plane)
+        hh, mid, ll = add_product(hh, mid, ll, x_low, x_high, w_low, w_high)
     return join_products(hh, mid, ll)
 
 
 @triton.jit
-def _layer(q, w, w_plane, scale, bias, K: tl.constexpr, N: tl.constexpr):
-    """bias + float(q * W) * scale: int32 [M, K] in registers, planes [2, N, K] -> real [M, N]."""
+def _layer(q, layer, PART: tl.constexpr, PARTS: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
+    """bias + float(q * W) * scale, float32 [BLOCK_M, N], of int32 q [BLOCK_M, K] in registers.
+
+    W is one of the parts of planes [2, PARTS, N, K].
+    """
     n = tl.arange(0, N)
-    tile = w + n[None, :] * K + tl.arange(0, K)[:, None]
-    w_low = tl.load(tile)
-    w_high = tl.load(tile + w_plane)
-    total = product(low_byte(q), high_byte(q), w_low, w_high).to(tl.float32)
-    return tl.load(bias + n)[None, :] + total * tl.load(scale + n)[None, :]
+    p_w = layer.planes + PART * N * K + n[None, :] * K + tl.arange(0, K)[:, None]
+    w_low = tl.load(p_w)  # [K, N]
+    w_high = tl.load(p_w + PARTS * N * K)
+    total = product(low_byte(q), high_byte(q), w_low, w_high).to(tl.float32)  # [BLOCK_M, N]
+    o_n = PART * N + n
+    return tl.load(layer.bias + o_n)[None, :] + total * tl.load(layer.scale + o_n)[None, :]
 
 
 @triton.jit
@@ -287,107 +316,104 @@ def _scale_index(scales, thresholds):
 def _pass_kernel(
     start,
     contexts,
-    context,
-    context_scale,
-    layer2,
-    scale2,
-    bias2,
-    layer4,
-    scale4,
-    bias4,
-    layer6,
-    scale6,
-    bias6,
-    thresholds,
+    layers,
     y,
-    indexes,
-    means,
-    symbols,
+    results,
     positions,
     height,
     width,
-    start_position,
-    context_planes,
-    context_positions,
-    w_plane,
-    y_position,
-    out_scale0,
-    out_scale2,
-    out_scale4,
     COLOUR: tl.constexpr,
     WIDTHS: tl.constexpr,
     SQUEEZED: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    PADDED0: tl.constexpr,
-    PADDED2: tl.constexpr,
-    PADDED4: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PADDED: tl.constexpr,
-    ENCODE: tl.constexpr,
+    SIZES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     await_launch_before()
+    A: tl.constexpr = SIZES.padded_a
+    B: tl.constexpr = SIZES.padded_b
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    m_inside = m < positions
-    half = width // 2
-    image_row = m // half
-    full = image_row * width + 2 * (m % half) + ((image_row % height + COLOUR) & 1)
+    mask_m = m < positions
+    half_width = width // 2
+    image_row = m // half_width
+    position = image_row * width + 2 * (m % half_width) + ((image_row % height + COLOUR) & 1)
 
-    hh = tl.zeros((BLOCK_M, PADDED2), tl.int32)
-    mid = tl.zeros((BLOCK_M, PADDED2), tl.int32)
-    ll = tl.zeros((BLOCK_M, PADDED2), tl.int32)
+    hh = tl.zeros((BLOCK_M, B), tl.int32)
+    mid = tl.zeros((BLOCK_M, B), tl.int32)
+    ll = tl.zeros((BLOCK_M, B), tl.int32)
     k = tl.arange(0, BLOCK_N)
-    n2 = tl.arange(0, PADDED2)
-    for j in range(PADDED0 // BLOCK_N):
-        n = j * BLOCK_N + k
-        r = tl.load(
-            start + m[:, None].to(tl.int64) * start_position + n[None, :],
-            mask=m_inside[:, None] & (n < HIDDEN)[None, :],
-            other=0.0,
-        )
-        w = context + n * BLOCK_K
+    b = tl.arange(0, B)
+    for i_block in range(A // BLOCK_N):  # of outputs of layer 0, the inputs k of layer 2
+        n = i_block * BLOCK_N + k
+        mask = mask_m[:, None] & (n < SIZES.a)[None, :]
+        p_start = start.ptr + m[:, None].to(tl.int64) * start.stride_position + n[None, :]
+        r = tl.load(p_start, mask=mask, other=0.0)  # [BLOCK_M, BLOCK_N]
+        w_ptr = layers.contexts
         for i in tl.static_range(len(WIDTHS)):
-            at = m if SQUEEZED[i] else full
-            x = contexts[i] + at[:, None].to(tl.int64) * context_positions[i]
+            x = contexts[i]
+            x_position = m if SQUEEZED[i] else position
+            p_x = x.ptr + x_position[:, None].to(tl.int64) * x.stride_position  # [BLOCK_M, 1]
             if WIDTHS[i] == 0:
-                inside = m_inside[:, None] & (n < HIDDEN)[None, :]
-                r = r + tl.load(x + n[None, :], mask=inside, other=0.0)
+                r = r + tl.load(p_x + n[None, :], mask=mask, other=0.0)
             else:
-                total = _product(
-                    x, context_planes[i], m_inside, w, w_plane, PADDED0, WIDTHS[i], BLOCK_N, BLOCK_K
-                )
-                r = r + total.to(tl.float32) * tl.load(context_scale + i * PADDED0 + n)[None, :]
-                w += (WIDTHS[i] + BLOCK_K - 1) // BLOCK_K * (PADDED0 * BLOCK_K)
-        q = quantise(gelu(r), out_scale0)
-        low = low_byte(q)
-        high = high_byte(q)
-        tile = layer2 + (j * PADDED2 + n2)[None, :] * BLOCK_N + k[:, None]
-        w_low = tl.load(tile)
-        w_high = tl.load(tile + PADDED0 * PADDED2)
-        hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
+                total = _context_product(
+                    x, p_x, w_ptr, layers.stride_plane, mask_m, n, WIDTHS[i], A, BLOCK_K
+                )  # [BLOCK_M, BLOCK_N]
+                scale = tl.load(layers.context_scale + i * A + n)
+                r = r + total.to(tl.float32) * scale[None, :]
+                w_ptr += (WIDTHS[i] + BLOCK_K - 1) // BLOCK_K * (A * BLOCK_K)
+        q = quantise(gelu(r), layers.layer2.input_scale)  # [BLOCK_M, BLOCK_N]
+        p_w = layers.layer2.planes + (i_block * B + b)[None, :] * BLOCK_N + k[:, None]
+        w_low = tl.load(p_w)  # [BLOCK_N, B]
+        w_high = tl.load(p_w + A * B)
+        hh, mid, ll = add_product(hh, mid, ll, low_byte(q), high_byte(q), w_low, w_high)
 
-    total = join_products(hh, mid, ll).to(tl.float32)
-    r = tl.load(bias2 + n2)[None, :] + total * tl.load(scale2 + n2)[None, :]
-    q = quantise(gelu(r), out_scale2)
-    r = _layer(q, layer4, PADDED4 * PADDED2, scale4, bias4, PADDED2, PADDED4)
-    q = quantise(gelu(r), out_scale4)
-    scales = _layer(q, layer6, 2 * PADDED * PADDED4, scale6, bias6, PADDED4, PADDED)
-    mean = _layer(
-        q, layer6 + PADDED * PADDED4, 2 * PADDED * PADDED4,
-        scale6 + PADDED, bias6 + PADDED, PADDED4, PADDED,
-    )  # fmt: skip
-    c = tl.arange(0, PADDED)
-    mask = m_inside[:, None] & (c < CHANNELS)[None, :]
-    at = m[:, None].to(tl.int64) * CHANNELS + c[None, :]
-    tl.store(indexes + at, _scale_index(scales, thresholds).to(tl.uint8), mask=mask)
-    tl.store(means + at, mean, mask=mask)
-    if ENCODE:
-        place = full[:, None].to(tl.int64) * y_position + c[None, :]
-        x = tl.load(y + place, mask=mask, other=0.0) - mean
+    total = join_products(hh, mid, ll).to(tl.float32)  # [BLOCK_M, B]
+    scale = tl.load(layers.layer2.scale + b)
+    r = tl.load(layers.layer2.bias + b)[None, :] + total * scale[None, :]
+    q = quantise(gelu(r), layers.layer4.input_scale)
+    r = _layer(q, layers.layer4, 0, 1, B, SIZES.padded_c)  # [BLOCK_M, padded_c]
+    q = quantise(gelu(r), layers.layer6.input_scale)
+    scales = _layer(q, layers.layer6, 0, 2, SIZES.padded_c, SIZES.padded_channels)
+    means = _layer(q, layers.layer6, 1, 2, SIZES.padded_c, SIZES.padded_channels)
+    c = tl.arange(0, SIZES.padded_channels)
+    mask = mask_m[:, None] & (c < SIZES.channels)[None, :]  # [BLOCK_M, padded_channels]
+    offset = m[:, None].to(tl.int64) * SIZES.channels + c[None, :]
+    index = _scale_index(scales, layers.thresholds)
+    tl.store(results.indexes + offset, index.to(tl.uint8), mask=mask)
+    tl.store(results.means + offset, means, mask=mask)
+    if y is not None:
+        p_y = y.ptr + position[:, None].to(tl.int64) * y.stride_position + c[None, :]
+        x = tl.load(p_y, mask=mask, other=0.0) - means
         x = clamp(tl.where(x == x, x, 0.0), _SYMBOL_LIMIT)
-        tl.store(symbols + at, rint(x), mask=mask)
+        tl.store(results.symbols + offset, rint(x), mask=mask)
+
+
+# -- launcher ---------------------------------------------------------------------------------
+
+
+class _Results(NamedTuple):
+    indexes: Tensor
+    means: Tensor
+    symbols: Tensor | None
+
+
+class _Sizes(NamedTuple):
+    """Outputs of layers 0, 2, 4 and 6, as they are and as tiles have them."""
+
+    a: int
+    padded_a: int
+    padded_b: int
+    padded_c: int
+    channels: int
+    padded_channels: int
+
+
+def _sizes(weights: PassWeights) -> _Sizes:
+    a, *_, channels = weights.hidden
+    layer2, layer4, layer6 = (x.planes.shape for x in weights.layers[3:6])
+    return _Sizes(a, layer2[1] * _BLOCK_N, layer2[2], layer4[1], channels, layer6[2])
 
 
 def stages(weights: PassWeights, config: configs.Config, shared_memory: int) -> int:
@@ -397,7 +423,7 @@ def stages(weights: PassWeights, config: configs.Config, shared_memory: int) -> 
     One block would be waited for as soon as its copy has begun, so two stages are none.
     """
     contexts = sum(_round_up(width, _BLOCK_K) for width in weights.widths)
-    ahead = 2 * _BLOCK_N * (contexts + weights.layer2.shape[2])
+    ahead = 2 * _BLOCK_N * (contexts + weights.layers.layer2.planes.shape[2])
     beside = config.block * (2 * contexts + 3 * 4 * _BLOCK_N)
     most = min(config.stages, 1 + (shared_memory - beside) // ahead)
     return most if most > 2 else 1
@@ -431,47 +457,21 @@ def entropy_parameters(
     planes = [x.planes if isinstance(x, Input) else x for x in contexts]
     widths = (x.shape[-1] if x.dtype == torch.int8 else 0 for x in planes)
     assert tuple(widths) == weights.widths
-    a, *_, channels = weights.hidden
     launch(
         _pass_kernel,
         (triton.cdiv(positions, config.block),),
-        start,
-        tuple(planes),
-        weights.context,
-        weights.context_scale,
-        weights.layer2,
-        weights.scale2,
-        weights.bias2,
-        weights.layer4,
-        weights.scale4,
-        weights.bias4,
-        weights.layer6,
-        weights.scale6,
-        weights.bias6,
-        weights.thresholds,
-        start if y is None else y,
-        indexes,
-        means,
-        indexes if symbols is None else symbols,
+        Rows.of(start),
+        tuple(Planes.of(x) for x in planes),
+        weights.layers,
+        None if y is None else Rows.of(y),
+        _Results(indexes, means, symbols),
         positions,
         grid.height,
         grid.width,
-        start.stride(-2),
-        tuple(x.stride(0) for x in planes),
-        tuple(x.stride(-2) for x in planes),
-        weights.context.stride(0),
-        0 if y is None else y.stride(-2),
-        *weights.out_scales,
         COLOUR=colour,
         WIDTHS=weights.widths,
         SQUEEZED=tuple(not isinstance(x, Input) or x.kind == SQUEEZED for x in contexts),
-        HIDDEN=a,
-        PADDED0=weights.layer2.shape[1] * _BLOCK_N,
-        PADDED2=weights.layer2.shape[2],
-        PADDED4=weights.layer4.shape[1],
-        CHANNELS=channels,
-        PADDED=weights.layer6.shape[2],
-        ENCODE=y is not None,
+        SIZES=_sizes(weights),
         BLOCK_M=config.block,
         BLOCK_N=_BLOCK_N,
         BLOCK_K=_BLOCK_K,
