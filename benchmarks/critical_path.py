@@ -234,8 +234,8 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
     elif kernel == "activate" and a["x"] is a["out"]:
         moved += a["x"].nbytes  # read and written
     elif kernel == "mlp":
-        shape = (10 * a["C"] // a["CHUNK"],)  # proj, fc1, fc2
-        products = a["windows"] * (4 + 8 + 8) * a["C"] ** 2
+        shape = (10 * a["CHANNELS"] // a["BLOCK_K"],)  # proj, fc1, fc2
+        products = a["windows"] * (4 + 8 + 8) * a["CHANNELS"] ** 2
     programmatic = bool(a.get("launch_pdl"))
     return Launch(kernel, math.prod(grid), moved, products, shape, programmatic)
 

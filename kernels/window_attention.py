@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,14 @@ from mlic_fast.kernels.functions import (
     to_planes,
 )
 from mlic_fast.kernels.grid import Input, Positions
-from mlic_fast.kernels.planes import add_product, check_planes, padded, product, store_planes
+from mlic_fast.kernels.planes import (
+    Planes,
+    add_product,
+    check_planes,
+    padded,
+    product,
+    store_planes,
+)
 from mlic_fast.models.checkerboard import Parity, squeeze
 
 TOKENS = WINDOW**2
@@ -67,17 +75,25 @@ _TILE = tl.constexpr(TILE)
 # -- weights ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Linear:
-    """A linear layer: weight planes [2, O, K], scale (times 2^-e of its input) and bias [O]."""
+class Linear(NamedTuple):
+    """A linear layer: weight planes [2, O, K], scale (times 2^-e of its input) and bias [O].
+
+    ``out_scale``: 2^e of its output.
+    """
 
     weight: Tensor
     scale: Tensor
     bias: Tensor
+    out_scale: float
 
     @classmethod
     def from_packed(
-        cls, layer: Layer, exponent: int, device: torch.device, order: Tensor | None = None
+        cls,
+        layer: Layer,
+        exponent: int,
+        out_exponent: int,
+        device: torch.device,
+        order: Tensor | None = None,
     ) -> Linear:
         """``exponent`` of the input; ``order`` of the outputs, if it changes."""
         (segment,) = layer.segments
@@ -86,22 +102,29 @@ class Linear:
         bias = torch.from_numpy(layer.bias)
         if order is not None:
             weight, scale, bias = weight[order], scale[order], bias[order]
-        return cls(to_planes(weight).to(device), scale.to(device), bias.to(device))
+        planes = to_planes(weight).to(device)
+        return cls(planes, scale.to(device), bias.to(device), float(power_of_two(out_exponent)))
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A layer norm over C channels: gain and bias [C], epsilon times C^2 and 4^e of its input."""
+class Norm(NamedTuple):
+    """A layer norm over C channels: gain and bias [C], epsilon times C^2 and 4^e of its input.
+
+    ``out_scale``: 2^e of its output.
+    """
 
     gain: Tensor
     bias: Tensor
     epsilon: float
+    out_scale: float
 
     @classmethod
-    def from_packed(cls, layer: Layer, exponent: int, device: torch.device) -> Norm:
+    def from_packed(
+        cls, layer: Layer, exponent: int, out_exponent: int, device: torch.device
+    ) -> Norm:
         gain, bias = _array(layer.gain), _array(layer.bias)
         epsilon = np.float32(1e-5 * len(gain) ** 2) * power_of_two(2 * exponent)
-        return cls(gain.to(device), bias.to(device), float(epsilon))
+        out_scale = float(power_of_two(out_exponent))
+        return cls(gain.to(device), bias.to(device), float(epsilon), out_scale)
 
 
 @dataclass(frozen=True)
@@ -112,9 +135,7 @@ class WindowWeights:
     """
 
     norm1: Norm
-    norm1_scale: float
     qkv: Linear
-    qkv_scale: float
     logit_scale: float
     #: Relative position bias [heads, TILE, TILE], padded with zeros.
     relative: Tensor
@@ -122,13 +143,9 @@ class WindowWeights:
     fusion: products.ProductWeights
     fusion_scale: Tensor
     proj: Linear
-    proj_scale: float
     norm2: Norm
-    norm2_scale: float
     fc1: Linear
-    fc1_scale: float
     fc2: Linear
-    out_scale: float
 
     @classmethod
     def from_packed(
@@ -148,7 +165,12 @@ class WindowWeights:
             return float(power_of_two(exponent(name)))
 
         def linear(name: str, source: str, order: Tensor | None = None) -> Linear:
-            return Linear.from_packed(layers[f"{prefix}.{name}"], exponent(source), device, order)
+            layer = layers[f"{prefix}.{name}"]
+            return Linear.from_packed(layer, exponent(source), exponent(name), device, order)
+
+        def norm(name: str, source_exponent: int) -> Norm:
+            layer = layers[f"{prefix}.{name}"]
+            return Norm.from_packed(layer, source_exponent, exponent(name), device)
 
         relative = _array(layers[f"{prefix}.attention"].bias)
         heads = len(relative)
@@ -157,10 +179,8 @@ class WindowWeights:
         order = torch.arange(3 * channels).reshape(3, depth, heads).transpose(1, 2).flatten()
         pad = TILE - TOKENS
         return cls(
-            norm1=Norm.from_packed(layers[f"{prefix}.norm1"], exponents[source], device),
-            norm1_scale=scale("norm1"),
+            norm1=norm("norm1", exponents[source]),
             qkv=linear("qkv_proj", "norm1", order),
-            qkv_scale=scale("qkv_proj"),
             logit_scale=float(np.float32(depth**-0.5) * power_of_two(-2 * exponent("qkv_proj"))),
             relative=torch.nn.functional.pad(relative, (0, pad, 0, pad)).to(device),
             tokens_scale=scale("attention"),
@@ -172,13 +192,9 @@ class WindowWeights:
             ),
             fusion_scale=torch.full((2 * channels,), scale("fusion"), device=device),
             proj=linear("proj", "fusion"),
-            proj_scale=scale("proj"),
-            norm2=Norm.from_packed(layers[f"{prefix}.norm2"], exponent("proj"), device),
-            norm2_scale=scale("norm2"),
+            norm2=norm("norm2", exponent("proj")),
             fc1=linear("mlp.fc1", "norm2"),
-            fc1_scale=scale("mlp.fc1"),
             fc2=linear("mlp.fc2", "mlp.fc1"),
-            out_scale=scale("mlp.fc2"),
         )
 
 
@@ -193,14 +209,14 @@ def _array(x: npt.NDArray[np.float32] | None) -> Tensor:
 def local_context_twin(x: Tensor, weights: WindowWeights) -> Tensor:
     """Planes of the anchors [2, B, H, W, C] -> planes at non-anchors [2, B, H, W/2, 2C]."""
     w = weights
-    normed = _norm_twin(from_planes(x), w.norm1, w.norm1_scale)
-    qkv = quantise_twin(_linear_twin(normed, w.qkv), w.qkv_scale)
+    normed = _norm_twin(from_planes(x), w.norm1)
+    qkv = quantise_twin(_linear_twin(normed, w.qkv), w.qkv.out_scale)
     tokens = _attention_twin(qkv, w)
     fused = quantise_twin(products.conv_twin([tokens], w.fusion, w.fusion.bias), w.fusion_scale)
     real = _linear_twin(fused, w.proj)
-    normed = _norm_twin(quantise_twin(real, w.proj_scale), w.norm2, w.norm2_scale)
-    hidden = quantise_twin(gelu_twin(_linear_twin(normed, w.fc1)), w.fc1_scale)
-    return to_planes(quantise_twin(_linear_twin(hidden, w.fc2) + real, w.out_scale))
+    normed = _norm_twin(quantise_twin(real, w.proj.out_scale), w.norm2)
+    hidden = quantise_twin(gelu_twin(_linear_twin(normed, w.fc1)), w.fc1.out_scale)
+    return to_planes(quantise_twin(_linear_twin(hidden, w.fc2) + real, w.fc2.out_scale))
 
 
 def _linear_twin(x: Tensor, layer: Linear) -> Tensor:
@@ -209,7 +225,7 @@ def _linear_twin(x: Tensor, layer: Linear) -> Tensor:
     return layer.bias + total.float() * layer.scale
 
 
-def _norm_twin(q: Tensor, norm: Norm, scale: float) -> Tensor:
+def _norm_twin(q: Tensor, norm: Norm) -> Tensor:
     q = q.long()
     channels = q.shape[-1]
     total = q.sum(-1, keepdim=True)
@@ -217,7 +233,7 @@ def _norm_twin(q: Tensor, norm: Norm, scale: float) -> Tensor:
     # Through float64, since the float32 square root of a CPU is not correctly rounded.
     root = (variance.float() + norm.epsilon).double().sqrt().float()
     r = ((channels * q - total).float() / root) * norm.gain + norm.bias
-    return quantise_twin(r, scale)
+    return quantise_twin(r, norm.out_scale)
 
 
 def _attention_twin(qkv: Tensor, weights: WindowWeights) -> Tensor:
@@ -236,7 +252,7 @@ def _attention_twin(qkv: Tensor, weights: WindowWeights) -> Tensor:
     logits = (q @ k.mT).float() * weights.logit_scale + relative
     logits = logits.masked_fill(~allowed, -torch.inf)
     p = exp_int_twin(logits - logits.amax(-1, keepdim=True)).double()
-    r = ((p @ v).float() / p.sum(-1, keepdim=True).float()) * (1 / weights.qkv_scale)
+    r = ((p @ v).float() / p.sum(-1, keepdim=True).float()) * (1 / weights.qkv.out_scale)
     r = r.transpose(3, 4).reshape(batch, height, width // 2, -1)
     return quantise_twin(r, weights.tokens_scale)
 
@@ -258,75 +274,65 @@ def _windows(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def _layer_norm(q, gain, bias, epsilon, scale, CHANNELS: tl.constexpr):
-    """int32 [rows, channels] (zero beyond CHANNELS) -> the same, normed and quantised."""
-    total = tl.sum(q, axis=1)
+def _layer_norm(q, norm, c, CHANNELS: tl.constexpr):
+    """int32 [BLOCK_M, channels c], zero beyond CHANNELS -> the same, normed and quantised."""
+    gain = tl.load(norm.gain + c, mask=c < CHANNELS, other=0.0)  # [channels]
+    bias = tl.load(norm.bias + c, mask=c < CHANNELS, other=0.0)
+    total = tl.sum(q, axis=1)  # [BLOCK_M]
     wide = q.to(tl.int64)
     square = total.to(tl.int64) * total.to(tl.int64)
     variance = CHANNELS * tl.sum(wide * wide, axis=1) - square
-    root = tl.sqrt_rn(variance.to(tl.float32) + epsilon)
+    root = tl.sqrt_rn(variance.to(tl.float32) + norm.epsilon)
     deviation = (CHANNELS * q - total[:, None]).to(tl.float32)
-    return quantise(tl.div_rn(deviation, root[:, None]) * gain[None, :] + bias[None, :], scale)
+    r = tl.div_rn(deviation, root[:, None]) * gain[None, :] + bias[None, :]
+    return quantise(r, norm.out_scale)
 
 
 @triton.jit
-def _weights(weight, outputs, inputs, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr):
-    """Tiles [inputs, outputs] of both planes of a weight [2, OUTPUTS, INPUTS], 0 outside."""
-    addresses = weight + outputs[None, :] * INPUTS + inputs[:, None]
-    mask = (outputs < OUTPUTS)[None, :] & (inputs < INPUTS)[:, None]
-    low = tl.load(addresses, mask=mask, other=0)
-    high = tl.load(addresses + OUTPUTS * INPUTS, mask=mask, other=0)
+def _weights(linear, n, k, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr):
+    """Tiles [inputs k, outputs n] of both planes of a weight [2, OUTPUTS, INPUTS], 0 outside."""
+    offset = n[None, :] * INPUTS + k[:, None]
+    mask = (n < OUTPUTS)[None, :] & (k < INPUTS)[:, None]
+    low = tl.load(linear.weight + offset, mask=mask, other=0)
+    high = tl.load(linear.weight + offset + OUTPUTS * INPUTS, mask=mask, other=0)
     return low, high
 
 
 @triton.jit
-def _affine(total, scale, bias, outputs, OUTPUTS: tl.constexpr):
-    """bias + total * scale, float32 [rows, outputs]."""
-    mask = outputs < OUTPUTS
-    a = tl.load(scale + outputs, mask=mask, other=0.0)
-    b = tl.load(bias + outputs, mask=mask, other=0.0)
-    return b[None, :] + total.to(tl.float32) * a[None, :]
+def _affine(total, linear, n, OUTPUTS: tl.constexpr):
+    """bias + total * scale, float32 [BLOCK_M, outputs n]."""
+    scale = tl.load(linear.scale + n, mask=n < OUTPUTS, other=0.0)
+    bias = tl.load(linear.bias + n, mask=n < OUTPUTS, other=0.0)
+    return bias[None, :] + total.to(tl.float32) * scale[None, :]
 
 
 @triton.jit(do_not_specialize=["positions"])
 def _qkv_kernel(
     x,
-    gain,
-    shift,
-    weight,
-    scale,
-    bias,
+    norm,
     qkv,
+    out,
     positions,
-    x_plane,
-    x_stride,
-    epsilon,
-    norm_scale,
-    qkv_scale,
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
     await_launch_before()
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    here = rows < positions
-    channels = tl.arange(0, WIDTH)
-    real = channels < C
-    addresses = x + rows.to(tl.int64)[:, None] * x_stride + channels[None, :]
-    mask = here[:, None] & real[None, :]
-    low = tl.load(addresses, mask=mask, other=0)
-    high = tl.load(addresses + x_plane, mask=mask, other=0)
-    g = tl.load(gain + channels, mask=real, other=0.0)
-    s = tl.load(shift + channels, mask=real, other=0.0)
-    normed = _layer_norm(join_bytes(low, high), g, s, epsilon, norm_scale, C)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    c = tl.arange(0, BLOCK_C)
+    mask = (m < positions)[:, None] & (c < CHANNELS)[None, :]
+    p_x = x.ptr + m.to(tl.int64)[:, None] * x.stride_position + c[None, :]
+    low = tl.load(p_x, mask=mask, other=0)  # [BLOCK_M, BLOCK_C]
+    high = tl.load(p_x + x.stride_plane, mask=mask, other=0)
+    normed = _layer_norm(join_bytes(low, high), norm, c, CHANNELS)
     low, high = low_byte(normed), high_byte(normed)
-    out_plane = positions.to(tl.int64) * (3 * C)
+    stride_plane = positions.to(tl.int64) * (3 * CHANNELS)
     for part in tl.static_range(3):
-        outputs = part * C + channels
-        w_low, w_high = _weights(weight, outputs, channels, 3 * C, C)
-        r = _affine(product(low, high, w_low, w_high), scale, bias, outputs, 3 * C)
-        to = qkv + rows.to(tl.int64)[:, None] * (3 * C) + outputs[None, :]
-        store_planes(quantise(r, qkv_scale), to, out_plane, mask)
+        n = part * CHANNELS + c
+        w_low, w_high = _weights(qkv, n, c, 3 * CHANNELS, CHANNELS)  # [BLOCK_C, BLOCK_C]
+        r = _affine(product(low, high, w_low, w_high), qkv, n, 3 * CHANNELS)  # [BLOCK_M, BLOCK_C]
+        p_out = out + m.to(tl.int64)[:, None] * (3 * CHANNELS) + n[None, :]
+        store_planes(quantise(r, qkv.out_scale), p_out, stride_plane, mask)
 
 
 @triton.jit(do_not_specialize=["height", "half_width"])
@@ -337,127 +343,115 @@ def _attention_kernel(
     height,
     half_width,
     logit_scale,
-    value_scale,
+    v_scale,
     tokens_scale,
-    C: tl.constexpr,
+    CHANNELS: tl.constexpr,
     DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    VALUES: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ):
     await_launch_before()
-    window, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_window, i_head, i_image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     windows = height * half_width
-    batch = tl.num_programs(2).to(tl.int64)
+    images = tl.num_programs(2).to(tl.int64)
     token = tl.arange(0, _TILE)
-    depth = tl.arange(0, WIDTH)
-    value = tl.arange(0, VALUES)
-    row = window // half_width
-    y = row + token // 5 - 2
-    x = 2 * (window % half_width) + (row & 1) + token % 5 - 2
-    is_token = token < _TOKENS
-    inside = is_token & (y >= 0) & (y < height) & (x >= 0) & (x < 2 * half_width)
+    d = tl.arange(0, BLOCK_D)
+    v = tl.arange(0, BLOCK_V)
+    window_row = i_window // half_width
+    row = window_row + token // 5 - 2
+    column = 2 * (i_window % half_width) + (window_row & 1) + token % 5 - 2
+    mask_token = token < _TOKENS
+    inside = mask_token & (row >= 0) & (row < height)
+    inside = inside & (column >= 0) & (column < 2 * half_width)
     # Around a non-anchor, every other token is an anchor.
     anchor = inside & (token % 2 == 1)
-    allowed = (anchor[None, :] | ~anchor[:, None]) & is_token[None, :]
+    allowed = (anchor[None, :] | ~anchor[:, None]) & mask_token[None, :]  # [_TILE, _TILE]
 
-    position = y * (2 * half_width) + x
-    at = qkv + 2 * windows * image * (3 * C) + head * DEPTH + position[:, None] * (3 * C)
-    plane = 2 * windows * batch * (3 * C)
-    q_at = at + depth[None, :]
-    v_at = at + 2 * C + value[None, :]
-    mask = inside[:, None] & (depth < DEPTH)[None, :]
-    q_low = tl.load(q_at, mask=mask, other=0)
-    q_high = tl.load(q_at + plane, mask=mask, other=0)
-    k_low = tl.load(q_at + C, mask=mask, other=0)
-    k_high = tl.load(q_at + C + plane, mask=mask, other=0)
-    mask = inside[:, None] & (value < DEPTH)[None, :]
-    v_low = tl.load(v_at, mask=mask, other=0)
-    v_high = tl.load(v_at + plane, mask=mask, other=0)
+    position = row * (2 * half_width) + column
+    first = qkv + 2 * windows * i_image * (3 * CHANNELS) + i_head * DEPTH
+    p_token = first + position[:, None] * (3 * CHANNELS)
+    p_q = p_token + d[None, :]
+    p_v = p_token + 2 * CHANNELS + v[None, :]
+    stride_plane = 2 * windows * images * (3 * CHANNELS)
+    mask_q = inside[:, None] & (d < DEPTH)[None, :]
+    q_low = tl.load(p_q, mask=mask_q, other=0)  # [_TILE, BLOCK_D], as of the keys
+    q_high = tl.load(p_q + stride_plane, mask=mask_q, other=0)
+    k_low = tl.load(p_q + CHANNELS, mask=mask_q, other=0)
+    k_high = tl.load(p_q + CHANNELS + stride_plane, mask=mask_q, other=0)
+    mask_v = inside[:, None] & (v < DEPTH)[None, :]
+    v_low = tl.load(p_v, mask=mask_v, other=0)  # [_TILE, BLOCK_V]
+    v_high = tl.load(p_v + stride_plane, mask=mask_v, other=0)
 
-    bias = tl.load(relative + (head * _TILE + token)[:, None] * _TILE + token[None, :])
+    bias = tl.load(relative + (i_head * _TILE + token)[:, None] * _TILE + token[None, :])
     logits = product(q_low, q_high, tl.trans(k_low), tl.trans(k_high)).to(tl.float32)
-    logits = tl.where(allowed, logits * logit_scale + bias, -float("inf"))
+    logits = tl.where(allowed, logits * logit_scale + bias, -float("inf"))  # [_TILE, _TILE]
     p = exp_int(logits - tl.max(logits, axis=1)[:, None])
-    total = tl.sum(p, axis=1).to(tl.float32)
+    total = tl.sum(p, axis=1).to(tl.float32)  # [_TILE]
     # At most 25 * 16383 * 4095 < 2^31.
     weighted = product(low_byte(p), high_byte(p), v_low, v_high).to(tl.float32)
-    r = tl.div_rn(weighted, total[:, None]) * value_scale
+    r = tl.div_rn(weighted, total[:, None]) * v_scale  # [_TILE, BLOCK_V]
 
-    to = tokens + (windows * image + window) * (_TOKENS * C)
-    to += head * DEPTH + token[:, None] * C + value[None, :]
-    mask = is_token[:, None] & (value < DEPTH)[None, :]
-    store_planes(quantise(r, tokens_scale), to, windows * batch * (_TOKENS * C), mask)
+    p_out = tokens + (windows * i_image + i_window) * (_TOKENS * CHANNELS)
+    p_out += i_head * DEPTH + token[:, None] * CHANNELS + v[None, :]
+    mask_out = mask_token[:, None] & (v < DEPTH)[None, :]
+    stride_plane = windows * images * (_TOKENS * CHANNELS)
+    store_planes(quantise(r, tokens_scale), p_out, stride_plane, mask_out)
 
 
 @triton.jit(do_not_specialize=["windows"])
 def _mlp_kernel(
     fused,
-    proj_weight,
-    proj_scale,
-    proj_bias,
-    gain,
-    shift,
-    fc1_weight,
-    fc1_scale,
-    fc1_bias,
-    fc2_weight,
-    fc2_scale,
-    fc2_bias,
+    proj,
+    norm,
+    fc1,
+    fc2,
     out,
     windows,
-    fused_plane,
-    out_plane,
-    out_stride,
-    real_scale,
-    epsilon,
-    normed_scale,
-    hidden_scale,
-    out_scale,
-    C: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """CHUNK inputs of ``proj``, then outputs of ``mlp.fc1``, are held at a time."""
+    """BLOCK_K inputs of ``proj``, then outputs of ``mlp.fc1``, are held at a time; of the other
+    layers all 2 CHANNELS, in BLOCK_N.
+    """
     await_launch_before()
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    here = rows < windows
-    outputs = tl.arange(0, WIDTH)
-    chunk = tl.arange(0, CHUNK)
-    fused += rows.to(tl.int64)[:, None] * (2 * C)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = m < windows
+    n = tl.arange(0, BLOCK_N)
+    block = tl.arange(0, BLOCK_K)
+    p_m = fused.ptr + m.to(tl.int64)[:, None] * (2 * CHANNELS)
 
-    hh = tl.zeros((BLOCK, WIDTH), tl.int32)
-    mid = tl.zeros((BLOCK, WIDTH), tl.int32)
-    ll = tl.zeros((BLOCK, WIDTH), tl.int32)
-    for first in range(0, 2 * C, CHUNK):
-        inputs = first + chunk
-        mask = here[:, None] & (inputs < 2 * C)[None, :]
-        low = tl.load(fused + inputs[None, :], mask=mask, other=0)
-        high = tl.load(fused + fused_plane + inputs[None, :], mask=mask, other=0)
-        w_low, w_high = _weights(proj_weight, outputs, inputs, 2 * C, 2 * C)
+    hh = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    mid = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    ll = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for first in range(0, 2 * CHANNELS, BLOCK_K):
+        k = first + block
+        mask = mask_m[:, None] & (k < 2 * CHANNELS)[None, :]
+        low = tl.load(p_m + k[None, :], mask=mask, other=0)  # [BLOCK_M, BLOCK_K]
+        high = tl.load(p_m + fused.stride_plane + k[None, :], mask=mask, other=0)
+        w_low, w_high = _weights(proj, n, k, 2 * CHANNELS, 2 * CHANNELS)  # [BLOCK_K, BLOCK_N]
         hh, mid, ll = add_product(hh, mid, ll, low, high, w_low, w_high)
-    real = _affine(join_products(hh, mid, ll), proj_scale, proj_bias, outputs, 2 * C)
+    projected = _affine(join_products(hh, mid, ll), proj, n, 2 * CHANNELS)  # [BLOCK_M, BLOCK_N]
 
-    is_output = outputs < 2 * C
-    g = tl.load(gain + outputs, mask=is_output, other=0.0)
-    s = tl.load(shift + outputs, mask=is_output, other=0.0)
-    normed = _layer_norm(quantise(real, real_scale), g, s, epsilon, normed_scale, 2 * C)
-    low, high = low_byte(normed), high_byte(normed)
+    normed = _layer_norm(quantise(projected, proj.out_scale), norm, n, 2 * CHANNELS)
+    low, high = low_byte(normed), high_byte(normed)  # [BLOCK_M, BLOCK_N]
 
-    hh = tl.zeros((BLOCK, WIDTH), tl.int32)
-    mid = tl.zeros((BLOCK, WIDTH), tl.int32)
-    ll = tl.zeros((BLOCK, WIDTH), tl.int32)
-    for first in range(0, 4 * C, CHUNK):
-        w_low, w_high = _weights(fc1_weight, first + chunk, outputs, 4 * C, 2 * C)
-        hidden = product(low, high, w_low, w_high)
-        hidden = gelu(_affine(hidden, fc1_scale, fc1_bias, first + chunk, 4 * C))
-        hidden = quantise(hidden, hidden_scale)
+    hh = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    mid = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    ll = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for first in range(0, 4 * CHANNELS, BLOCK_K):
+        k = first + block
+        w_low, w_high = _weights(fc1, k, n, 4 * CHANNELS, 2 * CHANNELS)  # [BLOCK_N, BLOCK_K]
+        hidden = gelu(_affine(product(low, high, w_low, w_high), fc1, k, 4 * CHANNELS))
+        hidden = quantise(hidden, fc1.out_scale)  # [BLOCK_M, BLOCK_K]
         h_low, h_high = low_byte(hidden), high_byte(hidden)
-        w_low, w_high = _weights(fc2_weight, outputs, first + chunk, 2 * C, 4 * C)
+        w_low, w_high = _weights(fc2, n, k, 2 * CHANNELS, 4 * CHANNELS)  # [BLOCK_K, BLOCK_N]
         hh, mid, ll = add_product(hh, mid, ll, h_low, h_high, w_low, w_high)
-    r = _affine(join_products(hh, mid, ll), fc2_scale, fc2_bias, outputs, 2 * C) + real
-    to = out + rows.to(tl.int64)[:, None] * out_stride + outputs[None, :]
-    store_planes(quantise(r, out_scale), to, out_plane, here[:, None] & is_output[None, :])
+    r = _affine(join_products(hh, mid, ll), fc2, n, 2 * CHANNELS) + projected
+    p_out = out.ptr + m.to(tl.int64)[:, None] * out.stride_position + n[None, :]
+    mask = mask_m[:, None] & (n < 2 * CHANNELS)[None, :]
+    store_planes(quantise(r, fc2.out_scale), p_out, out.stride_plane, mask)
 
 
 # -- launcher ---------------------------------------------------------------------------------
@@ -482,22 +476,14 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
     launch(
         _qkv_kernel,
         (triton.cdiv(positions, c.block),),
-        x,
-        w.norm1.gain,
-        w.norm1.bias,
-        w.qkv.weight,
-        w.qkv.scale,
-        w.qkv.bias,
+        Planes.of(x),
+        w.norm1,
+        w.qkv,
         qkv,
         positions,
-        x.stride(0),
-        x.stride(3),
-        w.norm1.epsilon,
-        w.norm1_scale,
-        w.qkv_scale,
-        C=channels,
-        WIDTH=padded(channels),
-        BLOCK=c.block,
+        CHANNELS=channels,
+        BLOCK_M=c.block,
+        BLOCK_C=padded(channels),
         num_warps=c.warps,
         num_stages=c.stages,
     )
@@ -512,12 +498,12 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
         height,
         width // 2,
         w.logit_scale,
-        1 / w.qkv_scale,
+        1 / w.qkv.out_scale,
         w.tokens_scale,
-        C=channels,
+        CHANNELS=channels,
         DEPTH=depth,
-        WIDTH=padded(depth),
-        VALUES=triton.next_power_of_2(depth),
+        BLOCK_D=padded(depth),
+        BLOCK_V=triton.next_power_of_2(depth),
         num_warps=c.warps,
         num_stages=c.stages,
     )
@@ -526,32 +512,17 @@ def local_context(x: Tensor, weights: WindowWeights, out: Tensor) -> None:
     launch(
         _mlp_kernel,
         (triton.cdiv(batch * windows, c.block),),
-        fused,
-        w.proj.weight,
-        w.proj.scale,
-        w.proj.bias,
-        w.norm2.gain,
-        w.norm2.bias,
-        w.fc1.weight,
-        w.fc1.scale,
-        w.fc1.bias,
-        w.fc2.weight,
-        w.fc2.scale,
-        w.fc2.bias,
-        out,
+        Planes.of(fused),
+        w.proj,
+        w.norm2,
+        w.fc1,
+        w.fc2,
+        Planes.of(out),
         batch * windows,
-        fused.stride(0),
-        out.stride(0),
-        out.stride(3),
-        w.proj_scale,
-        w.norm2.epsilon,
-        w.norm2_scale,
-        w.fc1_scale,
-        w.out_scale,
-        C=channels,
-        WIDTH=padded(2 * channels),
-        BLOCK=c.block,
-        CHUNK=c.outputs,
+        CHANNELS=channels,
+        BLOCK_M=c.block,
+        BLOCK_N=padded(2 * channels),
+        BLOCK_K=c.outputs,
         num_warps=c.warps,
         num_stages=c.stages,
     )
