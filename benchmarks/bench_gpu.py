@@ -190,16 +190,16 @@ def depthwise_pair(ops: GpuOps, layer: str) -> Pair:
 
 
 def attention_pair(kind: Any, name: str, heads: int) -> Pair:
-    q, k, v = (activation(32 * heads) for _ in range(3))
-    out = torch.empty_like(q)
+    q, k, v = (Input(activation(32 * heads)) for _ in range(3))
+    out = torch.empty_like(q.planes)
     launch, twin = getattr(kind, name), getattr(kind, f"{name}_twin")
-    arguments = q, k, v, heads, 9, 10, 8, 10
+    arguments = q, k, v, heads, (9, 10, 8)
 
     def kernel() -> torch.Tensor:
-        launch(*arguments, out)
+        launch(*arguments, out=out, out_scale=1024.0)
         return out
 
-    return kernel, lambda: twin(*arguments).view_as(out)
+    return kernel, lambda: twin(*arguments, 1024.0).view_as(out)
 
 
 def local_context_pair(ops: GpuOps, i: int) -> Pair:

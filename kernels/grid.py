@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -26,8 +27,7 @@ class Positions:
         return self.batch * self.height * self.width
 
 
-@dataclass(frozen=True)
-class KeySums:
+class KeySums(NamedTuple):
     """What linear attention begins with: the maxima of the keys, and sums over positions, zero.
 
     ``maxima`` int32 [B, chunks, heads D]; ``contexts`` int64 [B, heads, D, D]; ``totals`` int64

@@ -41,16 +41,16 @@ from mlic_fast.kernels.functions import (
     rint,
     to_planes,
 )
-from mlic_fast.kernels.grid import KeySums
+from mlic_fast.kernels.grid import Input, KeySums
 from mlic_fast.kernels.planes import (
-    ALL,
     SMALLEST_SIDE,
+    Planes,
     add_product,
     check_planes,
     colour_positions,
-    image_of,
+    head_of,
+    load_rows,
     padded,
-    position_of,
     product,
     read_heads,
     store_planes,
@@ -75,33 +75,27 @@ _FITS = tl.constexpr((1 << 23) - (1 << 12))
 
 
 def linear_attention_twin(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Input,
+    k: Input,
+    v: Input,
     heads: int,
-    q_exponent: int,
-    k_exponent: int,
-    v_exponent: int,
-    out_exponent: int,
-    q_colour: int = ALL,
-    kv_colour: int = ALL,
+    exponents: tuple[int, int, int],
+    out_scale: float,
 ) -> Tensor:
-    """Planes as in :func:`linear_attention` -> planes [2, B, N, C] of out."""
+    """As :func:`linear_attention` -> planes [2, B, N, C] of out."""
+    q_exponent, k_exponent, v_exponent = exponents
     # Integers below 2^53 all along: exact in float64.
-    queries, keys, values = (
-        read_heads(x, heads, colour).double()
-        for x, colour in ((q, q_colour), (k, kv_colour), (v, kv_colour))
-    )
+    queries, keys, values = (read_heads(x.planes, heads, x.read).double() for x in (q, k, v))
     top = keys.amax(2, keepdim=True)
     p = exp_int_twin((keys - top).float() * 2.0**-k_exponent).double()
     real = (p.mT @ values).float() / p.sum(2).float()[..., None]
-    exponents = _exponents_twin(real.abs().amax((2, 3), keepdim=True))
-    context = torch.round(torch.ldexp(real, exponents)).double()
+    head_exponents = _exponents_twin(real.abs().amax((2, 3), keepdim=True))
+    context = torch.round(torch.ldexp(real, head_exponents)).double()
     top = queries.amax(3, keepdim=True)
     p = exp_int_twin((queries - top).float() * 2.0**-q_exponent).double()
     r = (p @ context).float() / p.sum(3, keepdim=True).float()
-    r = torch.ldexp(r, -exponents - v_exponent)
-    return to_planes(quantise_twin(r.transpose(1, 2).flatten(2), 2.0**out_exponent))
+    r = torch.ldexp(r, -head_exponents - v_exponent)
+    return to_planes(quantise_twin(r.transpose(1, 2).flatten(2), out_scale))
 
 
 def _exponents_twin(largest: Tensor) -> Tensor:
@@ -117,102 +111,86 @@ def _exponents_twin(largest: Tensor) -> Tensor:
 @triton.jit(do_not_specialize=["positions", "half_width", "length"])
 def _maxima_kernel(
     k,
-    maxima,
-    contexts,
-    totals,
+    sums,
     positions,
     half_width,
     length,
-    plane,
-    stride,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
     COLOUR: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     await_launch_before()
-    chunk, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i_chunk, i_head, i_image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(1)
-    channels = tl.arange(0, WIDTH)
-    real = channels < DEPTH
-    if chunk == 0:
-        at = image * heads + head
-        square = channels[:, None] * DEPTH + channels[None, :]
-        mask = real[:, None] & real[None, :]
-        zero = tl.zeros((WIDTH, WIDTH), tl.int64)
-        tl.store(contexts + at * (DEPTH * DEPTH) + square, zero, mask=mask)
-        tl.store(totals + at * DEPTH + channels, tl.zeros((WIDTH,), tl.int64), mask=real)
+    d = tl.arange(0, BLOCK_D)
+    mask_d = d < DEPTH
+    if i_chunk == 0:
+        first = i_image * heads + i_head
+        square = d[:, None] * DEPTH + d[None, :]  # [BLOCK_D, BLOCK_D]
+        mask_square = mask_d[:, None] & mask_d[None, :]
+        zero = tl.zeros((BLOCK_D, BLOCK_D), tl.int64)
+        tl.store(sums.contexts + first * (DEPTH * DEPTH) + square, zero, mask=mask_square)
+        tl.store(sums.totals + first * DEPTH + d, tl.zeros((BLOCK_D,), tl.int64), mask=mask_d)
 
-    k = image_of(k, image, positions, stride, COLOUR) + head * DEPTH + channels[None, :]
-    top = tl.full((BLOCK, WIDTH), -32768, tl.int32)
-    for start in range(0, length, BLOCK):
-        index = chunk * length + start + tl.arange(0, BLOCK)
-        at = k + position_of(index, half_width, COLOUR)[:, None] * stride
-        mask = (index < positions)[:, None] & real[None, :]
-        q = join_bytes(tl.load(at, mask=mask, other=0), tl.load(at + plane, mask=mask, other=0))
-        top = tl.maximum(top, tl.where(mask, q, -32768))
-    at = (image * tl.num_programs(0) + chunk) * heads + head
-    tl.store(maxima + at * DEPTH + channels, tl.max(top, axis=0), mask=real)
+    p_k = head_of(k, i_image, i_head, d, positions, DEPTH, COLOUR)
+    top = tl.full((BLOCK_M, BLOCK_D), -32768, tl.int32)
+    for start in range(0, length, BLOCK_M):
+        m = i_chunk * length + start + tl.arange(0, BLOCK_M)
+        mask = (m < positions)[:, None] & mask_d[None, :]
+        low, high = load_rows(p_k, k, m, mask, half_width, COLOUR)  # [BLOCK_M, BLOCK_D]
+        top = tl.maximum(top, tl.where(mask, join_bytes(low, high), -32768))
+    first = (i_image * tl.num_programs(0) + i_chunk) * heads + i_head
+    tl.store(sums.maxima + first * DEPTH + d, tl.max(top, axis=0), mask=mask_d)
 
 
 @triton.jit(do_not_specialize=["positions", "half_width", "length"])
 def _contexts_kernel(
     k,
     v,
-    maxima,
-    contexts,
-    totals,
+    sums,
     positions,
     half_width,
     length,
-    k_plane,
-    k_stride,
-    v_plane,
-    v_stride,
     k_scale,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNKS: tl.constexpr,
     COLOUR: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     await_launch_before()
-    chunk, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i_chunk, i_head, i_image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     chunks, heads = tl.num_programs(0), tl.num_programs(1)
-    channels = tl.arange(0, WIDTH)
-    real = channels < DEPTH
-    part = tl.arange(0, CHUNKS)
-    at = ((image * chunks + part) * heads + head)[:, None] * DEPTH + channels[None, :]
-    known = (part < chunks)[:, None] & real[None, :]
-    top = tl.max(tl.load(maxima + at, mask=known, other=-32768), axis=0)
+    d = tl.arange(0, BLOCK_D)
+    mask_d = d < DEPTH
+    chunk = tl.arange(0, CHUNKS)
+    offset = ((i_image * chunks + chunk) * heads + i_head)[:, None] * DEPTH + d[None, :]
+    mask_chunk = (chunk < chunks)[:, None] & mask_d[None, :]  # [CHUNKS, BLOCK_D]
+    top = tl.max(tl.load(sums.maxima + offset, mask=mask_chunk, other=-32768), axis=0)  # [BLOCK_D]
 
-    k = image_of(k, image, positions, k_stride, COLOUR) + head * DEPTH + channels[None, :]
-    v = image_of(v, image, positions, v_stride, COLOUR) + head * DEPTH + channels[None, :]
-    total = tl.zeros((WIDTH,), tl.int32)
-    hh = tl.zeros((WIDTH, WIDTH), tl.int32)
-    mid = tl.zeros((WIDTH, WIDTH), tl.int32)
-    ll = tl.zeros((WIDTH, WIDTH), tl.int32)
-    for start in range(0, length, BLOCK):
-        index = chunk * length + start + tl.arange(0, BLOCK)
-        position = position_of(index, half_width, COLOUR)[:, None]
-        mask = (index < positions)[:, None] & real[None, :]
-        k_at = k + position * k_stride
-        v_at = v + position * v_stride
-        k_low = tl.load(k_at, mask=mask, other=0)
-        k_high = tl.load(k_at + k_plane, mask=mask, other=0)
-        v_low = tl.load(v_at, mask=mask, other=0)
-        v_high = tl.load(v_at + v_plane, mask=mask, other=0)
+    p_k = head_of(k, i_image, i_head, d, positions, DEPTH, COLOUR)
+    p_v = head_of(v, i_image, i_head, d, positions, DEPTH, COLOUR)
+    total = tl.zeros((BLOCK_D,), tl.int32)
+    hh = tl.zeros((BLOCK_D, BLOCK_D), tl.int32)
+    mid = tl.zeros((BLOCK_D, BLOCK_D), tl.int32)
+    ll = tl.zeros((BLOCK_D, BLOCK_D), tl.int32)
+    for start in range(0, length, BLOCK_M):
+        m = i_chunk * length + start + tl.arange(0, BLOCK_M)
+        mask = (m < positions)[:, None] & mask_d[None, :]
+        k_low, k_high = load_rows(p_k, k, m, mask, half_width, COLOUR)  # [BLOCK_M, BLOCK_D]
+        v_low, v_high = load_rows(p_v, v, m, mask, half_width, COLOUR)
         x = (join_bytes(k_low, k_high) - top[None, :]).to(tl.float32) * k_scale
         p = tl.where(mask, exp_int(x), 0)
         total += tl.sum(p, axis=0)
-        p_low, p_high = tl.trans(low_byte(p)), tl.trans(high_byte(p))
+        p_low, p_high = tl.trans(low_byte(p)), tl.trans(high_byte(p))  # [BLOCK_D, BLOCK_M]
         hh, mid, ll = add_product(hh, mid, ll, p_low, p_high, v_low, v_high)
     context = join_products(hh.to(tl.int64), mid.to(tl.int64), ll.to(tl.int64))
-    at = image * heads + head
-    to = contexts + at * (DEPTH * DEPTH) + channels[:, None] * DEPTH + channels[None, :]
-    tl.atomic_add(to, context, mask=real[:, None] & real[None, :], sem="relaxed")
-    to = totals + at * DEPTH + channels
-    tl.atomic_add(to, total.to(tl.int64), mask=real, sem="relaxed")
+    first = i_image * heads + i_head
+    p_context = sums.contexts + first * (DEPTH * DEPTH) + d[:, None] * DEPTH + d[None, :]
+    tl.atomic_add(p_context, context, mask=mask_d[:, None] & mask_d[None, :], sem="relaxed")
+    p_total = sums.totals + first * DEPTH + d
+    tl.atomic_add(p_total, total.to(tl.int64), mask=mask_d, sem="relaxed")
 
 
 @triton.jit
@@ -228,58 +206,54 @@ def _exponent_of(largest):
 @triton.jit(do_not_specialize=["positions", "half_width", "v_exponent"])
 def _apply_kernel(
     q,
-    contexts,
-    totals,
+    sums,
     out,
     positions,
     half_width,
     v_exponent,
-    plane,
-    stride,
-    out_plane,
-    out_stride,
     q_scale,
     out_scale,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    VALUES: tl.constexpr,
-    BLOCK: tl.constexpr,
     COLOUR: tl.constexpr,
+    DEPTH: tl.constexpr,
     WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ):
     await_launch_before()
-    block, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    channels = tl.arange(0, WIDTH)
-    values = tl.arange(0, VALUES)
-    real = channels < DEPTH
-    at = image * tl.num_programs(1) + head
-    square = channels[:, None] * DEPTH + values[None, :]
-    mask = real[:, None] & (values < DEPTH)[None, :]
-    context = tl.load(contexts + at * (DEPTH * DEPTH) + square, mask=mask, other=0)
-    total = tl.load(totals + at * DEPTH + channels, mask=real, other=1)
+    i_block, i_head, i_image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    d = tl.arange(0, BLOCK_D)
+    v = tl.arange(0, BLOCK_V)
+    mask_d = d < DEPTH
+    first = i_image * tl.num_programs(1) + i_head
+    square = d[:, None] * DEPTH + v[None, :]
+    mask_square = mask_d[:, None] & (v < DEPTH)[None, :]  # [BLOCK_D, BLOCK_V]
+    p_context = sums.contexts + first * (DEPTH * DEPTH) + square
+    context = tl.load(p_context, mask=mask_square, other=0)
+    total = tl.load(sums.totals + first * DEPTH + d, mask=mask_d, other=1)  # [BLOCK_D]
     context = tl.div_rn(context.to(tl.float32), total.to(tl.float32)[:, None])
     exponent = _exponent_of(tl.max(tl.max(tl.abs(context), axis=1), axis=0))
-    c = rint(context * power_of_two(exponent))
+    c = rint(context * power_of_two(exponent))  # [BLOCK_D, BLOCK_V]
 
-    index = block * BLOCK + tl.arange(0, BLOCK)
-    here = index < positions
-    mask = here[:, None] & real[None, :]
-    q = image_of(q, image, positions, stride, COLOUR) + head * DEPTH + channels[None, :]
-    q += position_of(index, half_width, COLOUR)[:, None] * stride
-    query = join_bytes(tl.load(q, mask=mask, other=0), tl.load(q + plane, mask=mask, other=0))
-    query = tl.where(real[None, :], query, -32768)
-    top = tl.max(query, axis=1)
+    m = i_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = m < positions
+    p_q = head_of(q, i_image, i_head, d, positions, DEPTH, COLOUR)
+    mask_q = mask_m[:, None] & mask_d[None, :]
+    low, high = load_rows(p_q, q, m, mask_q, half_width, COLOUR)  # [BLOCK_M, BLOCK_D]
+    query = tl.where(mask_d[None, :], join_bytes(low, high), -32768)
+    top = tl.max(query, axis=1)  # [BLOCK_M]
     p = exp_int((query - top[:, None]).to(tl.float32) * q_scale)
-    p = tl.where(real[None, :], p, 0)
+    p = tl.where(mask_d[None, :], p, 0)
     if WIDE:
         weighted = wide_product(low_byte(p), high_byte(p), low_byte(c), high_byte(c))
     else:
         weighted = product(low_byte(p), high_byte(p), low_byte(c), high_byte(c))
+    # [BLOCK_M, BLOCK_V]
     r = tl.div_rn(weighted.to(tl.float32), tl.sum(p, axis=1).to(tl.float32)[:, None])
-    r = quantise(r * power_of_two(-exponent - v_exponent), out_scale)
-    to = image_of(out, image, positions, out_stride, -1) + head * DEPTH + values[None, :]
-    to += index[:, None] * out_stride
-    store_planes(r, to, out_plane, here[:, None] & (values < DEPTH)[None, :])
+    q_out = quantise(r * power_of_two(-exponent - v_exponent), out_scale)
+    p_out = head_of(out, i_image, i_head, v, positions, DEPTH, -1)
+    p_out += m[:, None] * out.stride_position
+    store_planes(q_out, p_out, out.stride_plane, mask_m[:, None] & (v < DEPTH)[None, :])
 
 
 # -- launcher ---------------------------------------------------------------------------------
@@ -296,121 +270,107 @@ def contexts_warps(side: int) -> int:
     return side // 16
 
 
-def begin(k: Tensor, heads: int, colour: int = ALL) -> KeySums:
-    """What needs the keys alone, so that it can be done before there are values."""
-    check_planes(k)
-    batch, channels = k.shape[1], k.shape[4]
+def begin(k: Input, heads: int) -> KeySums:
+    """What needs the keys alone, so that it can be done before there are values.
+
+    Raises ValueError for an image of more than :data:`LARGEST` positions.
+    """
+    check_planes(k.planes)
+    batch, channels = k.planes.shape[1], k.planes.shape[4]
     depth = channels // heads
-    keys, half = colour_positions(k, colour)
+    keys, half_width = colour_positions(k.planes, k.read)
     if keys > LARGEST:
         raise ValueError(f"{keys} positions: at most {LARGEST}")
     chunks, length = chunks_of(keys)
+    device = k.planes.device
     sums = KeySums(
-        torch.empty((batch, chunks, channels), dtype=torch.int32, device=k.device),
-        torch.empty((batch, heads, depth, depth), dtype=torch.int64, device=k.device),
-        torch.empty((batch, heads, depth), dtype=torch.int64, device=k.device),
+        torch.empty((batch, chunks, channels), dtype=torch.int32, device=device),
+        torch.empty((batch, heads, depth, depth), dtype=torch.int64, device=device),
+        torch.empty((batch, heads, depth), dtype=torch.int64, device=device),
     )
-    c = config("linear_maxima", k.device, batch * keys)
+    block = config("linear_maxima", device, batch * keys)
     launch(
         _maxima_kernel,
         (chunks, heads, batch),
-        k,
-        sums.maxima,
-        sums.contexts,
-        sums.totals,
+        Planes.of(k.planes),
+        sums,
         keys,
-        half,
+        half_width,
         length,
-        k.stride(0),
-        k.stride(3),
+        COLOUR=k.read,
         DEPTH=depth,
-        WIDTH=padded(depth, SMALLEST_SIDE),
-        BLOCK=c.block,
-        COLOUR=colour,
-        num_warps=c.warps,
-        num_stages=c.stages,
+        BLOCK_M=block.block,
+        BLOCK_D=padded(depth, SMALLEST_SIDE),
+        num_warps=block.warps,
+        num_stages=block.stages,
     )
     return sums
 
 
 def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Input,
+    k: Input,
+    v: Input,
     heads: int,
-    q_exponent: int,
-    k_exponent: int,
-    v_exponent: int,
-    out_exponent: int,
+    exponents: tuple[int, int, int],
+    *,
     out: Tensor,
-    q_colour: int = ALL,
-    kv_colour: int = ALL,
-    sums: KeySums | None = None,
+    out_scale: float,
 ) -> None:
-    """Planes q, k, v [2, B, H, W, heads D] -> out, of the queries that are read.
+    """q, k, v [.., heads D] of these exponents -> planes ``out``, of the queries that are read.
 
-    q_colour and kv_colour say which positions are read: :data:`ALL`, or those of one colour of a
-    full tensor; then out is squeezed, [2, B, H, W/2, heads D]. D is even and at most 64. ``sums``:
-    what :func:`begin` gave for these keys; they are used up.
+    q, and k and v alike, may be full tensors of which one colour is read; out is then squeezed,
+    [2, B, H, W/2, heads D]. D is even and at most 64. ``k.sums``, what :func:`begin` gave for these
+    keys, are used up. Raises ValueError for arrays that are not slices of channels, and as
+    :func:`begin`.
     """
-    for x in (q, v, out):
+    for x in (q.planes, v.planes, out):
         check_planes(x)
-    batch, channels = q.shape[1], q.shape[4]
+    batch, channels = q.planes.shape[1], q.planes.shape[4]
     depth = channels // heads
-    queries, q_half = colour_positions(q, q_colour)
-    keys, kv_half = colour_positions(k, kv_colour)
-    sums = sums or begin(k, heads, kv_colour)
+    q_exponent, k_exponent, v_exponent = exponents
+    queries, q_half_width = colour_positions(q.planes, q.read)
+    keys, k_half_width = colour_positions(k.planes, k.read)
+    sums = k.sums or begin(k, heads)
     chunks, length = chunks_of(keys)
     side = padded(depth, SMALLEST_SIDE)
-    device = q.device
-    c = config("linear_contexts", device, batch * keys)
+    block = config("linear_contexts", out.device, batch * keys)
     launch(
         _contexts_kernel,
         (chunks, heads, batch),
-        k,
-        v,
-        sums.maxima,
-        sums.contexts,
-        sums.totals,
+        Planes.of(k.planes),
+        Planes.of(v.planes),
+        sums,
         keys,
-        kv_half,
+        k_half_width,
         length,
-        k.stride(0),
-        k.stride(3),
-        v.stride(0),
-        v.stride(3),
         2.0**-k_exponent,
+        COLOUR=k.read,
         DEPTH=depth,
-        WIDTH=side,
-        BLOCK=c.block,
         CHUNKS=CHUNKS,
-        COLOUR=kv_colour,
+        BLOCK_M=block.block,
+        BLOCK_D=side,
         num_warps=contexts_warps(side),
-        num_stages=c.stages,
+        num_stages=block.stages,
     )
-    c = config("linear_apply", device, batch * queries)
+    block = config("linear_apply", out.device, batch * queries)
     launch(
         _apply_kernel,
-        (triton.cdiv(queries, c.block), heads, batch),
-        q,
-        sums.contexts,
-        sums.totals,
-        out,
+        (triton.cdiv(queries, block.block), heads, batch),
+        Planes.of(q.planes),
+        sums,
+        Planes.of(out),
         queries,
-        q_half,
+        q_half_width,
         v_exponent,
-        q.stride(0),
-        q.stride(3),
-        out.stride(0),
-        out.stride(3),
         2.0**-q_exponent,
-        2.0**out_exponent,
+        out_scale,
+        COLOUR=q.read,
         DEPTH=depth,
-        WIDTH=padded(depth),
-        VALUES=side,
-        BLOCK=c.block,
-        COLOUR=q_colour,
         WIDE=depth > NARROW_DEPTH,
-        num_warps=c.warps,
-        num_stages=c.stages,
+        BLOCK_M=block.block,
+        BLOCK_D=padded(depth),
+        BLOCK_V=side,
+        num_warps=block.warps,
+        num_stages=block.stages,
     )

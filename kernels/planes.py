@@ -125,11 +125,24 @@ def position_of(index, half_width, COLOUR: tl.constexpr):
 
 
 @triton.jit
-def image_of(x, image, positions, stride, COLOUR: tl.constexpr):
-    """Pointer to the first position of an image of a batch, of which ``positions`` are read."""
+def head_of(x, i_image, i_head, d, positions, DEPTH: tl.constexpr, COLOUR: tl.constexpr):
+    """Pointers [1, BLOCK_D] to the channels d of a head at the first position of an image, of which
+    ``positions`` positions are read.
+    """
     if COLOUR < 0:
-        return x + image.to(tl.int64) * positions * stride
-    return x + image.to(tl.int64) * positions * (2 * stride)
+        p_image = x.ptr + i_image.to(tl.int64) * positions * x.stride_position
+    else:
+        p_image = x.ptr + i_image.to(tl.int64) * positions * (2 * x.stride_position)
+    return p_image + i_head * DEPTH + d[None, :]
+
+
+@triton.jit
+def load_rows(p_x, x, index, mask, half_width, COLOUR: tl.constexpr):
+    """Both planes [BLOCK_M, BLOCK_D] of the positions ``index`` of one colour, from where
+    :func:`head_of` points.
+    """
+    p_row = p_x + position_of(index, half_width, COLOUR)[:, None] * x.stride_position
+    return tl.load(p_row, mask=mask, other=0), tl.load(p_row + x.stride_plane, mask=mask, other=0)
 
 
 def padded(channels: int, smallest: int = SMALLEST_K) -> int:

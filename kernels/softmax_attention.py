@@ -19,6 +19,8 @@ each; k (twice) and v come again for each block of queries, from caches. Product
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import triton
@@ -39,16 +41,18 @@ from mlic_fast.kernels.functions import (
     quantise_twin,
     to_planes,
 )
+from mlic_fast.kernels.grid import Input
 from mlic_fast.kernels.planes import (
     ALL,
     ANCHORS,
     NON_ANCHORS,
+    Planes,
     add_product,
     check_planes,
     colour_positions,
-    image_of,
+    head_of,
+    load_rows,
     padded,
-    position_of,
     product,
     read_heads,
     store_planes,
@@ -67,45 +71,40 @@ _LOWEST = tl.constexpr(-(2**31))
 
 
 def softmax_attention_twin(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Input,
+    k: Input,
+    v: Input,
     heads: int,
-    q_exponent: int,
-    k_exponent: int,
-    v_exponent: int,
-    out_exponent: int,
+    exponents: tuple[int, int, int],
+    out_scale: float,
     exclude: bool = False,
-    q_colour: int = ALL,
-    kv_colour: int = ALL,
 ) -> Tensor:
-    """Planes as in :func:`softmax_attention` -> planes [2, B, N, C] of out."""
+    """As :func:`softmax_attention` -> planes [2, B, N, C] of out."""
     # Integers below 2^53 all along: exact in float64.
-    queries, keys, values = (
-        read_heads(x, heads, colour).double()
-        for x, colour in ((q, q_colour), (k, kv_colour), (v, kv_colour))
+    queries, keys, values = (read_heads(x.planes, heads, x.read).double() for x in (q, k, v))
+    scale = logit_scale(queries.shape[-1], *exponents[:2])
+    query_places, key_places = (
+        _places(*colour_positions(x.planes, x.read), colour, x.planes.device)
+        for x, colour in ((q, NON_ANCHORS), (k, ANCHORS))
     )
-    scale = logit_scale(queries.shape[-1], q_exponent, k_exponent)
-    query_at = _places(queries.shape[2], colour_positions(q, q_colour)[1], NON_ANCHORS, q)
-    key_at = _places(keys.shape[2], colour_positions(k, kv_colour)[1], ANCHORS, k)
     blocks = []
     for start in range(0, queries.shape[2], QUERY_BLOCK):
         block = slice(start, start + QUERY_BLOCK)
         logits = queries[:, :, block] @ keys.mT
         if exclude:
-            distance = (query_at[block, None] - key_at[None]).abs().amax(-1)
+            distance = (query_places[block, None] - key_places[None]).abs().amax(-1)
             logits = logits.masked_fill(distance <= EXCLUDED_RADIUS, -torch.inf)
         # NaN where no key is allowed, which exp_int takes for 0.
         p = exp_int_twin((logits - logits.amax(-1, keepdim=True)).float() * scale).double()
         total = p.sum(-1, keepdim=True).clamp(min=1)
-        blocks.append(((p @ values).float() / total.float()) * 2.0**-v_exponent)
+        blocks.append(((p @ values).float() / total.float()) * 2.0 ** -exponents[2])
     r = torch.cat(blocks, dim=2).transpose(1, 2).flatten(2)
-    return to_planes(quantise_twin(r, 2.0**out_exponent))
+    return to_planes(quantise_twin(r, out_scale))
 
 
-def _places(positions: int, half_width: int, colour: int, like: Tensor) -> Tensor:
+def _places(positions: int, half_width: int, colour: int, device: torch.device) -> Tensor:
     """Row and column in the full tensor of the positions of one colour, [positions, 2]."""
-    index = torch.arange(positions, device=like.device)
+    index = torch.arange(positions, device=device)
     row = index // half_width
     return torch.stack([row, 2 * (index % half_width) + ((row + colour) & 1)], -1)
 
@@ -118,15 +117,8 @@ def logit_scale(depth: int, q_exponent: int, k_exponent: int) -> float:
 
 
 @triton.jit
-def _load_rows(x, index, mask, half_width, plane, stride, COLOUR: tl.constexpr):
-    """Both planes of the positions ``index`` of one colour; x points to their channels."""
-    at = x + position_of(index, half_width, COLOUR)[:, None] * stride
-    return tl.load(at, mask=mask, other=0), tl.load(at + plane, mask=mask, other=0)
-
-
-@triton.jit
 def _allowed(queries, keys, limit, half_width, EXCLUDE: tl.constexpr):
-    """Which keys [queries, keys] count."""
+    """Which keys count for which queries, [BLOCK_M, BLOCK_N]; both are numbers within a colour."""
     allowed = (keys < limit)[None, :]
     if EXCLUDE:
         q_row, k_row = queries // half_width, keys // half_width
@@ -147,63 +139,52 @@ def _attention_kernel(
     queries,
     keys,
     half_width,
-    q_plane,
-    q_stride,
-    k_plane,
-    k_stride,
-    v_plane,
-    v_stride,
-    out_plane,
-    out_stride,
-    logit_scale,
-    v_scale,
-    out_scale,
-    DEPTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    KEYS: tl.constexpr,
+    scales,
+    COLOURS: tl.constexpr,
     EXCLUDE: tl.constexpr,
-    Q_COLOUR: tl.constexpr,
-    KV_COLOUR: tl.constexpr,
+    DEPTH: tl.constexpr,
     SPAN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     await_launch_before()
-    block, head, image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    depth = tl.arange(0, WIDTH)
-    is_depth = (depth < DEPTH)[None, :]
-    q = image_of(q, image, queries, q_stride, Q_COLOUR) + head * DEPTH + depth[None, :]
-    k = image_of(k, image, keys, k_stride, KV_COLOUR) + head * DEPTH + depth[None, :]
-    v = image_of(v, image, keys, v_stride, KV_COLOUR) + head * DEPTH + depth[None, :]
-    rows = block * BLOCK + tl.arange(0, BLOCK)
-    here = (rows < queries)[:, None]
-    q_low, q_high = _load_rows(q, rows, here & is_depth, half_width, q_plane, q_stride, Q_COLOUR)
+    i_block, i_head, i_image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    d = tl.arange(0, BLOCK_D)
+    mask_d = (d < DEPTH)[None, :]
+    p_q = head_of(q, i_image, i_head, d, queries, DEPTH, COLOURS.q)
+    p_k = head_of(k, i_image, i_head, d, keys, DEPTH, COLOURS.kv)
+    p_v = head_of(v, i_image, i_head, d, keys, DEPTH, COLOURS.kv)
+    m = i_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_q = (m < queries)[:, None] & mask_d
+    q_low, q_high = load_rows(p_q, q, m, mask_q, half_width, COLOURS.q)  # [BLOCK_M, BLOCK_D]
 
-    top = tl.full((BLOCK,), _LOWEST, tl.int32)
-    for start in range(0, keys, KEYS):
-        index = start + tl.arange(0, KEYS)
-        mask = (index < keys)[:, None] & is_depth
-        k_low, k_high = _load_rows(k, index, mask, half_width, k_plane, k_stride, KV_COLOUR)
-        logits = product(q_low, q_high, tl.trans(k_low), tl.trans(k_high))
-        allowed = _allowed(rows, index, keys, half_width, EXCLUDE)
+    top = tl.full((BLOCK_M,), _LOWEST, tl.int32)
+    for first in range(0, keys, BLOCK_N):
+        n = first + tl.arange(0, BLOCK_N)
+        mask_k = (n < keys)[:, None] & mask_d
+        k_low, k_high = load_rows(p_k, k, n, mask_k, half_width, COLOURS.kv)  # [BLOCK_N, BLOCK_D]
+        logits = product(q_low, q_high, tl.trans(k_low), tl.trans(k_high))  # [BLOCK_M, BLOCK_N]
+        allowed = _allowed(m, n, keys, half_width, EXCLUDE)
         top = tl.maximum(top, tl.max(tl.where(allowed, logits, _LOWEST), axis=1))
 
-    total = tl.zeros((BLOCK,), tl.int64)
-    weighted = tl.zeros((BLOCK, WIDTH), tl.int64)
+    total = tl.zeros((BLOCK_M,), tl.int64)
+    weighted = tl.zeros((BLOCK_M, BLOCK_D), tl.int64)
     for span in range(0, keys, SPAN):
-        part = tl.zeros((BLOCK,), tl.int32)
-        hh = tl.zeros((BLOCK, WIDTH), tl.int32)
-        mid = tl.zeros((BLOCK, WIDTH), tl.int32)
-        ll = tl.zeros((BLOCK, WIDTH), tl.int32)
-        for start in range(span, tl.minimum(keys, span + SPAN), KEYS):
-            index = start + tl.arange(0, KEYS)
-            mask = (index < keys)[:, None] & is_depth
-            k_low, k_high = _load_rows(k, index, mask, half_width, k_plane, k_stride, KV_COLOUR)
-            v_low, v_high = _load_rows(v, index, mask, half_width, v_plane, v_stride, KV_COLOUR)
+        part = tl.zeros((BLOCK_M,), tl.int32)
+        hh = tl.zeros((BLOCK_M, BLOCK_D), tl.int32)
+        mid = tl.zeros((BLOCK_M, BLOCK_D), tl.int32)
+        ll = tl.zeros((BLOCK_M, BLOCK_D), tl.int32)
+        for first in range(span, tl.minimum(keys, span + SPAN), BLOCK_N):
+            n = first + tl.arange(0, BLOCK_N)
+            mask_k = (n < keys)[:, None] & mask_d
+            k_low, k_high = load_rows(p_k, k, n, mask_k, half_width, COLOURS.kv)
+            v_low, v_high = load_rows(p_v, v, n, mask_k, half_width, COLOURS.kv)
             logits = product(q_low, q_high, tl.trans(k_low), tl.trans(k_high))
             # Logits of keys that do not count may be above the top.
-            x = tl.minimum(logits - top[:, None], 0).to(tl.float32) * logit_scale
-            allowed = _allowed(rows, index, keys, half_width, EXCLUDE)
-            p = tl.where(allowed, exp_int(x), 0)
+            x = tl.minimum(logits - top[:, None], 0).to(tl.float32) * scales.logits
+            allowed = _allowed(m, n, keys, half_width, EXCLUDE)
+            p = tl.where(allowed, exp_int(x), 0)  # [BLOCK_M, BLOCK_N]
             part += tl.sum(p, axis=1)
             p_low, p_high = low_byte(p), high_byte(p)
             hh, mid, ll = add_product(hh, mid, ll, p_low, p_high, v_low, v_high)
@@ -211,73 +192,70 @@ def _attention_kernel(
         weighted += join_products(hh.to(tl.int64), mid.to(tl.int64), ll.to(tl.int64))
 
     total = tl.maximum(total, 1).to(tl.float32)
-    r = tl.div_rn(weighted.to(tl.float32), total[:, None]) * v_scale
-    to = image_of(out, image, queries, out_stride, -1) + head * DEPTH + depth[None, :]
-    to += rows[:, None] * out_stride
-    store_planes(quantise(r, out_scale), to, out_plane, here & is_depth)
+    r = tl.div_rn(weighted.to(tl.float32), total[:, None]) * scales.v  # [BLOCK_M, BLOCK_D]
+    p_out = head_of(out, i_image, i_head, d, queries, DEPTH, -1)
+    p_out += m[:, None] * out.stride_position
+    store_planes(quantise(r, scales.out), p_out, out.stride_plane, mask_q)
 
 
 # -- launcher ---------------------------------------------------------------------------------
 
 
-def softmax_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    q_exponent: int,
-    k_exponent: int,
-    v_exponent: int,
-    out_exponent: int,
-    out: Tensor,
-    exclude: bool = False,
-    q_colour: int = ALL,
-    kv_colour: int = ALL,
-) -> None:
-    """Planes q, k, v [2, B, H, W, heads D] -> out, of the queries that are read.
+class _Scales(NamedTuple):
+    """What products of q and k, sums of v, and results are multiplied with."""
 
-    q_colour and kv_colour say which positions are read: :data:`ALL`, or those of one colour of a
-    full tensor; then out is squeezed, [2, B, H, W/2, heads D]. With ``exclude`` queries are the
-    non-anchors and keys the anchors, of full tensors or squeezed already.
+    logits: float
+    v: float
+    out: float
+
+
+class _Colours(NamedTuple):
+    """Which positions are read: a colour, or ALL."""
+
+    q: int
+    kv: int
+
+
+def softmax_attention(
+    q: Input,
+    k: Input,
+    v: Input,
+    heads: int,
+    exponents: tuple[int, int, int],
+    *,
+    exclude: bool = False,
+    out: Tensor,
+    out_scale: float,
+) -> None:
+    """q, k, v [.., heads D] of these exponents -> planes ``out``, of the queries that are read.
+
+    q, and k and v alike, may be full tensors of which one colour is read; out is then squeezed,
+    [2, B, H, W/2, heads D]. With ``exclude`` queries are the non-anchors and keys the anchors, of
+    full tensors or squeezed already. Raises ValueError for arrays that are not slices of channels.
     """
-    for x in (q, k, v, out):
+    for x in (q.planes, k.planes, v.planes, out):
         check_planes(x)
-    batch, channels = q.shape[1], q.shape[4]
+    batch, channels = q.planes.shape[1], q.planes.shape[4]
     depth = channels // heads
-    queries, q_row = colour_positions(q, q_colour)
-    keys, k_row = colour_positions(k, kv_colour)
-    # Rows of one colour are equally long; rows of a full tensor are of no interest.
-    half_width = k_row if q_colour == ALL else q_row
-    c = config("softmax", q.device, batch * queries)
+    queries, q_row = colour_positions(q.planes, q.read)
+    keys, k_row = colour_positions(k.planes, k.read)
+    block = config("softmax", out.device, batch * queries)
     launch(
         _attention_kernel,
-        (triton.cdiv(queries, c.block), heads, batch),
-        q,
-        k,
-        v,
-        out,
+        (triton.cdiv(queries, block.block), heads, batch),
+        *(Planes.of(x) for x in (q.planes, k.planes, v.planes, out)),
         queries,
         keys,
-        half_width,
-        q.stride(0),
-        q.stride(3),
-        k.stride(0),
-        k.stride(3),
-        v.stride(0),
-        v.stride(3),
-        out.stride(0),
-        out.stride(3),
-        logit_scale(depth, q_exponent, k_exponent),
-        2.0**-v_exponent,
-        2.0**out_exponent,
-        DEPTH=depth,
-        WIDTH=padded(depth),
-        BLOCK=c.block,
-        KEYS=KEYS,
+        # Rows of one colour are equally long; rows of a full tensor are of no interest.
+        k_row if q.read == ALL else q_row,
+        _Scales(logit_scale(depth, *exponents[:2]), 2.0 ** -exponents[2], out_scale),
+        COLOURS=_Colours(q.read, k.read),
         EXCLUDE=exclude,
-        Q_COLOUR=q_colour,
-        KV_COLOUR=kv_colour,
+        DEPTH=depth,
         SPAN=SPAN,
-        num_warps=c.warps,
-        num_stages=c.stages,
+        BLOCK_M=block.block,
+        BLOCK_N=KEYS,
+        BLOCK_D=padded(depth),
+        num_warps=block.warps,
+        num_stages=block.stages,
     )

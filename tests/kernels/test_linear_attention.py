@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from planes_of import activation, planes, poisoned_slice, result, specification, values_of
+from planes_of import activation, poisoned_slice, read_at, result, specification, values_of
 
 from mlic_fast.engine.arithmetic import Act, Int16
 from mlic_fast.kernels import configs
 from mlic_fast.kernels import linear_attention as module
+from mlic_fast.kernels.grid import Input
 from mlic_fast.kernels.linear_attention import (
     begin,
     chunks_of,
@@ -21,6 +24,7 @@ from mlic_fast.models.checkerboard import Parity
 
 #: Of q, k, v and out.
 EXPONENTS = (9, 10, 8, 10)
+SCALE = 2.0 ** EXPONENTS[3]
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -40,16 +44,26 @@ def check(
     with np.errstate(all="ignore"):
         expected = ops.linear_attention(*acts, heads, "out").q
 
-    inputs = [planes(x, device) for x in qkv]
+    arguments = *inputs_of(qkv, colours, device), heads, exponents[:3]
+    scale = 2.0 ** exponents[3]
     out = result(
         expected.shape,
         device,
-        lambda out: linear_attention(*inputs, heads, *exponents, out, *colours),
+        lambda out: linear_attention(*arguments, out=out, out_scale=scale),
     )
-    twin = values_of(linear_attention_twin(*inputs, heads, *exponents, *colours))
+    twin = values_of(linear_attention_twin(*arguments, scale))
     np.testing.assert_array_equal(twin.reshape(expected.shape), expected)
     np.testing.assert_array_equal(out, expected)
     return out
+
+
+def inputs_of(
+    qkv: list[Int16], colours: tuple[int, int], device: torch.device
+) -> tuple[Input, Input, Input]:
+    q, k, v = (
+        read_at(x, colour, device) for x, colour in zip(qkv, (*colours, colours[1]), strict=True)
+    )
+    return q, k, v
 
 
 def qkv_of(values: str, shape: tuple[int, ...]) -> list[Int16]:
@@ -98,13 +112,12 @@ def test_chunks(size: str, monkeypatch: pytest.MonkeyPatch, device: torch.device
 def test_begun_before_there_are_values(device: torch.device) -> None:
     qkv = qkv_of("random", (2, 3, 4, 32))
     expected = check(qkv, 2, device, (NON_ANCHORS, ANCHORS))
-    q, k, v = (planes(x, device) for x in qkv)
-    sums = begin(k, 2, ANCHORS)
-    colours = NON_ANCHORS, ANCHORS
+    q, k, v = inputs_of(qkv, (NON_ANCHORS, ANCHORS), device)
+    k = replace(k, sums=begin(k, 2))
     out = result(
         expected.shape,
         device,
-        lambda out: linear_attention(q, k, v, 2, *EXPONENTS, out, *colours, sums),
+        lambda out: linear_attention(q, k, v, 2, EXPONENTS[:3], out=out, out_scale=SCALE),
     )
     np.testing.assert_array_equal(out, expected)
 
@@ -168,10 +181,10 @@ def test_full_size_batches_and_repeats(
     qkv = qkv_of("random", (3, *size, depth * heads))
     qkv[1] //= 8
     out = check(qkv, heads, device, colours)
-    inputs = [planes(x, device) for x in qkv]
+    inputs = inputs_of(qkv, colours, device)
     for _ in range(10):
         again = poisoned_slice((2, *out.shape), device)
-        linear_attention(*inputs, heads, *EXPONENTS, again, *colours)
+        linear_attention(*inputs, heads, EXPONENTS[:3], out=again, out_scale=SCALE)
         np.testing.assert_array_equal(values_of(again), out)
     for image in range(3):
         alone = check([x[image : image + 1] for x in qkv], heads, device, colours)

@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planes_of import activation, planes, poisoned_slice, result, specification, values_of
+from planes_of import activation, poisoned_slice, read_at, result, specification, values_of
 
 from mlic_fast.engine.arithmetic import Act, Int16
 from mlic_fast.kernels import configs
 from mlic_fast.kernels import softmax_attention as module
+from mlic_fast.kernels.grid import Input
 from mlic_fast.kernels.planes import ALL, ANCHORS, NON_ANCHORS
 from mlic_fast.kernels.softmax_attention import softmax_attention, softmax_attention_twin
 from mlic_fast.models.checkerboard import Parity
 
 #: Of q, k, v and out.
 EXPONENTS = (11, 11, 8, 9)
+SCALE = 2.0 ** EXPONENTS[3]
 SQUEEZED_BEFORE = (ALL, ALL)
 READ_AT_COLOURS = (NON_ANCHORS, ANCHORS)
 
@@ -40,16 +42,26 @@ def check(
     with np.errstate(all="ignore"):
         expected = ops.softmax_attention(*acts, heads, "out", exclude=exclude).q
 
-    inputs = [planes(x, device) for x in qkv]
+    arguments = *inputs_of(qkv, colours, device), heads, exponents[:3]
+    scale = 2.0 ** exponents[3]
     out = result(
         expected.shape,
         device,
-        lambda out: softmax_attention(*inputs, heads, *exponents, out, exclude, *colours),
+        lambda out: softmax_attention(*arguments, exclude=exclude, out=out, out_scale=scale),
     )
-    twin = values_of(softmax_attention_twin(*inputs, heads, *exponents, exclude, *colours))
+    twin = values_of(softmax_attention_twin(*arguments, scale, exclude))
     np.testing.assert_array_equal(twin.reshape(expected.shape), expected)
     np.testing.assert_array_equal(out, expected)
     return out
+
+
+def inputs_of(
+    qkv: list[Int16], colours: tuple[int, int], device: torch.device
+) -> tuple[Input, Input, Input]:
+    q, k, v = (
+        read_at(x, colour, device) for x, colour in zip(qkv, (*colours, colours[1]), strict=True)
+    )
+    return q, k, v
 
 
 def qkv_of(values: str, shape: tuple[int, ...]) -> list[Int16]:
@@ -148,10 +160,12 @@ def test_full_size_batches_and_repeats(
     heads = 2 if size == (68, 72) else heads  # the specification is slow
     qkv = qkv_of("random", (2, *size, depth * heads))
     out = check(qkv, heads, device, exclude, colours)
-    inputs = [planes(x, device) for x in qkv]
+    inputs = inputs_of(qkv, colours, device)
     for _ in range(10):
         again = poisoned_slice((2, *out.shape), device)
-        softmax_attention(*inputs, heads, *EXPONENTS, again, exclude, *colours)
+        softmax_attention(
+            *inputs, heads, EXPONENTS[:3], exclude=exclude, out=again, out_scale=SCALE
+        )
         np.testing.assert_array_equal(values_of(again), out)
     for image in range(2):
         alone = check([x[image : image + 1] for x in qkv], heads, device, exclude, colours)
@@ -164,7 +178,7 @@ def test_more_keys_than_a_span(device: torch.device) -> None:
     shape = (1, 260, 256, 16)
     qkv = qkv_of("random", shape)
     qkv[0] //= 16
-    inputs = [planes(x, device) for x in qkv]
-    out = result(shape, device, lambda out: softmax_attention(*inputs, 1, *EXPONENTS, out))
-    twin = values_of(softmax_attention_twin(*inputs, 1, *EXPONENTS))
+    arguments = *inputs_of(qkv, (ALL, ALL), device), 1, EXPONENTS[:3]
+    out = result(shape, device, lambda out: softmax_attention(*arguments, out=out, out_scale=SCALE))
+    twin = values_of(softmax_attention_twin(*arguments, SCALE))
     np.testing.assert_array_equal(out, twin.reshape(shape))

@@ -509,13 +509,12 @@ class GpuOps(Operations):
         """What linear attention makes of keys alone is done here too, off the critical path."""
         q, k = super().intra_queries_and_keys(i, previous)
         if self.config.variant == "mlic_plus_plus":
-            sums = linear_attention.begin(k.q.planes, INTRA_HEADS, k.q.read)
+            sums = linear_attention.begin(k.q, INTRA_HEADS)
             k = Act(replace(k.q, sums=sums), k.exponent)
         return q, k
 
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
-        launch = linear_attention.linear_attention
-        return self._attend(launch, q, k, v, heads, out, sums=k.q.sums)
+        return self._attend(linear_attention.linear_attention, q, k, v, heads, out)
 
     def softmax_attention(
         self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
@@ -533,17 +532,17 @@ class GpuOps(Operations):
         out: str,
         **options: Any,
     ) -> Act:
-        """The result lies as the queries are read: squeezed, if they are read at one colour."""
+        """The output has the layout in which the queries are read: squeezed, if at one colour."""
         squeezed = q.q.kind == AT
         r = self._planes(self._grid(q), q.q.planes.shape[-1], squeezed=squeezed)
-        exponents = q.exponent, k.exponent, v.exponent, self.exponents[out]
         launch(
-            *(x.q.planes for x in (q, k, v)),
+            q.q,
+            k.q,
+            v.q,
             heads,
-            *exponents,
-            r,
-            q_colour=q.q.read,
-            kv_colour=k.q.read,
+            (q.exponent, k.exponent, v.exponent),
+            out=r,
+            out_scale=self._scale(out),
             **options,
         )
         kind, colour = (SQUEEZED, q.q.colour) if squeezed else (FULL, 0)
