@@ -229,10 +229,10 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
         products = a["positions"] * hidden
     elif kernel == "depthwise":
         shape = (a["ROWS"],)
-    elif kernel == "normalise" and a["STRIDE"] == 2:
-        moved -= a["branch"].nbytes * 3 // 4  # of whose rows and columns every second is read
-    elif kernel == "activate" and a["x"] is a["out"]:
-        moved += a["x"].nbytes  # read and written
+    elif kernel == "normalise" and a["WHICH"].stride == 2:
+        moved -= a["branch"].ptr.nbytes * 3 // 4  # of whose rows and columns every second is read
+    elif kernel == "activate" and a["x"].ptr is a["out"]:
+        moved += a["out"].nbytes  # read and written
     elif kernel == "mlp":
         shape = (10 * a["CHANNELS"] // a["BLOCK_K"],)  # proj, fc1, fc2
         products = a["windows"] * (4 + 8 + 8) * a["CHANNELS"] ** 2

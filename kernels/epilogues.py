@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +52,10 @@ from mlic_fast.kernels.functions import (
     await_launch_before,
     clamp,
     launch,
+    launch_tiles,
     rint,
 )
+from mlic_fast.kernels.planes import tile_of
 from mlic_fast.models.layers import GDN
 
 #: Channels that the centres of images have: three colours and zeros.
@@ -151,25 +154,37 @@ def _biased_twin(x: Tensor, bias: Tensor) -> Tensor:
 # -- kernels ----------------------------------------------------------------------------------
 
 
-@triton.jit
-def _load(x, bias, m, c, positions, width, channels, pitch, SHUFFLED: tl.constexpr):
-    """x + bias in float32, at positions m of the result and channels c.
+class _Biased(NamedTuple):
+    """What a convolution gave, and its bias.
 
-    Positions of x, before a pixel shuffle, are ``pitch`` apart.
+    ``stride_position``: from one position to the next, before a pixel shuffle.
     """
-    c_inside = c < channels
-    inside = (m < positions)[:, None] & c_inside[None, :]
+
+    ptr: Tensor
+    bias: Tensor
+    stride_position: int
+
+    @classmethod
+    def of(cls, x: Tensor, bias: Tensor) -> _Biased:
+        return cls(x, bias, x.stride(2) if x.dim() == 6 else x.shape[3])
+
+
+@triton.jit
+def _load(x, m, n, positions, width, channels, SHUFFLED: tl.constexpr):
+    """x + bias, float32 [BLOCK_M, BLOCK_N], at positions m of the result and channels n."""
+    mask = (m < positions)[:, None] & (n < channels)[None, :]
     if SHUFFLED:
         column = m % width
         line = m // width
         part = 2 * (line & 1) + (column & 1)
-        at = ((line // 2) * (width // 2) + column // 2).to(tl.int64) * pitch + part * channels
-        b = tl.load(bias + part[:, None] * channels + c[None, :], mask=inside, other=0.0)
+        position = (line // 2) * (width // 2) + column // 2
+        offset = position.to(tl.int64) * x.stride_position + part * channels
+        bias = tl.load(x.bias + part[:, None] * channels + n[None, :], mask=mask, other=0.0)
     else:
-        at = m.to(tl.int64) * pitch
-        b = tl.load(bias + c, mask=c_inside, other=0.0)[None, :]
-    v = tl.load(x + at[:, None] + c[None, :], mask=inside, other=0.0)
-    return v.to(tl.float32) + b
+        offset = m.to(tl.int64) * x.stride_position
+        bias = tl.load(x.bias + n, mask=n < channels, other=0.0)[None, :]
+    v = tl.load(x.ptr + offset[:, None] + n[None, :], mask=mask, other=0.0)
+    return v.to(tl.float32) + bias
 
 
 @triton.jit
@@ -195,151 +210,157 @@ def _first_kernel(
 ):
     await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    m_inside = m < positions
+    mask_m = m < positions
     row = 2 * (m // (width // 2) % (height // 2))
     column = 2 * (m % (width // 2))
-    image = m // (width // 2) // (height // 2) * 3  # its first plane
-    k = tl.arange(0, DEPTH)  # 9 colour + 3 u + v
-    y = row[:, None] + (k // 3 % 3 - 1)[None, :]
-    z = column[:, None] + (k % 3 - 1)[None, :]
-    inside = m_inside[:, None] & (k < 27)[None, :] & (y >= 0) & (z >= 0)
-    line = (image[:, None] + (k // 9)[None, :]).to(tl.int64) * height + y
-    x = tl.load(images + line * width + z, mask=inside, other=0)
-    x = x.to(tl.float32).to(weight.dtype.element_ty)  # [M, K]
+    red = m // (width // 2) // (height // 2) * 3  # plane of an image
+    k = tl.arange(0, DEPTH)  # 9 primary + 3 u + v
+    tap_row = row[:, None] + (k // 3 % 3 - 1)[None, :]
+    tap_column = column[:, None] + (k % 3 - 1)[None, :]
+    mask = mask_m[:, None] & (k < 27)[None, :] & (tap_row >= 0) & (tap_column >= 0)
+    line = (red[:, None] + (k // 9)[None, :]).to(tl.int64) * height + tap_row
+    x = tl.load(images + line * width + tap_column, mask=mask, other=0)
+    x = x.to(tl.float32).to(weight.dtype.element_ty)  # [BLOCK_M, DEPTH]
     for start in range(0, channels, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        c_inside = c < channels
-        w = tl.load(
-            weight + k[:, None] * channels + c[None, :], mask=c_inside[None, :], other=0.0
-        )  # [K, N]
-        v = tl.dot(x, w, input_precision="ieee") / 255.0
-        v = _gelu(v + tl.load(bias + c, mask=c_inside, other=0.0)[None, :])
-        at = m[:, None].to(tl.int64) * channels + c[None, :]
-        tl.store(out + at, v.to(out.dtype.element_ty), mask=m_inside[:, None] & c_inside[None, :])
+        n = start + tl.arange(0, BLOCK_N)
+        mask_n = n < channels
+        p_w = weight + k[:, None] * channels + n[None, :]
+        w = tl.load(p_w, mask=mask_n[None, :], other=0.0)  # [DEPTH, BLOCK_N]
+        v = tl.dot(x, w, input_precision="ieee") / 255.0  # [BLOCK_M, BLOCK_N]
+        v = _gelu(v + tl.load(bias + n, mask=mask_n, other=0.0)[None, :])
+        p_out = out + (m[:, None].to(tl.int64) * channels + n[None, :])
+        tl.store(p_out, v.to(out.dtype.element_ty), mask=mask_m[:, None] & mask_n[None, :])
     p = tl.arange(0, PADDED)
-    line = (image[:, None] + p[None, :]).to(tl.int64) * height + row[:, None]
-    inside = m_inside[:, None] & (p < 3)[None, :]
-    x = tl.load(images + line * width + column[:, None], mask=inside, other=0)
-    x = (x.to(tl.float32) / 255.0).to(centres.dtype.element_ty)
-    tl.store(centres + m[:, None].to(tl.int64) * PADDED + p[None, :], x, mask=m_inside[:, None])
+    line = (red[:, None] + p[None, :]).to(tl.int64) * height + row[:, None]
+    mask = mask_m[:, None] & (p < 3)[None, :]
+    x = tl.load(images + line * width + column[:, None], mask=mask, other=0)
+    x = (x.to(tl.float32) / 255.0).to(centres.dtype.element_ty)  # [BLOCK_M, PADDED]
+    tl.store(centres + m[:, None].to(tl.int64) * PADDED + p[None, :], x, mask=mask_m[:, None])
 
 
 @triton.jit(do_not_specialize=("positions", "width"))
 def _activate_kernel(
     x,
-    bias,
     residual,
     out,
     positions,
     width,
     channels,
-    pitch,
     GELU: tl.constexpr,
     SHUFFLED: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     await_launch_before()
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    y = _load(x, bias, m, c, positions, width, channels, pitch, SHUFFLED)
+    m, n, mask = tile_of(positions, channels, BLOCK_M, BLOCK_N)
+    y = _load(x, m, n, positions, width, channels, SHUFFLED)  # [BLOCK_M, BLOCK_N]
     if GELU:
         y = _gelu(y)
-    at = m[:, None].to(tl.int64) * channels + c[None, :]
-    inside = (m < positions)[:, None] & (c < channels)[None, :]
+    offset = m[:, None].to(tl.int64) * channels + n[None, :]
     if residual is not None:
-        y += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        y += tl.load(residual + offset, mask=mask, other=0.0).to(tl.float32)
     if out.dtype.element_ty == tl.float16:
         y = clamp(y, _FLOAT16_MAX)
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + offset, y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _matrix(matrix, k, n, rows, columns):
+    """A tile of weights [rows, columns]: [k, n], zero outside."""
+    mask = (k < rows)[:, None] & (n < columns)[None, :]
+    return tl.load(matrix + k[:, None] * columns + n[None, :], mask=mask, other=0.0)
+
+
+class _Gdn(NamedTuple):
+    gamma: Tensor
+    beta: Tensor
+
+
+class _Which(NamedTuple):
+    """GDN or its inverse; whether the branch is shuffled; and which rows and columns of it the
+    skip multiplies, every ``stride``-th.
+    """
+
+    inverse: bool
+    shuffled: bool
+    stride: int
 
 
 @triton.jit(do_not_specialize=("positions", "width"))
 def _normalise_kernel(
     x,
-    bias,
-    gamma,
-    beta,
+    gdn,
     branch,
-    branch_bias,
     skip,
     out,
     positions,
     width,
     channels,
     skip_channels,
-    branch_pitch,
-    INVERSE: tl.constexpr,
-    SHUFFLED: tl.constexpr,
-    STRIDE: tl.constexpr,
+    WHICH: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    BLOCK_N: tl.constexpr,
 ):
     await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
-    v = _load(x, bias, m, k, positions, width, channels, channels, False)
-    squares = (v * v).to(gamma.dtype.element_ty)  # [M, K]
-    if skip is not None:  # every STRIDE-th row and column of the block's input
+    v = _load(x, m, k, positions, width, channels, False)
+    squares = (v * v).to(gdn.gamma.dtype.element_ty)  # [BLOCK_M, BLOCK_K]
+    if skip is not None:  # rows and columns of the block's input
         s = tl.arange(0, BLOCK_S)
-        row = (STRIDE * (m // width)).to(tl.int64) * (STRIDE * width) + STRIDE * (m % width)
-        inside = (m < positions)[:, None] & (s < skip_channels)[None, :]
-        given = tl.load(
-            branch + row[:, None] * skip_channels + s[None, :], mask=inside, other=0.0
-        ).to(skip.dtype.element_ty)  # [M, S]
+        line = (WHICH.stride * (m // width)).to(tl.int64) * (WHICH.stride * width)
+        position = line + WHICH.stride * (m % width)
+        mask_given = (m < positions)[:, None] & (s < skip_channels)[None, :]
+        p_given = branch.ptr + position[:, None] * skip_channels + s[None, :]
+        given = tl.load(p_given, mask=mask_given, other=0.0)
+        given = given.to(skip.dtype.element_ty)  # [BLOCK_M, BLOCK_S]
     for start in range(0, channels, BLOCK_N):
-        c = start + tl.arange(0, BLOCK_N)
-        c_inside = (c < channels)[None, :]
-        weights = tl.load(
-            gamma + k[:, None] * channels + c[None, :],
-            mask=(k < channels)[:, None] & c_inside,
-            other=0.0,
-        )
-        norm = tl.load(beta + c, mask=c < channels, other=1.0)[None, :]
-        norm += tl.dot(squares, weights, input_precision="ieee")
-        factor = tl.sqrt(norm) if INVERSE else tl.rsqrt(norm)
-        y = _load(x, bias, m, c, positions, width, channels, channels, False) * factor
+        n = start + tl.arange(0, BLOCK_N)
+        mask_n = n < channels
+        gamma = _matrix(gdn.gamma, k, n, channels, channels)  # [BLOCK_K, BLOCK_N]
+        norm = tl.load(gdn.beta + n, mask=mask_n, other=1.0)[None, :]
+        norm += tl.dot(squares, gamma, input_precision="ieee")  # [BLOCK_M, BLOCK_N]
+        factor = tl.sqrt(norm) if WHICH.inverse else tl.rsqrt(norm)
+        y = _load(x, m, n, positions, width, channels, False) * factor
         if skip is None:
-            y += _load(
-                branch, branch_bias, m, c, positions, width, channels, branch_pitch, SHUFFLED
-            )
+            y += _load(branch, m, n, positions, width, channels, WHICH.shuffled)
         else:
-            skip_weights = tl.load(
-                skip + s[:, None] * channels + c[None, :],
-                mask=(s < skip_channels)[:, None] & c_inside,
-                other=0.0,
-            )
-            y += tl.load(branch_bias + c, mask=c < channels, other=0.0)[None, :]
+            skip_weights = _matrix(skip, s, n, skip_channels, channels)  # [BLOCK_S, BLOCK_N]
+            y += tl.load(branch.bias + n, mask=mask_n, other=0.0)[None, :]
             y += tl.dot(given, skip_weights, input_precision="ieee")
-        at = m[:, None].to(tl.int64) * channels + c[None, :]
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=(m < positions)[:, None] & c_inside)
+        p_out = out + (m[:, None].to(tl.int64) * channels + n[None, :])
+        mask_out = (m < positions)[:, None] & mask_n[None, :]
+        tl.store(p_out, y.to(out.dtype.element_ty), mask=mask_out)
 
 
 @triton.jit(do_not_specialize=("positions", "plane", "width"))
 def _to_pixels_kernel(x, bias, out, positions, plane, width, BLOCK_M: tl.constexpr):
+    """``plane``: pixels of an image."""
     await_launch_before()
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.arange(0, 4)
-    half = width // 2
-    height = plane // width // 2
+    n = tl.arange(0, 4)  # three primaries
+    half_width = width // 2
+    half_height = plane // width // 2
     column = m % width
     line = m // width  # of all images
-    part = (6 * (line & 1) + 3 * (column & 1))[:, None] + c[None, :]
-    inside = (m < positions)[:, None] & (c < 3)[None, :]
-    v = tl.load(bias + part, mask=inside, other=0.0)
-    row = line // 2 % height
+    part = (6 * (line & 1) + 3 * (column & 1))[:, None] + n[None, :]  # [BLOCK_M, 4], as all below
+    mask = (m < positions)[:, None] & (n < 3)[None, :]
+    v = tl.load(bias + part, mask=mask, other=0.0)
+    row = line // 2 % half_height
     for tap in tl.static_range(9):
         dy = tap // 3 - 1
-        dx = tap % 3 - 1
-        z = column // 2 + dx
-        there = inside & ((row + dy >= 0) & (row + dy < height) & (z >= 0) & (z < half))[:, None]
-        at = ((line // 2 + dy) * half + z)[:, None].to(tl.int64) * _TAP_OUTPUTS + 12 * tap + part
-        v += tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+        tap_row = row + dy
+        tap_column = column // 2 + (tap % 3 - 1)
+        inside = (tap_row >= 0) & (tap_row < half_height)
+        inside = inside & (tap_column >= 0) & (tap_column < half_width)
+        position = ((line // 2 + dy) * half_width + tap_column)[:, None].to(tl.int64)
+        p_x = x + (position * _TAP_OUTPUTS + 12 * tap + part)
+        v += tl.load(p_x, mask=mask & inside[:, None], other=0.0).to(tl.float32)
     v = tl.minimum(tl.maximum(v, 0.0), 1.0)
-    at = ((m // plane)[:, None] * 3 + c[None, :]).to(tl.int64) * plane + (m % plane)[:, None]
-    tl.store(out + at, rint(v * 255.0).to(tl.uint8), mask=inside)
+    offset = ((m // plane)[:, None] * 3 + n[None, :]).to(tl.int64) * plane + (m % plane)[:, None]
+    tl.store(out + offset, rint(v * 255.0).to(tl.uint8), mask=mask)
 
 
 # -- launchers --------------------------------------------------------------------------------
@@ -385,23 +406,19 @@ def activate(
     """
     *_, width, channels = out.shape
     positions = out.numel() // channels
-    block = config("activate", out.device, positions)
-    launch(
+    launch_tiles(
         _activate_kernel,
-        (triton.cdiv(positions, block.block), triton.cdiv(channels, block.outputs)),
-        x,
-        bias,
+        "activate",
+        positions,
+        channels,
+        _Biased.of(x, bias),
         residual,
         out,
         positions,
         width,
         channels,
-        _pitch(x),
         GELU=gelu,
         SHUFFLED=x.dim() == 6,
-        BLOCK_M=block.block,
-        BLOCK_C=block.outputs,
-        num_warps=block.warps,
         **FREE,
     )
 
@@ -425,29 +442,25 @@ def normalise(
     positions = out.numel() // channels
     block = config("normalise", out.device, positions)
     depth = max(16, triton.next_power_of_2(channels))
+    shuffled = branch.dim() == 6
+    stride = 1 if shuffled else branch.shape[1] // out.shape[1]
     launch(
         _normalise_kernel,
         (triton.cdiv(positions, block.block),),
-        x,
-        bias,
-        weights.gamma,
-        weights.beta,
-        branch,
-        branch_bias,
+        _Biased.of(x, bias),
+        _Gdn(weights.gamma, weights.beta),
+        _Biased.of(branch, branch_bias),
         skip,
         out,
         positions,
         width,
         channels,
         0 if skip is None else skip.shape[0],
-        _pitch(branch),
-        INVERSE=weights.inverse,
-        SHUFFLED=branch.dim() == 6,
-        STRIDE=1 if branch.dim() == 6 else branch.shape[1] // out.shape[1],
+        WHICH=_Which(weights.inverse, shuffled, stride),
         BLOCK_M=block.block,
+        BLOCK_N=min(block.outputs, depth),
         BLOCK_K=depth,
         BLOCK_S=16 if skip is None else max(16, triton.next_power_of_2(skip.shape[0])),
-        BLOCK_N=min(block.outputs, depth),
         num_warps=block.warps,
         num_stages=block.stages,
         **FREE,
@@ -476,8 +489,3 @@ def to_pixels(x: Tensor, bias: Tensor, *, out: Tensor) -> None:
         num_warps=block.warps,
         **FREE,
     )
-
-
-def _pitch(x: Tensor) -> int:
-    """Numbers from one position to the next, before a pixel shuffle."""
-    return x.stride(2) if x.dim() == 6 else x.shape[3]
