@@ -209,7 +209,7 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
     a, shape, products = arguments, (), 0
     moved = sum(tensor.nbytes for tensor in _tensors(arguments))
     if kernel in ("conv", "parts"):
-        x, layer = a["x"], a["layer"]
+        x, layer = a["x"], a["weights"]
         steps = a["side"] ** 2 * -(-layer.channels // a["BLOCK_K"])
         inputs, parts = a.get("inputs", 1), a.get("parts", 1)
         shape = (a["BLOCK_M"], a["BLOCK_N"], a["BLOCK_K"], inputs, -(-steps // parts))

@@ -206,7 +206,8 @@ def _exponent_of(largest):
 @triton.jit(do_not_specialize=["positions", "half_width", "v_exponent"])
 def _apply_kernel(
     q,
-    sums,
+    contexts,
+    totals,
     out,
     positions,
     half_width,
@@ -228,9 +229,9 @@ def _apply_kernel(
     first = i_image * tl.num_programs(1) + i_head
     square = d[:, None] * DEPTH + v[None, :]
     mask_square = mask_d[:, None] & (v < DEPTH)[None, :]  # [BLOCK_D, BLOCK_V]
-    p_context = sums.contexts + first * (DEPTH * DEPTH) + square
+    p_context = contexts + first * (DEPTH * DEPTH) + square
     context = tl.load(p_context, mask=mask_square, other=0)
-    total = tl.load(sums.totals + first * DEPTH + d, mask=mask_d, other=1)  # [BLOCK_D]
+    total = tl.load(totals + first * DEPTH + d, mask=mask_d, other=1)  # [BLOCK_D]
     context = tl.div_rn(context.to(tl.float32), total.to(tl.float32)[:, None])
     exponent = _exponent_of(tl.max(tl.max(tl.abs(context), axis=1), axis=0))
     c = rint(context * power_of_two(exponent))  # [BLOCK_D, BLOCK_V]
@@ -358,7 +359,8 @@ def linear_attention(
         _apply_kernel,
         (triton.cdiv(queries, block.block), heads, batch),
         Planes.of(q.planes),
-        sums,
+        sums.contexts,
+        sums.totals,
         Planes.of(out),
         queries,
         q_half_width,

@@ -163,14 +163,11 @@ class _Inputs(NamedTuple):
     stride_input: int
 
 
-class _Layer(NamedTuple):
-    """Weights (:class:`ProductWeights`), and what the sums begin with, float32 [.., O]."""
+class _Weights(NamedTuple):
+    """:class:`ProductWeights` without what is done with the sums."""
 
     planes: Tensor
-    scale: Tensor
-    start: Tensor
     stride_plane: int
-    stride_start: int
     outputs: int
     channels: int
 
@@ -182,6 +179,17 @@ class _Residual(NamedTuple):
     stride_plane: int
     stride_position: int
     scale: float
+
+
+class _Terms(NamedTuple):
+    """What becomes one sum: ``start`` float32 [.., O], the products of every input times ``scale``
+    float32 [inputs, O], and the residual.
+    """
+
+    scale: Tensor
+    start: Tensor
+    stride_start: int
+    residual: _Residual | None
 
 
 class _Out(NamedTuple):
@@ -232,7 +240,7 @@ def _places(m, grid, COLOUR: tl.constexpr):
 @triton.jit
 def _product(
     x,
-    layer,
+    weights,
     i_input,
     first_step,
     last_step,
@@ -247,12 +255,12 @@ def _product(
     """int32 [BLOCK_M, BLOCK_N]: an input's steps of K from first_step up to last_step, mod 2^32."""
     k = tl.arange(0, BLOCK_K)
     mask_m = m < grid.positions
-    mask_n = n < layer.outputs
+    mask_n = n < weights.outputs
     image_row, row, column = _places(m, grid, COLOUR)
-    blocks = tl.cdiv(layer.channels, BLOCK_K)
+    blocks = tl.cdiv(weights.channels, BLOCK_K)
     first_weight = (i_input * (side * side * blocks) + first_step).to(tl.int64)
     x_ptr = x.ptr + i_input * x.stride_input
-    w_ptr = layer.planes + first_weight * (layer.outputs * BLOCK_K)
+    w_ptr = weights.planes + first_weight * (weights.outputs * BLOCK_K)
     tap = first_step // blocks
     first_channel = first_step % blocks * BLOCK_K
     dy = tap // side - side // 2
@@ -274,16 +282,16 @@ def _product(
         else:
             position = (image_row + dy) * grid.width + tap_column
         p_x = x_ptr + position[:, None].to(tl.int64) * x.stride_position + c[None, :]
-        mask_x = mask_tap[:, None] & (c < layer.channels)[None, :]
+        mask_x = mask_tap[:, None] & (c < weights.channels)[None, :]
         x_low = tl.load(p_x, mask=mask_x, other=0)  # [BLOCK_M, BLOCK_K]
         x_high = tl.load(p_x + x.stride_plane, mask=mask_x, other=0)
         w_low = tl.load(w_ptr + o_w, mask=mask_n[None, :], other=0)  # [BLOCK_K, BLOCK_N]
-        w_high = tl.load(w_ptr + layer.stride_plane + o_w, mask=mask_n[None, :], other=0)
+        w_high = tl.load(w_ptr + weights.stride_plane + o_w, mask=mask_n[None, :], other=0)
         hh, mid, ll = add_product(hh, mid, ll, x_low, x_high, w_low, w_high)
-        w_ptr += layer.outputs * BLOCK_K
+        w_ptr += weights.outputs * BLOCK_K
         # Selections: a branch here would keep the loads from being made ahead.
         first_channel += BLOCK_K
-        next_tap = first_channel >= layer.channels
+        next_tap = first_channel >= weights.channels
         first_channel = tl.where(next_tap, 0, first_channel)
         dx += next_tap.to(tl.int32)
         next_row = dx > side // 2
@@ -293,22 +301,21 @@ def _product(
 
 
 @triton.jit
-def _begin(layer, m, n, mask):
+def _begin(terms, m, n, mask):
     """What the sums begin with: float32 [BLOCK_M, BLOCK_N]."""
-    p_start = layer.start + m[:, None].to(tl.int64) * layer.stride_start + n[None, :]
+    p_start = terms.start + m[:, None].to(tl.int64) * terms.stride_start + n[None, :]
     return tl.load(p_start, mask=mask, other=0.0)
 
 
 @triton.jit
-def _add(r, total, layer, i_input, n):
-    """r with the sum of an input, int32 [BLOCK_M, BLOCK_N]."""
-    p_scale = layer.scale + i_input * layer.outputs + n
-    factor = tl.load(p_scale, mask=n < layer.outputs, other=0.0)
-    return r + total.to(tl.float32) * factor[None, :]
+def _add(r, total, terms, i_input, n, outputs):
+    """r with the products of an input, int32 [BLOCK_M, BLOCK_N]."""
+    scale = tl.load(terms.scale + i_input * outputs + n, mask=n < outputs, other=0.0)
+    return r + total.to(tl.float32) * scale[None, :]
 
 
 @triton.jit
-def _finish(r, residual, out, m, n, mask, grid, outputs, gelu_after, END: tl.constexpr):
+def _finish(r, terms, out, m, n, mask, grid, outputs, gelu_after, END: tl.constexpr):
     """What becomes of the sums r, float32 [BLOCK_M, BLOCK_N], at output positions m and channels n.
 
     Offsets and masks below are [BLOCK_M, BLOCK_N].
@@ -316,7 +323,8 @@ def _finish(r, residual, out, m, n, mask, grid, outputs, gelu_after, END: tl.con
     image_row, row, column = _places(m, grid, END.colour)
     if gelu_after:
         r = gelu(r)
-    if residual is not None:
+    if terms.residual is not None:
+        residual = terms.residual
         offset = m[:, None].to(tl.int64) * residual.stride_position + n[None, :]
         if residual.ptr.dtype.element_ty == tl.int8:
             low, high = load_planes(residual.ptr, offset, residual.stride_plane, mask)
@@ -364,8 +372,8 @@ def _finish(r, residual, out, m, n, mask, grid, outputs, gelu_after, END: tl.con
 @triton.jit(do_not_specialize=_SIZES)
 def _conv_kernel(
     x,
-    layer,
-    residual,
+    weights,
+    terms,
     out,
     positions,
     height,
@@ -381,21 +389,21 @@ def _conv_kernel(
 ):
     await_launch_before()
     grid = _Grid(positions, height, width)
-    m, n, mask = tile_of(positions, layer.outputs, BLOCK_M, BLOCK_N)
-    r = _begin(layer, m, n, mask)
-    steps = side * side * tl.cdiv(layer.channels, BLOCK_K)
+    m, n, mask = tile_of(positions, weights.outputs, BLOCK_M, BLOCK_N)
+    r = _begin(terms, m, n, mask)
+    steps = side * side * tl.cdiv(weights.channels, BLOCK_K)
     for i_input in range(inputs):
         total = _product(
-            x, layer, i_input, 0, steps, m, n, grid, side, READ, END.colour, BLOCK_K
+            x, weights, i_input, 0, steps, m, n, grid, side, READ, END.colour, BLOCK_K
         )  # [BLOCK_M, BLOCK_N]
-        r = _add(r, total, layer, i_input, n)
-    _finish(r, residual, out, m, n, mask, grid, layer.outputs, gelu_after, END)
+        r = _add(r, total, terms, i_input, n, weights.outputs)
+    _finish(r, terms, out, m, n, mask, grid, weights.outputs, gelu_after, END)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _parts_kernel(
     x,
-    layer,
+    weights,
     totals,
     positions,
     height,
@@ -411,26 +419,26 @@ def _parts_kernel(
     """totals int32 [inputs, parts, positions, outputs]: each input's sum, over a part of its K."""
     await_launch_before()
     grid = _Grid(positions, height, width)
-    m, n, mask = tile_of(positions, layer.outputs, BLOCK_M, BLOCK_N)
+    m, n, mask = tile_of(positions, weights.outputs, BLOCK_M, BLOCK_N)
     i_total = tl.program_id(2)
     i_input = i_total // parts
     i_part = i_total % parts
-    steps = side * side * tl.cdiv(layer.channels, BLOCK_K)
+    steps = side * side * tl.cdiv(weights.channels, BLOCK_K)
     first_step = i_part * steps // parts
     last_step = (i_part + 1) * steps // parts
     total = _product(
-        x, layer, i_input, first_step, last_step, m, n, grid, side, READ, COLOUR, BLOCK_K
+        x, weights, i_input, first_step, last_step, m, n, grid, side, READ, COLOUR, BLOCK_K
     )  # [BLOCK_M, BLOCK_N]
     row = i_total.to(tl.int64) * positions + m[:, None]
-    tl.store(totals + row * layer.outputs + n[None, :], total, mask=mask)
+    tl.store(totals + row * weights.outputs + n[None, :], total, mask=mask)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _totals_kernel(
     totals,
-    layer,
-    residual,
+    terms,
     out,
+    outputs,
     positions,
     height,
     width,
@@ -442,10 +450,10 @@ def _totals_kernel(
     BLOCK_N: tl.constexpr,
 ):
     await_launch_before()
-    m, n, mask = tile_of(positions, layer.outputs, BLOCK_M, BLOCK_N)
-    r = _begin(layer, m, n, mask)
-    offset = m[:, None].to(tl.int64) * layer.outputs + n[None, :]  # [BLOCK_M, BLOCK_N]
-    stride_part = positions.to(tl.int64) * layer.outputs
+    m, n, mask = tile_of(positions, outputs, BLOCK_M, BLOCK_N)
+    r = _begin(terms, m, n, mask)
+    offset = m[:, None].to(tl.int64) * outputs + n[None, :]  # [BLOCK_M, BLOCK_N]
+    stride_part = positions.to(tl.int64) * outputs
     for i_input in range(inputs):
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
         for part in range(0, parts, _ADDED):
@@ -454,9 +462,9 @@ def _totals_kernel(
                 total += tl.load(totals + offset + j * stride_part, mask=mask_part, other=0)
             offset += _ADDED * stride_part
         offset += (parts - tl.cdiv(parts, _ADDED) * _ADDED) * stride_part
-        r = _add(r, total, layer, i_input, n)
+        r = _add(r, total, terms, i_input, n, outputs)
     grid = _Grid(positions, height, width)
-    _finish(r, residual, out, m, n, mask, grid, layer.outputs, gelu_after, END)
+    _finish(r, terms, out, m, n, mask, grid, outputs, gelu_after, END)
 
 
 # -- launcher ---------------------------------------------------------------------------------
@@ -515,18 +523,13 @@ def conv(
         kind = SHUFFLED
     source = _Inputs(*Planes.of(x.planes), input_stride)
     start = weights.bias if start is None else start
-    layer = _Layer(
-        weights.planes,
-        weights.scale,
-        start,
-        weights.planes.stride(0),
-        start.stride(2) if start.dim() > 1 else 0,
-        outputs,
-        weights.channels,
-    )
+    planes = weights.planes
+    layer = _Weights(planes, planes.stride(0), outputs, weights.channels)
     added = None
     if residual is not None:
         added = _Residual(*Planes.of(residual), 2.0**-residual_exponent)
+    stride_start = start.stride(2) if start.dim() > 1 else 0
+    terms = _Terms(weights.scale, start, stride_start, added)
     result = _Out(*Planes.of(out), out_scale, real, 0 if real is None else real.stride(-2))
     sizes = positions, grid.height, grid.width
     read, end = _Read(x.kind, x.colour), _End(kind, colour)
@@ -539,7 +542,7 @@ def conv(
             tiles,
             source,
             layer,
-            added,
+            terms,
             result,
             *sizes,
             inputs,
@@ -573,9 +576,9 @@ def conv(
         positions,
         outputs,
         totals,
-        layer,
-        added,
+        terms,
         result,
+        outputs,
         *sizes,
         inputs,
         config.parts,

@@ -25,7 +25,7 @@ from mlic_fast.kernels.grid import Input, Positions
 from mlic_fast.kernels.ptx import fetches_ahead
 
 SELECTIONS = """\
-        next_tap = first_channel >= layer.channels
+        next_tap = first_channel >= weights.channels
         first_channel = tl.where(next_tap, 0, first_channel)
         dx += next_tap.to(tl.int32)
         next_row = dx > side // 2
@@ -33,7 +33,7 @@ SELECTIONS = """\
         dy += next_row.to(tl.int32)
 """
 BRANCHES = """\
-        if first_channel >= layer.channels:
+        if first_channel >= weights.channels:
             first_channel = 0
             dx += 1
             if dx > side // 2:
