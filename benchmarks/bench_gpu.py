@@ -32,8 +32,9 @@ from mlic_fast.kernels import (
     window_attention,
 )
 from mlic_fast.kernels.functions import from_planes, to_planes
-from mlic_fast.kernels.grid import AT, Input, Positions
+from mlic_fast.kernels.layouts import ONE_COLOUR, Grid, Input
 from mlic_fast.kernels.planes import read_colour
+from mlic_fast.kernels.window_weights import WindowWeights
 from mlic_fast.models.checkerboard import unsqueeze
 from mlic_fast.models.config import PRESETS
 from mlic_fast.profiling.pictures import synthetic_photograph
@@ -41,7 +42,7 @@ from mlic_fast.profiling.preset_models import trained_like_model
 
 DEVICE = torch.device("cuda")
 WIDTH, HEIGHT = 768, 512
-GRID = Positions(1, HEIGHT // 16, WIDTH // 16)
+GRID = Grid(1, HEIGHT // 16, WIDTH // 16)
 FULL_SIZE = [name for name in PRESETS if name != "demo"]
 
 
@@ -154,7 +155,7 @@ def pass_pair(ops: GpuOps, i: int) -> Pair:
     layers = [ops.layers[name] for name in names]
     widths = [s.weight.shape[-1] for s in layers[0].segments[1:]]
     exponents = [ops.exponents[name] for name in names[:3]]
-    weights = entropy_parameters.pack_weights(layers, [8] * len(widths), exponents, DEVICE)
+    weights = entropy_parameters.PassWeights.pack(layers, [8] * len(widths), exponents, DEVICE)
     contexts = [activation(width) for width in widths]
     half = (1, GRID.height, GRID.width // 2)
     start = torch.randn((*half, weights.hidden[0]), device=DEVICE)
@@ -163,7 +164,7 @@ def pass_pair(ops: GpuOps, i: int) -> Pair:
     at_colour = [read_colour(x, 0)[0] for x in contexts]
 
     def kernel() -> torch.Tensor:
-        inputs = [Input(x, AT, 0) for x in contexts]
+        inputs = [Input(x, ONE_COLOUR, 0) for x in contexts]
         entropy_parameters.entropy_parameters(
             start, inputs, weights, 0, GRID, indexes=indexes, means=means
         )
@@ -177,7 +178,7 @@ def pass_pair(ops: GpuOps, i: int) -> Pair:
 
 
 def depthwise_pair(ops: GpuOps, layer: str) -> Pair:
-    weights = depthwise.pack_weights([ops.layers[layer]], [8], DEVICE)
+    weights = depthwise.DepthwiseWeights.pack([ops.layers[layer]], [8], DEVICE)
     channels = len(weights.scale)
     x, out_scale = activation(channels), torch.full((channels,), 256.0, device=DEVICE)
     out = torch.empty_like(x)
@@ -203,7 +204,7 @@ def attention_pair(kind: Any, name: str, heads: int) -> Pair:
 
 
 def local_context_pair(ops: GpuOps, i: int) -> Pair:
-    weights = window_attention.WindowWeights.from_packed(
+    weights = WindowWeights.pack(
         ops.layers, ops.exponents, f"local_context.{i}", f"y_hat.{i}", DEVICE
     )
     x = activation(ops.config.slice_channels)
@@ -211,7 +212,7 @@ def local_context_pair(ops: GpuOps, i: int) -> Pair:
     out = torch.empty(half, dtype=torch.int8, device=DEVICE)
 
     def kernel() -> torch.Tensor:
-        window_attention.local_context(x, weights, out)
+        window_attention.local_context(x, weights, out=out)
         return out
 
     return kernel, lambda: window_attention.local_context_twin(x, weights)

@@ -77,7 +77,7 @@ def normalise_pair(inverse: bool) -> Pair:
     bias, branch_bias = bias.float(), branch_bias.float()
     gdn = GDN(CHANNELS, inverse).to(DEVICE).requires_grad_(False)
     gdn.gamma.add_(torch.rand_like(gdn.gamma) / CHANNELS)
-    weights, out = epilogues.GdnWeights.of(gdn, DTYPE), torch.empty_like(x)
+    weights, out = epilogues.GdnWeights.pack(gdn, DTYPE), torch.empty_like(x)
     module = gdn.to(DTYPE)
     theirs, b = modules_layout(x), modules_bias(bias)
     their_branch, their_b = modules_layout(branch), modules_bias(branch_bias)

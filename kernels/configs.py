@@ -30,7 +30,7 @@ class Config:
     rows: int = 1
 
 
-#: Positions up to which an image is small: below, blocks of 64 leave most of 132 cores idle.
+#: Grid up to which an image is small: below, blocks of 64 leave most of 132 cores idle.
 SMALL_POSITIONS = 4096
 #: Tiles of products, positions by outputs, by architecture. Which one a product has, and in how
 #: many parts its steps are taken, is what takes least by the times of product_times.py.

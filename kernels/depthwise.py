@@ -32,7 +32,7 @@ from mlic_fast.kernels.functions import (
     quantise_twin,
     to_planes,
 )
-from mlic_fast.kernels.grid import Positions
+from mlic_fast.kernels.layouts import Grid
 from mlic_fast.kernels.planes import Planes, load_planes, store_planes
 
 
@@ -47,20 +47,23 @@ class DepthwiseWeights(NamedTuple):
     scale: Tensor
     bias: Tensor
 
-
-def pack_weights(
-    layers: Sequence[Layer], exponents: Sequence[int], device: torch.device
-) -> DepthwiseWeights:
-    """``exponents``: of the input of each layer."""
-    segments = [layer.segments[0] for layer in layers]
-    taps = np.concatenate([s.weight[..., 0].reshape(-1, 9) for s in segments]).T
-    scale = np.concatenate(
-        [s.scale * np.ldexp(np.float32(1), -e) for s, e in zip(segments, exponents, strict=True)]
-    )
-    bias = np.concatenate([layer.bias for layer in layers])
-    return DepthwiseWeights(
-        *(torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (taps, scale, bias))
-    )
+    @classmethod
+    def pack(
+        cls, layers: Sequence[Layer], exponents: Sequence[int], device: torch.device
+    ) -> DepthwiseWeights:
+        """``exponents``: of the input of each layer."""
+        segments = [layer.segments[0] for layer in layers]
+        taps = np.concatenate([s.weight[..., 0].reshape(-1, 9) for s in segments]).T
+        scale = np.concatenate(
+            [
+                s.scale * np.ldexp(np.float32(1), -e)
+                for s, e in zip(segments, exponents, strict=True)
+            ]
+        )
+        bias = np.concatenate([layer.bias for layer in layers])
+        return cls(
+            *(torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in (taps, scale, bias))
+        )
 
 
 def depthwise_twin(
@@ -150,7 +153,7 @@ def _depthwise_kernel(
 def depthwise(
     x: Tensor,
     weights: DepthwiseWeights,
-    grid: Positions,
+    grid: Grid,
     *,
     activation: bool = False,
     out: Tensor,

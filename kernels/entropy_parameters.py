@@ -50,7 +50,7 @@ from mlic_fast.kernels.functions import (
     rint,
     to_planes,
 )
-from mlic_fast.kernels.grid import SQUEEZED, Input, Positions
+from mlic_fast.kernels.layouts import SQUEEZED, Grid, Input
 from mlic_fast.kernels.planes import Planes, Rows, add_product, product
 
 _SYMBOL_LIMIT = tl.constexpr(float(SYMBOL_LIMIT))
@@ -107,76 +107,77 @@ class PassWeights:
     widths: tuple[int, ...]
     hidden: tuple[int, int, int, int]
 
+    @classmethod
+    def pack(
+        cls,
+        layers: Sequence[Layer],
+        context_exponents: Sequence[int | None],
+        exponents: Sequence[int],
+        device: torch.device,
+    ) -> PassWeights:
+        """Layers 0, 2, 4, 6 -> what :func:`entropy_parameters` takes.
 
-def pack_weights(
-    layers: Sequence[Layer],
-    context_exponents: Sequence[int | None],
-    exponents: Sequence[int],
-    device: torch.device,
-) -> PassWeights:
-    """Layers 0, 2, 4, 6 -> what :func:`entropy_parameters` takes.
+        ``context_exponents``: of the last inputs of layer 0, the contexts; those before are summed
+        already. None for a context that comes as what it adds to layer 0.
+        ``exponents``: of the outputs of layers 0, 2, 4.
+        """
+        first, second, third, last = layers
+        a, b, c, channels = (len(second_input.bias) for second_input in layers)
+        channels //= 2
+        contexts = first.segments[len(first.segments) - len(context_exponents) :]
+        blocks, scales, widths = [], [], []
+        a_padded = _round_up(a, _BLOCK_N)
+        for segment, exponent in zip(contexts, context_exponents, strict=True):
+            if exponent is None:
+                scales.append(np.zeros(a_padded, np.float32))
+                widths.append(0)
+                continue
+            width = segment.weight.shape[-1]
+            w = np.zeros((a_padded, _round_up(width, _BLOCK_K)), np.int32)
+            w[:a, :width] = segment.weight.reshape(a, width)
+            blocks.append(w.reshape(a_padded, -1, _BLOCK_K).swapaxes(0, 1))
+            scales.append(_padded(segment.scale * _power(-exponent), a_padded))
+            widths.append(width)
+        context = np.concatenate(blocks) if blocks else np.zeros((1, 1, 1), np.int32)
+        layer2 = _matrix(second, _power_of_two_above(b), a_padded)
+        layer2 = layer2.reshape(len(layer2), -1, _BLOCK_N).swapaxes(0, 1)
+        b_padded, c_padded = layer2.shape[1], _power_of_two_above(c)
+        layer4 = _matrix(third, c_padded, b_padded)
+        # Scales and means apart: a tile of registers cannot be cut.
+        layer6 = last.segments[0].weight.reshape(2, channels, c)
+        wide = np.zeros((2, _power_of_two_above(channels), c_padded), np.int32)
+        wide[:, :channels, :c] = layer6
 
-    ``context_exponents``: of the last inputs of layer 0, the contexts; those before are summed
-    already. None for a context that comes as what it adds to layer 0.
-    ``exponents``: of the outputs of layers 0, 2, 4.
-    """
-    first, second, third, last = layers
-    a, b, c, channels = (len(second_input.bias) for second_input in layers)
-    channels //= 2
-    contexts = first.segments[len(first.segments) - len(context_exponents) :]
-    blocks, scales, widths = [], [], []
-    a_padded = _round_up(a, _BLOCK_N)
-    for segment, exponent in zip(contexts, context_exponents, strict=True):
-        if exponent is None:
-            scales.append(np.zeros(a_padded, np.float32))
-            widths.append(0)
-            continue
-        width = segment.weight.shape[-1]
-        w = np.zeros((a_padded, _round_up(width, _BLOCK_K)), np.int32)
-        w[:a, :width] = segment.weight.reshape(a, width)
-        blocks.append(w.reshape(a_padded, -1, _BLOCK_K).swapaxes(0, 1))
-        scales.append(_padded(segment.scale * _power(-exponent), a_padded))
-        widths.append(width)
-    context = np.concatenate(blocks) if blocks else np.zeros((1, 1, 1), np.int32)
-    layer2 = _matrix(second, _power_of_two_above(b), a_padded)
-    layer2 = layer2.reshape(len(layer2), -1, _BLOCK_N).swapaxes(0, 1)
-    b_padded, c_padded = layer2.shape[1], _power_of_two_above(c)
-    layer4 = _matrix(third, c_padded, b_padded)
-    # Scales and means apart: a tile of registers cannot be cut.
-    layer6 = last.segments[0].weight.reshape(2, channels, c)
-    wide = np.zeros((2, _power_of_two_above(channels), c_padded), np.int32)
-    wide[:, :channels, :c] = layer6
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        def planes(array: np.ndarray) -> Tensor:
+            return to_planes(torch.from_numpy(np.ascontiguousarray(array))).to(device)
 
-    def planes(array: np.ndarray) -> Tensor:
-        return to_planes(torch.from_numpy(np.ascontiguousarray(array))).to(device)
+        def hidden(
+            matrix: np.ndarray, scale: np.ndarray, bias: np.ndarray, exponent: int
+        ) -> HiddenLayer:
+            """``scale`` and ``bias`` as wide as the matrix; ``exponent`` of the input."""
+            width = matrix.shape[-2]
+            scale, bias = _padded(scale * _power(-exponent), width), _padded(bias, width)
+            return HiddenLayer(planes(matrix), tensor(scale), tensor(bias), float(_power(exponent)))
 
-    def hidden(
-        matrix: np.ndarray, scale: np.ndarray, bias: np.ndarray, exponent: int
-    ) -> HiddenLayer:
-        """``scale`` and ``bias`` as wide as the matrix; ``exponent`` of the input."""
-        width = matrix.shape[-2]
-        scale, bias = _padded(scale * _power(-exponent), width), _padded(bias, width)
-        return HiddenLayer(planes(matrix), tensor(scale), tensor(bias), float(_power(exponent)))
-
-    contexts_planes = planes(context)
-    layers_of_pass = PassLayers(
-        contexts_planes,
-        tensor(np.stack(scales) if scales else np.zeros((1, 1), np.float32)),
-        contexts_planes.stride(0),
-        hidden(layer2, second.segments[0].scale, second.bias, exponents[0]),
-        hidden(layer4, third.segments[0].scale, third.bias, exponents[1]),
-        hidden(
-            wide,
-            last.segments[0].scale.reshape(2, channels),
-            last.bias.reshape(2, channels),
-            exponents[2],
-        ),
-        tensor(SCALES[:-1]),
-    )
-    return PassWeights(layers_of_pass, tuple(widths), (a, b, c, channels))
+        contexts_planes = planes(context)
+        layers_of_pass = PassLayers(
+            contexts_planes,
+            tensor(np.stack(scales) if scales else np.zeros((1, 1), np.float32)),
+            contexts_planes.stride(0),
+            hidden(layer2, second.segments[0].scale, second.bias, exponents[0]),
+            hidden(layer4, third.segments[0].scale, third.bias, exponents[1]),
+            hidden(
+                wide,
+                last.segments[0].scale.reshape(2, channels),
+                last.bias.reshape(2, channels),
+                exponents[2],
+            ),
+            tensor(SCALES[:-1]),
+        )
+        return cls(layers_of_pass, tuple(widths), (a, b, c, channels))
 
 
 def _power(exponent: int) -> np.float32:
@@ -434,7 +435,7 @@ def entropy_parameters(
     contexts: Sequence[Input | Tensor],
     weights: PassWeights,
     colour: int,
-    grid: Positions,
+    grid: Grid,
     *,
     indexes: Tensor,
     means: Tensor,

@@ -78,7 +78,7 @@ class GdnWeights:
     inverse: bool
 
     @classmethod
-    def of(cls, gdn: GDN, dtype: torch.dtype) -> GdnWeights:
+    def pack(cls, gdn: GDN, dtype: torch.dtype) -> GdnWeights:
         """For arrays of a dtype."""
         gamma = gdn.gamma_reparam(gdn.gamma).detach().float().T.contiguous()
         beta = gdn.beta_reparam(gdn.beta).detach().float()

@@ -57,7 +57,7 @@ _ROUNDER_BITS = tl.constexpr(0x4B400000)
 # -- launches ---------------------------------------------------------------------------------
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+def launch(kernel: Any, programs: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Launch a kernel on the current stream; exact, unless the options are those of FREE.
 
     Where the GPU can, the launch begins before the one before it has ended. So every kernel begins
@@ -67,9 +67,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     if programmatic(_device_of(args)):
         options["launch_pdl"] = True
     if _COMPILES_ONLY.get():
-        kernel.warmup(*args, grid=grid, **options)
+        kernel.warmup(*args, grid=programs, **options)
     else:
-        kernel[grid](*args, **options)
+        kernel[programs](*args, **options)
 
 
 def launch_tiles(

@@ -29,7 +29,7 @@ from mlic_fast.kernels.functions import (
     quantise_twin,
     to_planes,
 )
-from mlic_fast.kernels.grid import Positions
+from mlic_fast.kernels.layouts import Grid
 from mlic_fast.kernels.planes import Planes, Rows, store_planes, tile_of
 
 
@@ -156,7 +156,7 @@ def decoded(
     symbols: Tensor,
     means: Tensor,
     colour: int,
-    grid: Positions,
+    grid: Grid,
     *,
     latents: Tensor,
     out: Tensor,

@@ -41,7 +41,7 @@ from mlic_fast.kernels.functions import (
     rint,
     to_planes,
 )
-from mlic_fast.kernels.grid import Input, KeySums
+from mlic_fast.kernels.layouts import Input, KeySums
 from mlic_fast.kernels.planes import (
     SMALLEST_SIDE,
     Planes,

@@ -21,16 +21,13 @@ cache, plus the result once; 8 * parts * positions * O more where the steps are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlic_fast.engine.packing.packed import Segment
 from mlic_fast.kernels.configs import product_config
 from mlic_fast.kernels.functions import (
     await_launch_before,
@@ -45,10 +42,10 @@ from mlic_fast.kernels.functions import (
     launch_tiles,
     quantise,
     rint,
-    to_planes,
 )
-from mlic_fast.kernels.grid import FULL, SQUEEZED, Input, Positions
+from mlic_fast.kernels.layouts import FULL, SQUEEZED, Grid, Input
 from mlic_fast.kernels.planes import ALL, Planes, add_product, load_planes, store_planes, tile_of
+from mlic_fast.kernels.product_weights import ProductWeights
 
 #: What becomes of the sum: see :func:`conv`.
 REAL, PLANES, SHUFFLED, LATENTS, CARRIED, SPREAD, PIXELS = range(7)
@@ -60,68 +57,6 @@ _CARRIED, _SPREAD, _PIXELS = (tl.constexpr(kind) for kind in (CARRIED, SPREAD, P
 _ADDED = tl.constexpr(4)
 #: Arguments whose value (1, or a multiple of 16) must not make another variant to compile.
 _SIZES = ("positions", "height", "width", "inputs", "side", "gelu_after", "parts")
-
-
-@dataclass(frozen=True)
-class ProductWeights:
-    """Weights of one or several layers (side by side in the outputs) for inputs of equal width.
-
-    Attributes:
-        planes: int8 [2, inputs * taps * blocks, O, BLOCK_K], zero beyond the channels.
-        scale: float32 [inputs, O], the weights' scale times 2^-exponent of the input.
-        bias: float32 [O].
-        channels: of one input.
-        kernel: 1, 3 or 5.
-    """
-
-    planes: Tensor
-    scale: Tensor
-    bias: Tensor
-    channels: int
-    kernel: int
-
-    @property
-    def outputs(self) -> int:
-        return self.planes.shape[2]
-
-    @property
-    def block_k(self) -> int:
-        return self.planes.shape[3]
-
-
-def pack_weights(
-    segments: Sequence[Sequence[Segment]],
-    exponents: Sequence[int],
-    biases: Sequence[np.ndarray],
-    device: torch.device,
-) -> ProductWeights:
-    """Weights of layers (outer) and inputs (inner) -> what :func:`conv` takes.
-
-    ``exponents``: of the inputs. ``biases``: float32 [O] of each layer.
-    """
-    weight = np.stack(  # [inputs, O, k, k, C]
-        [np.concatenate([s.weight for s in parts]) for parts in zip(*segments, strict=True)]
-    )
-    scale = np.stack(
-        [
-            np.concatenate([s.scale for s in parts]) * np.ldexp(np.float32(1), -exponent)
-            for parts, exponent in zip(zip(*segments, strict=True), exponents, strict=True)
-        ]
-    )
-    inputs, outputs, kernel, _, channels = weight.shape
-    block_k = 64 if channels > 32 else 32  # zeros cost less than steps
-    blocks = -(-channels // block_k)
-    padded = np.zeros((inputs, outputs, kernel * kernel, blocks * block_k), np.int16)
-    padded[..., :channels] = weight.reshape(inputs, outputs, kernel * kernel, channels)
-    ordered = padded.reshape(inputs, outputs, -1, block_k).swapaxes(1, 2)
-    planes = to_planes(torch.from_numpy(ordered.astype(np.int32)))
-    return ProductWeights(
-        planes.reshape(2, -1, outputs, block_k).to(device),
-        torch.from_numpy(scale).to(device),
-        torch.from_numpy(np.concatenate(biases)).to(device),
-        channels,
-        kernel,
-    )
 
 
 def conv_twin(
@@ -473,7 +408,7 @@ def _totals_kernel(
 def conv(
     x: Input,
     weights: ProductWeights,
-    grid: Positions,
+    grid: Grid,
     *,
     inputs: int = 1,
     input_stride: int = 0,

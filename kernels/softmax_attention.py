@@ -41,7 +41,7 @@ from mlic_fast.kernels.functions import (
     quantise_twin,
     to_planes,
 )
-from mlic_fast.kernels.grid import Input
+from mlic_fast.kernels.layouts import Input
 from mlic_fast.kernels.planes import (
     ALL,
     ANCHORS,

@@ -25,7 +25,7 @@ from mlic_fast.kernels.configs import Config
 from mlic_fast.kernels.functions import compile_only
 from mlic_fast.profiling.preset_models import trained_like_model
 
-#: Positions, outputs, warps, stages; the first are those of configs.py.
+#: Grid, outputs, warps, stages; the first are those of configs.py.
 TILES = (
     *((32, 64, 4, 4), (16, 64, 4, 4), (64, 64, 4, 3), (64, 32, 4, 4), (32, 32, 4, 4)),
     *((64, 32, 4, 3), (64, 64, 8, 3), (128, 64, 8, 3)),

@@ -150,10 +150,10 @@ def _shape_only(value: Any) -> Any:
 
 def read_planes(x: Any) -> torch.Tensor:
     """What a kernel of the GPU engine reads of an activation: planes int8 [2, B, H, W, C]."""
-    from mlic_fast.kernels.grid import AT
+    from mlic_fast.kernels.layouts import ONE_COLOUR
 
     planes: torch.Tensor = x.planes
-    return planes[:, :, :, ::2] if x.kind == AT else planes  # as many as of one colour
+    return planes[:, :, :, ::2] if x.kind == ONE_COLOUR else planes  # as many as of one colour
 
 
 def used_segments(layer: Layer, arguments: Mapping[str, Any]) -> Sequence[Segment]:

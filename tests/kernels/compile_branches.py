@@ -21,7 +21,7 @@ import triton
 
 from mlic_fast.kernels import configs, functions, products
 from mlic_fast.kernels.compile import StubDriver
-from mlic_fast.kernels.grid import Input, Positions
+from mlic_fast.kernels.layouts import Grid, Input
 from mlic_fast.kernels.ptx import fetches_ahead
 
 SELECTIONS = """\
@@ -57,7 +57,7 @@ def ahead(module: ModuleType) -> bool:
     weights = module.ProductWeights(planes, torch.ones((1, 64)), torch.ones(64), 64, 3)
     x = torch.zeros((2, 1, 3, 5, 64), dtype=torch.int8)
     out = torch.zeros((1, 3, 5, 64))
-    module.conv(Input(x), weights, Positions(1, 3, 5), out=out)
+    module.conv(Input(x), weights, Grid(1, 3, 5), out=out)
     (kernel,) = compiled
     return fetches_ahead(kernel.asm["ptx"])
 

@@ -15,7 +15,7 @@ from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, Float, Int16, SpecOps
 from mlic_fast.engine.packing.integer_weights import pack_weight
 from mlic_fast.engine.packing.packed import Layer, PackedModel, Segment
 from mlic_fast.kernels.functions import from_planes, to_planes
-from mlic_fast.kernels.grid import AT, FULL, Input
+from mlic_fast.kernels.layouts import FULL, ONE_COLOUR, Input
 from mlic_fast.kernels.planes import ALL
 
 POISON = 0x55
@@ -53,7 +53,7 @@ def planes(q: Int16, device: torch.device) -> Tensor:
 
 def read_at(q: Int16, colour: int, device: torch.device) -> Input:
     """An input on the full grid, of which all or one colour is read."""
-    return Input(planes(q, device), FULL if colour == ALL else AT, max(colour, 0))
+    return Input(planes(q, device), FULL if colour == ALL else ONE_COLOUR, max(colour, 0))
 
 
 def result(shape: tuple[int, ...], device: torch.device, launch: Callable[[Tensor], Any]) -> Int16:

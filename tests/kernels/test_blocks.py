@@ -21,7 +21,8 @@ from mlic_fast.engine.arithmetic import Act
 from mlic_fast.engine.exact_transforms import exact_gain
 from mlic_fast.kernels import blocks, products
 from mlic_fast.kernels.functions import from_planes
-from mlic_fast.kernels.grid import Input, Positions
+from mlic_fast.kernels.layouts import Grid, Input
+from mlic_fast.kernels.product_weights import ProductWeights
 
 OPS = specification({}, {})
 
@@ -86,8 +87,8 @@ def test_carried(device: torch.device, spread: bool) -> None:
         device,
         lambda out: products.conv(
             Input(planes(x, device)),
-            products.pack_weights([[s]], [3], [bias], device),
-            Positions(*size),
+            ProductWeights.pack([[s]], [3], [bias], device),
+            Grid(*size),
             residual=None if spread else carried,
             carried=carried,
             out=out,
@@ -111,8 +112,8 @@ def test_pixels(device: torch.device) -> None:
     with np.errstate(invalid="ignore"):
         products.conv(
             Input(planes(x, device)),
-            products.pack_weights([[s]], [9], [bias], device),
-            Positions(*size),
+            ProductWeights.pack([[s]], [9], [bias], device),
+            Grid(*size),
             out=out,
         )
         factor = s.scale * spec.power_of_two(-9)

@@ -12,7 +12,7 @@ from mlic_fast.engine import arithmetic as spec
 from mlic_fast.engine.arithmetic import Float, Int16
 from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.kernels import entropy_parameters as kernel
-from mlic_fast.kernels.grid import AT, SQUEEZED, Input, Positions
+from mlic_fast.kernels.layouts import ONE_COLOUR, SQUEEZED, Grid, Input
 from mlic_fast.models.checkerboard import Parity
 
 EXPONENTS = (6, 7, 5)
@@ -63,7 +63,7 @@ def test_pass(
     ]
     exponents = [3 + i for i in range(len(widths))]
     known = [None if i == ahead else exponent for i, exponent in enumerate(exponents)]
-    weights = kernel.pack_weights(layers, known, EXPONENTS, device)
+    weights = kernel.PassWeights.pack(layers, known, EXPONENTS, device)
     half = (*size[:2], size[2] // 2)
     # The hyper part is a slice of that of all slices.
     wide = floats((*half, a + 16), 10)
@@ -80,7 +80,7 @@ def test_pass(
         elif i == squeezed:
             contexts.append(Input(planes(at_colour[-1], device), SQUEEZED, int(parity)))
         else:
-            contexts.append(Input(planes(x, device), AT, int(parity)))
+            contexts.append(Input(planes(x, device), ONE_COLOUR, int(parity)))
     y = floats((*size, channels), 30)
     y.flat[:8] = [np.nan, np.inf, -np.inf, 1e9, -1e9, 0.5, 1.5, -0.5]
 
@@ -94,7 +94,7 @@ def test_pass(
             contexts,
             weights,
             int(parity),
-            Positions(*size),
+            Grid(*size),
             indexes=indexes,
             means=means,
             y=torch.from_numpy(y).to(device) if encode else None,
@@ -147,9 +147,9 @@ def test_scale_index_at_and_beside_every_threshold(device: torch.device) -> None
     kernel.entropy_parameters(
         torch.zeros(1, 1, 1, 32, device=device),
         [],
-        kernel.pack_weights([*layers, last], [], EXPONENTS, device),
+        kernel.PassWeights.pack([*layers, last], [], EXPONENTS, device),
         1,
-        Positions(1, 1, 2),
+        Grid(1, 1, 2),
         indexes=indexes,
         means=unwritten(shape, torch.float32, device),
     )

@@ -126,7 +126,7 @@ def test_normalise(
     gdn = GDN(channels, inverse).to(device).requires_grad_(False)
     gdn.beta.add_(torch.rand(channels, device=device))
     gdn.gamma.add_(torch.rand(channels, channels, device=device) / channels)
-    weights = kernel.GdnWeights.of(gdn, dtype)
+    weights = kernel.GdnWeights.pack(gdn, dtype)
     size = (shape[0], 2 * shape[1], 2 * shape[2], channels)
     x, bias = random(*size, device=device, dtype=dtype), random(channels, device=device)
     normalised = gdn(planar(x + bias))
@@ -152,7 +152,7 @@ def test_tolerance_of_half_precision(inverse: bool) -> None:
     gdn = GDN(192, inverse).requires_grad_(False)
     gdn.beta.add_(torch.rand(192))
     gdn.gamma.add_(torch.rand(192, 192) / 192)
-    weights = kernel.GdnWeights.of(gdn, torch.float32)
+    weights = kernel.GdnWeights.pack(gdn, torch.float32)
     in_bfloat16 = replace(weights, gamma=weights.gamma.to(torch.bfloat16))
     cpu, zero = torch.device("cpu"), torch.zeros(192)
     x, branch = (random(1, 40, 40, 192, device=cpu, dtype=torch.float16) for _ in range(2))
@@ -165,7 +165,7 @@ def test_squares_beyond_float16(device: torch.device) -> None:
     gdn = GDN(16).to(device).requires_grad_(False)
     x = torch.full((1, 1, 1, 16), 1000.0, dtype=torch.float16, device=device)
     branch, zero, out = torch.zeros_like(x), torch.zeros(16, device=device), nan_like(x, x.dtype)
-    kernel.normalise(x, zero, kernel.GdnWeights.of(gdn, x.dtype), branch, zero, out=out)
+    kernel.normalise(x, zero, kernel.GdnWeights.pack(gdn, x.dtype), branch, zero, out=out)
     torch.testing.assert_close(out.float(), gdn(planar(x)).permute(0, 2, 3, 1), rtol=4e-3, atol=0)
 
 
@@ -175,7 +175,7 @@ def test_normalise_with_a_skip(
 ) -> None:
     channels = shape[3]
     gdn = GDN(channels).to(device).requires_grad_(False)
-    weights = kernel.GdnWeights.of(gdn, dtype)
+    weights = kernel.GdnWeights.pack(gdn, dtype)
     x, bias = random(*shape, device=device, dtype=dtype), random(channels, device=device)
     size = shape[0], stride * shape[1], stride * shape[2], inputs
     given = random(*size, device=device, dtype=dtype)

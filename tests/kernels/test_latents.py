@@ -10,7 +10,7 @@ from planes_of import floats, planes, result, unwritten, values_of
 from mlic_fast.engine import arithmetic as spec
 from mlic_fast.engine.digest import latents_digest
 from mlic_fast.kernels import latents as kernel
-from mlic_fast.kernels.grid import Positions
+from mlic_fast.kernels.layouts import Grid
 from mlic_fast.models.checkerboard import Parity
 
 LARGEST = 1 << 22
@@ -35,7 +35,7 @@ def test_hyper_latents(device: torch.device) -> None:
 @pytest.mark.parametrize("size", [(2, 3, 6), (1, 1, 2)])
 def test_decoded(device: torch.device, size: tuple[int, int, int]) -> None:
     """Anchors make the other positions zero, non-anchors leave them; in slices of the channels."""
-    channels, grid = 12, Positions(*size)
+    channels, grid = 12, Grid(*size)
     wide = unwritten((*size, 3 * channels), torch.float32, device)
     y = wide[..., channels : 2 * channels]
     expected, q = np.zeros((*size, channels), np.float32), np.zeros((*size, channels), np.int16)

@@ -15,7 +15,8 @@ from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.kernels import depthwise, products
 from mlic_fast.kernels.configs import Config
 from mlic_fast.kernels.functions import from_planes
-from mlic_fast.kernels.grid import KEPT, SQUEEZED, Input, Positions
+from mlic_fast.kernels.layouts import KEPT, SQUEEZED, Grid, Input
+from mlic_fast.kernels.product_weights import ProductWeights
 from mlic_fast.models.checkerboard import Parity
 
 
@@ -60,12 +61,12 @@ def test_sums(
     exponents = [4 - i for i in range(inputs)]
     bias = floats((outputs,))
     xs = [activation(values, (*size, channels), i) for i in range(inputs)]
-    weights = products.pack_weights([segments], exponents, [bias], device)
+    weights = ProductWeights.pack([segments], exponents, [bias], device)
     first = Input(planes(np.concatenate(xs, -1), device)[..., :channels])
     spread: dict[str, Any] = {"inputs": inputs, "input_stride": channels}
 
     out = unwritten((*size, outputs), torch.float32, device)
-    products.conv(first, weights, Positions(*size), **spread, activation=True, out=out)
+    products.conv(first, weights, Grid(*size), **spread, activation=True, out=out)
     expected = spec.gelu(expected_sum(xs, segments, exponents, bias))
     assert np.array_equal(out.cpu().numpy(), expected)
     twin = products.conv_twin(
@@ -82,7 +83,7 @@ def test_sums(
         out = unwritten((*half, outputs), torch.float32, device)
         sliced = torch.from_numpy(start).to(device)[..., 4:-4]
         products.conv(
-            first, weights, Positions(*size), **spread, start=sliced, colour=int(parity), out=out
+            first, weights, Grid(*size), **spread, start=sliced, colour=int(parity), out=out
         )
         full = spec.place(start[..., 4:-4], parity, np.zeros((*size, outputs), np.float32))
         expected = spec.squeeze(expected_sum(xs, segments, exponents, full), parity)
@@ -94,14 +95,14 @@ def test_layers_side_by_side_quantised_each_its_own_way(device: torch.device) ->
     layers = [[segment(n, 3, 32)] for n in widths]
     biases = [floats((n,)) for n in widths]
     x = activation("random", (*size, 32))
-    weights = products.pack_weights(layers, [5], biases, device)
+    weights = ProductWeights.pack(layers, [5], biases, device)
     scale = [np.full(n, spec.power_of_two(e)) for n, e in zip(widths, exponents, strict=True)]
     out_scale = torch.from_numpy(np.concatenate(scale)).to(device)
     out = result(
         (*size, sum(widths)),
         device,
         lambda out: products.conv(
-            Input(planes(x, device)), weights, Positions(*size), out=out, out_scale=out_scale
+            Input(planes(x, device)), weights, Grid(*size), out=out, out_scale=out_scale
         ),
     )
     for part, layer, bias, exponent in zip(
@@ -121,8 +122,8 @@ def test_input_of_one_colour(device: torch.device, kind: int, parity: Parity) ->
     out = unwritten((*size, outputs), torch.float32, device)
     products.conv(
         Input(planes(stored, device), kind, int(parity)),
-        products.pack_weights([[s]], [3], [bias], device),
-        Positions(*size),
+        ProductWeights.pack([[s]], [3], [bias], device),
+        Grid(*size),
         out=out,
     )
     assert np.array_equal(out.cpu().numpy(), expected_sum([read], [s], [3], bias))
@@ -133,7 +134,7 @@ def test_residuals(device: torch.device) -> None:
     s, bias = segment(outputs, 1, 64), floats((outputs,))
     x, q = activation("random", (*size, 64)), activation("random", (*size, outputs), 1)
     real = floats((*size, outputs), 30)
-    weights = products.pack_weights([[s]], [3], [bias], device)
+    weights = ProductWeights.pack([[s]], [3], [bias], device)
     scale = torch.full((outputs,), 4.0, device=device)
     r = expected_sum([x], [s], [3], bias)
     for residual, exponent, expected in (
@@ -147,7 +148,7 @@ def test_residuals(device: torch.device) -> None:
             lambda out, options=options: products.conv(
                 Input(planes(x, device)),
                 weights,
-                Positions(*size),
+                Grid(*size),
                 out=out,
                 out_scale=scale,
                 **options,
@@ -160,7 +161,7 @@ def test_pixel_shuffle(device: torch.device) -> None:
     size, outputs = (2, 3, 1), 24
     s, bias = segment(outputs, 3, 32), floats((outputs,))
     x = activation("random", (*size, 32))
-    weights = products.pack_weights([[s]], [3], [bias], device)
+    weights = ProductWeights.pack([[s]], [3], [bias], device)
     scale = torch.full((outputs,), 2.0, device=device)
     out = result(
         (2, 6, 2, outputs // 4),
@@ -168,7 +169,7 @@ def test_pixel_shuffle(device: torch.device) -> None:
         lambda out: products.conv(
             Input(planes(x, device)),
             weights,
-            Positions(*size),
+            Grid(*size),
             activation=True,
             out=out,
             out_scale=scale,
@@ -191,8 +192,8 @@ def test_latents_in_place(device: torch.device, parity: Parity) -> None:
     own = slice(outputs, 2 * outputs)
     products.conv(
         Input(planes(x, device)),
-        products.pack_weights([[s]], [9], [bias], device),
-        Positions(*size),
+        ProductWeights.pack([[s]], [9], [bias], device),
+        Grid(*size),
         colour=int(parity),
         latents=latents[..., own],
         out=out,
@@ -218,14 +219,14 @@ def test_depthwise(device: torch.device, activated: bool) -> None:
     layers = [Layer(floats((n,)), (segment(n, 3, 1),)) for n in widths]
     xs = [activation("random", (*size, n), n) for n in widths]
     x = planes(np.concatenate(xs, -1), device)
-    weights = depthwise.pack_weights(layers, exponents, device)
+    weights = depthwise.DepthwiseWeights.pack(layers, exponents, device)
     scale = [np.full(n, spec.power_of_two(e)) for n, e in zip(widths, outs, strict=True)]
     out_scale = torch.from_numpy(np.concatenate(scale)).to(device)
     out = result(
         (*size, sum(widths)),
         device,
         lambda out: depthwise.depthwise(
-            x, weights, Positions(*size), activation=activated, out=out, out_scale=out_scale
+            x, weights, Grid(*size), activation=activated, out=out, out_scale=out_scale
         ),
     )
     expected = [
@@ -255,11 +256,11 @@ def test_full_size_repeated(
 ) -> None:
     """The widest layers of the full-size models: against the twin, twice, and each image alone."""
     segments = [segment(outputs, kernel, channels, i) for i in range(inputs)]
-    weights = products.pack_weights([segments], [4] * inputs, [floats((outputs,))], device)
+    weights = ProductWeights.pack([segments], [4] * inputs, [floats((outputs,))], device)
     x = planes(activation("random", (*size, inputs * channels)), device)
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        grid = Positions(*x.shape[1:4])
+        grid = Grid(*x.shape[1:4])
         out = unwritten((*x.shape[1:4], outputs), torch.float32, device)
         products.conv(
             Input(x[..., :channels]), weights, grid, inputs=inputs, input_stride=channels, out=out

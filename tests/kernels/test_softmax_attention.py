@@ -12,7 +12,7 @@ from planes_of import activation, poisoned_slice, read_at, result, specification
 from mlic_fast.engine.arithmetic import Act, Int16
 from mlic_fast.kernels import configs
 from mlic_fast.kernels import softmax_attention as module
-from mlic_fast.kernels.grid import Input
+from mlic_fast.kernels.layouts import Input
 from mlic_fast.kernels.planes import ALL, ANCHORS, NON_ANCHORS
 from mlic_fast.kernels.softmax_attention import softmax_attention, softmax_attention_twin
 from mlic_fast.models.checkerboard import Parity

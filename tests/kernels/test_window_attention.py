@@ -12,7 +12,8 @@ from planes_of import activation, planes, poisoned_slice, result, specification,
 from mlic_fast.engine.arithmetic import Act, Int16, SpecOps, f32
 from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.kernels import configs
-from mlic_fast.kernels.window_attention import WindowWeights, local_context, local_context_twin
+from mlic_fast.kernels.window_attention import local_context, local_context_twin
+from mlic_fast.kernels.window_weights import WindowWeights
 from mlic_fast.models.checkerboard import Parity
 
 SLICE = 1
@@ -71,7 +72,7 @@ def anchors_of(values: str, shape: tuple[int, ...]) -> Int16:
 
 
 def weights_of(ops: SpecOps, device: torch.device) -> WindowWeights:
-    return WindowWeights.from_packed(ops.layers, ops.exponents, P, SOURCE, device)
+    return WindowWeights.pack(ops.layers, ops.exponents, P, SOURCE, device)
 
 
 def check(ops: SpecOps, x: Int16, device: torch.device) -> Int16:
@@ -79,7 +80,7 @@ def check(ops: SpecOps, x: Int16, device: torch.device) -> Int16:
     weights = weights_of(ops, device)
     inputs = planes(x, device)
     shape = (batch, height, width // 2, 2 * channels)
-    out = result(shape, device, lambda out: local_context(inputs, weights, out))
+    out = result(shape, device, lambda out: local_context(inputs, weights, out=out))
     with np.errstate(all="ignore"):
         expected = ops.local_context(SLICE, Act(x, ops.exponents[SOURCE])).q
     np.testing.assert_array_equal(values_of(local_context_twin(inputs, weights)), expected)
@@ -124,11 +125,11 @@ def test_refuses_other_layouts(device: torch.device) -> None:
     x = torch.zeros((2, 1, 4, 4, 32), dtype=torch.int8, device=device)
     out = torch.zeros((2, 1, 4, 2, 64), dtype=torch.int8, device=device)
     with pytest.raises(ValueError, match="not a channel slice"):
-        local_context(x.transpose(2, 3), weights, out)
+        local_context(x.transpose(2, 3), weights, out=out)
     with pytest.raises(ValueError, match="not a channel slice"):
-        local_context(x[..., ::2], weights, out)
+        local_context(x[..., ::2], weights, out=out)
     with pytest.raises(ValueError, match="out has shape"):
-        local_context(x, weights, out[..., :32])
+        local_context(x, weights, out=out[..., :32])
 
 
 @pytest.mark.gpu
@@ -140,7 +141,7 @@ def test_full_size_batches_and_repeats(size: tuple[int, int], device: torch.devi
     weights, inputs = weights_of(ops, device), planes(x, device)
     for _ in range(10):
         again = poisoned_slice((2, *out.shape), device)
-        local_context(inputs, weights, again)
+        local_context(inputs, weights, out=again)
         np.testing.assert_array_equal(values_of(again), out)
     for image in range(3):
         np.testing.assert_array_equal(check(ops, x[image : image + 1], device)[0], out[image])

@@ -162,7 +162,7 @@ class _Strided(nn.Module):
     def __init__(self, block: ResidualBlockWithStride, dtype: torch.dtype) -> None:
         super().__init__()
         self.conv1, self.conv2 = _Activated(block.conv1, dtype), _Conv(block.conv2, dtype)
-        self.gdn = epilogues.GdnWeights.of(block.gdn, dtype)
+        self.gdn = epilogues.GdnWeights.pack(block.gdn, dtype)
         skip = _Conv(block.skip, dtype)
         weight = skip.weight[:, :, 0, 0].T.contiguous()
         self.skip, self.skip_bias = weight.to(epilogues.multiplied(dtype)), skip.bias
@@ -210,7 +210,7 @@ class _Upsampled(nn.Module):
         self.weight = torch.cat([first.weight, branch.weight])
         self.padding = first.padding
         self.conv2 = _Conv(block.conv, dtype)
-        self.gdn = epilogues.GdnWeights.of(block.igdn, dtype)
+        self.gdn = epilogues.GdnWeights.pack(block.igdn, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y = convolve(x, self.weight, padding=self.padding)

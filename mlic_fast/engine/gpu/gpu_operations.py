@@ -37,8 +37,10 @@ from mlic_fast.kernels import (
     softmax_attention,
     window_attention,
 )
-from mlic_fast.kernels.grid import AT, FULL, KEPT, SQUEEZED, Input, Positions
+from mlic_fast.kernels.layouts import FULL, KEPT, ONE_COLOUR, SQUEEZED, Grid, Input
 from mlic_fast.kernels.planes import ALL
+from mlic_fast.kernels.product_weights import ProductWeights
+from mlic_fast.kernels.window_weights import WindowWeights
 from mlic_fast.models.checkerboard import Parity
 
 T = TypeVar("T")
@@ -79,7 +81,7 @@ class GpuOps(Operations):
     def _scale(self, name: str) -> float:
         return float(2.0 ** self.exponents[name])
 
-    def _planes(self, grid: Positions, channels: int, *, squeezed: bool = False) -> Tensor:
+    def _planes(self, grid: Grid, channels: int, *, squeezed: bool = False) -> Tensor:
         width = grid.width // 2 if squeezed else grid.width
         shape = (2, grid.batch, grid.height, width, channels)
         return torch.empty(shape, dtype=torch.int8, device=self.device)
@@ -146,7 +148,7 @@ class GpuOps(Operations):
             symbols,
             means,
             int(parity),
-            Positions(*y.shape[:3]),
+            Grid(*y.shape[:3]),
             latents=y,
             out=state.q[index].q.planes,
             out_scale=self._scale(f"y_hat.{index}"),
@@ -175,16 +177,16 @@ class GpuOps(Operations):
         return Act(Input(x.q.planes, KEPT, int(parity)), x.exponent)
 
     def squeeze(self, x: Act, parity: Parity) -> Act:
-        return Act(Input(x.q.planes, AT, int(parity)), x.exponent)
+        return Act(Input(x.q.planes, ONE_COLOUR, int(parity)), x.exponent)
 
     def unsqueeze(self, x: Act, parity: Parity) -> Act:
         assert x.q.kind == SQUEEZED and x.q.colour == parity
         return x  # a convolution reads it so
 
     @staticmethod
-    def _grid(x: Act) -> Positions:
+    def _grid(x: Act) -> Grid:
         _, batch, height, width, _ = x.q.planes.shape
-        return Positions(batch, height, 2 * width if x.q.kind == SQUEEZED else width)
+        return Grid(batch, height, 2 * width if x.q.kind == SQUEEZED else width)
 
     # -- products -----------------------------------------------------------------------------
 
@@ -244,7 +246,7 @@ class GpuOps(Operations):
     def subpixel_conv(self, layer: str, x: Act, out: str) -> Act:
         weights = self._weights([layer], 0, [x.exponent])
         grid = self._grid(x)
-        doubled = Positions(grid.batch, 2 * grid.height, 2 * grid.width)
+        doubled = Grid(grid.batch, 2 * grid.height, 2 * grid.width)
         r = self._planes(doubled, weights.outputs // 4)
         products.conv(
             x.q,
@@ -297,7 +299,7 @@ class GpuOps(Operations):
     ) -> list[Act]:
         weights = self._once(
             ("depthwise", *layers),
-            lambda: depthwise.pack_weights(
+            lambda: depthwise.DepthwiseWeights.pack(
                 [self.layers[layer] for layer in layers], exponents, self.device
             ),
         )
@@ -306,7 +308,7 @@ class GpuOps(Operations):
         depthwise.depthwise(
             x,
             weights,
-            Positions(*x.shape[1:4]),
+            Grid(*x.shape[1:4]),
             activation=activation,
             out=r,
             out_scale=self._out_scale(out, outputs),
@@ -336,19 +338,19 @@ class GpuOps(Operations):
         )
         return r
 
-    def _real(self, grid: Positions, outputs: int, at: Parity | None) -> Tensor:
+    def _real(self, grid: Grid, outputs: int, at: Parity | None) -> Tensor:
         width = grid.width if at is None else grid.width // 2
         shape = (grid.batch, grid.height, width, outputs)
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def _weights(
         self, layers: Sequence[str], start: int, exponents: Sequence[int]
-    ) -> products.ProductWeights:
+    ) -> ProductWeights:
         """Of the inputs number ``start`` and following of layers side by side."""
         used = slice(start, start + len(exponents))
         return self._once(
             ("product", start, len(exponents), *layers),
-            lambda: products.pack_weights(
+            lambda: ProductWeights.pack(
                 [self.layers[layer].segments[used] for layer in layers],
                 exponents,
                 [self.layers[layer].bias for layer in layers],
@@ -361,7 +363,7 @@ class GpuOps(Operations):
     def to_blocks(self, images: Tensor) -> Act:
         """uint8 [B, 3, H, W], contiguous."""
         batch, _, height, width = images.shape
-        grid = Positions(batch, height // blocks.SIDE, width // blocks.SIDE)
+        grid = Grid(batch, height // blocks.SIDE, width // blocks.SIDE)
         out = self._planes(grid, blocks.VALUES)
         blocks.to_blocks(images, out=out)
         return Act(Input(out), 0)
@@ -379,7 +381,7 @@ class GpuOps(Operations):
         """r [B, H, W, C] times factors [C] and the gains of ``logs`` at ``rate``; and that times
         ``second`` as activation.
         """
-        q = self._planes(Positions(*r.shape[:3]), r.shape[3])
+        q = self._planes(Grid(*r.shape[:3]), r.shape[3])
         real = torch.empty_like(r)
         scale = self._scale(out)
         blocks.scaled(r, factors, second, logs, rate, real=real, out=q, out_scale=scale)
@@ -402,7 +404,7 @@ class GpuOps(Operations):
         grid, channels = self._grid(x), weights.outputs
         wide = grid
         if spread:
-            wide, channels = Positions(grid.batch, 2 * grid.height, 2 * grid.width), channels // 4
+            wide, channels = Grid(grid.batch, 2 * grid.height, 2 * grid.width), channels // 4
         real = self._real(wide, channels, None) if residual is None else residual
         q = self._planes(wide, channels)
         products.conv(
@@ -462,7 +464,7 @@ class GpuOps(Operations):
         exponents = [x.exponent if isinstance(x, Act) else None for x in contexts]
         weights = self._once(
             (layers[0], *exponents),
-            lambda: entropy_parameters.pack_weights(
+            lambda: entropy_parameters.PassWeights.pack(
                 [self.layers[layer] for layer in layers],
                 exponents,
                 [self.exponents[layer] for layer in layers[:3]],
@@ -481,7 +483,7 @@ class GpuOps(Operations):
             [x.q if isinstance(x, Act) else x for x in contexts],
             weights,
             int(parity),
-            Positions(batch, height, 2 * half),
+            Grid(batch, height, 2 * half),
             indexes=indexes,
             means=means,
             y=y,
@@ -495,13 +497,13 @@ class GpuOps(Operations):
         prefix = f"local_context.{i}"
         weights = self._once(
             prefix,
-            lambda: window_attention.WindowWeights.from_packed(
+            lambda: WindowWeights.pack(
                 self.layers, self.exponents, prefix, f"y_hat.{i}", self.device
             ),
         )
         grid = self._grid(anchors)
         out = self._planes(grid, 2 * self.config.slice_channels, squeezed=True)
-        window_attention.local_context(anchors.q.planes, weights, out)
+        window_attention.local_context(anchors.q.planes, weights, out=out)
         colour = int(Parity.NON_ANCHOR)
         return Act(Input(out, SQUEEZED, colour), self.exponents[f"{prefix}.mlp.fc2"])
 
@@ -533,7 +535,7 @@ class GpuOps(Operations):
         **options: Any,
     ) -> Act:
         """The output has the layout in which the queries are read: squeezed, if at one colour."""
-        squeezed = q.q.kind == AT
+        squeezed = q.q.kind == ONE_COLOUR
         r = self._planes(self._grid(q), q.q.planes.shape[-1], squeezed=squeezed)
         launch(
             q.q,

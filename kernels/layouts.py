@@ -11,11 +11,11 @@ from mlic_fast.kernels.planes import ALL
 
 #: How an activation is stored and read: on the full grid; on the full grid, but zero off one
 #: colour; on the full grid, but only the positions of one colour; squeezed to one colour.
-FULL, KEPT, AT, SQUEEZED = range(4)
+FULL, KEPT, ONE_COLOUR, SQUEEZED = range(4)
 
 
 @dataclass(frozen=True)
-class Positions:
+class Grid:
     """B, H and W of the full grid of latents."""
 
     batch: int
@@ -55,4 +55,4 @@ class Input:
     @property
     def read(self) -> int:
         """The colour whose positions of ``planes`` are read, or ALL."""
-        return self.colour if self.kind == AT else ALL
+        return self.colour if self.kind == ONE_COLOUR else ALL
