@@ -51,7 +51,7 @@ from mlic_fast.kernels.functions import (
     to_planes,
 )
 from mlic_fast.kernels.layouts import SQUEEZED, Grid, Input
-from mlic_fast.kernels.planes import Planes, Rows, add_product, product
+from mlic_fast.kernels.planes import Planes, Rows, add_product, no_product, product
 
 _SYMBOL_LIMIT = tl.constexpr(float(SYMBOL_LIMIT))
 #: Layer 0 is computed in blocks of so many outputs, each used up by layer 2 at once.
@@ -271,9 +271,7 @@ def _context_product(
     """
     k = tl.arange(0, BLOCK_K)
     p_w = w_ptr + n * BLOCK_K  # [BLOCK_N]
-    hh = tl.zeros((mask_m.shape[0], n.shape[0]), tl.int32)
-    mid = tl.zeros((mask_m.shape[0], n.shape[0]), tl.int32)
-    ll = tl.zeros((mask_m.shape[0], n.shape[0]), tl.int32)
+    hh, mid, ll = no_product(mask_m.shape[0], n.shape[0])
     for step in tl.static_range((WIDTH + BLOCK_K - 1) // BLOCK_K):
         c = step * BLOCK_K + k
         p_tile = p_x + c[None, :]
@@ -340,9 +338,7 @@ def _pass_kernel(
     image_row = m // half_width
     position = image_row * width + 2 * (m % half_width) + ((image_row % height + COLOUR) & 1)
 
-    hh = tl.zeros((BLOCK_M, B), tl.int32)
-    mid = tl.zeros((BLOCK_M, B), tl.int32)
-    ll = tl.zeros((BLOCK_M, B), tl.int32)
+    hh, mid, ll = no_product(BLOCK_M, B)
     k = tl.arange(0, BLOCK_N)
     b = tl.arange(0, B)
     for i_block in range(A // BLOCK_N):  # of outputs of layer 0, the inputs k of layer 2

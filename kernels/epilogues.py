@@ -353,11 +353,11 @@ def _to_pixels_kernel(x, bias, out, positions, plane, width, BLOCK_M: tl.constex
         dy = tap // 3 - 1
         tap_row = row + dy
         tap_column = column // 2 + (tap % 3 - 1)
-        inside = (tap_row >= 0) & (tap_row < half_height)
-        inside = inside & (tap_column >= 0) & (tap_column < half_width)
+        mask_tap = (tap_row >= 0) & (tap_row < half_height)
+        mask_tap = mask_tap & (tap_column >= 0) & (tap_column < half_width)
         position = ((line // 2 + dy) * half_width + tap_column)[:, None].to(tl.int64)
         p_x = x + (position * _TAP_OUTPUTS + 12 * tap + part)
-        v += tl.load(p_x, mask=mask & inside[:, None], other=0.0).to(tl.float32)
+        v += tl.load(p_x, mask=mask & mask_tap[:, None], other=0.0).to(tl.float32)
     v = tl.minimum(tl.maximum(v, 0.0), 1.0)
     offset = ((m // plane)[:, None] * 3 + n[None, :]).to(tl.int64) * plane + (m % plane)[:, None]
     tl.store(out + offset, rint(v * 255.0).to(tl.uint8), mask=mask)

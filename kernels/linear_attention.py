@@ -50,6 +50,7 @@ from mlic_fast.kernels.planes import (
     colour_positions,
     head_of,
     load_rows,
+    no_product,
     padded,
     product,
     read_heads,
@@ -172,9 +173,7 @@ def _contexts_kernel(
     p_k = head_of(k, i_image, i_head, d, positions, DEPTH, COLOUR)
     p_v = head_of(v, i_image, i_head, d, positions, DEPTH, COLOUR)
     total = tl.zeros((BLOCK_D,), tl.int32)
-    hh = tl.zeros((BLOCK_D, BLOCK_D), tl.int32)
-    mid = tl.zeros((BLOCK_D, BLOCK_D), tl.int32)
-    ll = tl.zeros((BLOCK_D, BLOCK_D), tl.int32)
+    hh, mid, ll = no_product(BLOCK_D, BLOCK_D)
     for start in range(0, length, BLOCK_M):
         m = i_chunk * length + start + tl.arange(0, BLOCK_M)
         mask = (m < positions)[:, None] & mask_d[None, :]

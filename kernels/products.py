@@ -44,7 +44,15 @@ from mlic_fast.kernels.functions import (
     rint,
 )
 from mlic_fast.kernels.layouts import FULL, SQUEEZED, Grid, Input
-from mlic_fast.kernels.planes import ALL, Planes, add_product, load_planes, store_planes, tile_of
+from mlic_fast.kernels.planes import (
+    ALL,
+    Planes,
+    add_product,
+    load_planes,
+    no_product,
+    store_planes,
+    tile_of,
+)
 from mlic_fast.kernels.product_weights import ProductWeights
 
 #: What becomes of the sum: see :func:`conv`.
@@ -201,9 +209,7 @@ def _product(
     dy = tap // side - side // 2
     dx = tap % side - side // 2
     o_w = n[None, :] * BLOCK_K + k[:, None]  # [BLOCK_K, BLOCK_N]
-    hh = tl.zeros((m.shape[0], n.shape[0]), tl.int32)  # [BLOCK_M, BLOCK_N], as mid and ll
-    mid = tl.zeros((m.shape[0], n.shape[0]), tl.int32)
-    ll = tl.zeros((m.shape[0], n.shape[0]), tl.int32)
+    hh, mid, ll = no_product(m.shape[0], n.shape[0])  # [BLOCK_M, BLOCK_N]
     for _ in range(first_step, last_step):
         c = first_channel + k
         tap_row = row + dy

@@ -52,6 +52,7 @@ from mlic_fast.kernels.planes import (
     colour_positions,
     head_of,
     load_rows,
+    no_product,
     padded,
     product,
     read_heads,
@@ -172,9 +173,7 @@ def _attention_kernel(
     weighted = tl.zeros((BLOCK_M, BLOCK_D), tl.int64)
     for span in range(0, keys, SPAN):
         part = tl.zeros((BLOCK_M,), tl.int32)
-        hh = tl.zeros((BLOCK_M, BLOCK_D), tl.int32)
-        mid = tl.zeros((BLOCK_M, BLOCK_D), tl.int32)
-        ll = tl.zeros((BLOCK_M, BLOCK_D), tl.int32)
+        hh, mid, ll = no_product(BLOCK_M, BLOCK_D)
         for first in range(span, tl.minimum(keys, span + SPAN), BLOCK_N):
             n = first + tl.arange(0, BLOCK_N)
             mask_k = (n < keys)[:, None] & mask_d

@@ -52,6 +52,7 @@ from mlic_fast.kernels.planes import (
     Planes,
     add_product,
     check_planes,
+    no_product,
     padded,
     product,
     store_planes,
@@ -221,10 +222,10 @@ def _attention_kernel(
     row = window_row + token // 5 - 2
     column = 2 * (i_window % half_width) + (window_row & 1) + token % 5 - 2
     mask_token = token < _TOKENS
-    inside = mask_token & (row >= 0) & (row < height)
-    inside = inside & (column >= 0) & (column < 2 * half_width)
+    mask_image = mask_token & (row >= 0) & (row < height)
+    mask_image = mask_image & (column >= 0) & (column < 2 * half_width)
     # Around a non-anchor, every other token is an anchor.
-    anchor = inside & (token % 2 == 1)
+    anchor = mask_image & (token % 2 == 1)
     allowed = (anchor[None, :] | ~anchor[:, None]) & mask_token[None, :]  # [_TILE, _TILE]
 
     position = row * (2 * half_width) + column
@@ -233,12 +234,12 @@ def _attention_kernel(
     p_q = p_token + d[None, :]
     p_v = p_token + 2 * CHANNELS + v[None, :]
     stride_plane = 2 * windows * images * (3 * CHANNELS)
-    mask_q = inside[:, None] & (d < DEPTH)[None, :]
+    mask_q = mask_image[:, None] & (d < DEPTH)[None, :]
     q_low = tl.load(p_q, mask=mask_q, other=0)  # [_TILE, BLOCK_D], as of the keys
     q_high = tl.load(p_q + stride_plane, mask=mask_q, other=0)
     k_low = tl.load(p_q + CHANNELS, mask=mask_q, other=0)
     k_high = tl.load(p_q + CHANNELS + stride_plane, mask=mask_q, other=0)
-    mask_v = inside[:, None] & (v < DEPTH)[None, :]
+    mask_v = mask_image[:, None] & (v < DEPTH)[None, :]
     v_low = tl.load(p_v, mask=mask_v, other=0)  # [_TILE, BLOCK_V]
     v_high = tl.load(p_v + stride_plane, mask=mask_v, other=0)
 
@@ -282,9 +283,7 @@ def _mlp_kernel(
     block = tl.arange(0, BLOCK_K)
     p_m = fused.ptr + m.to(tl.int64)[:, None] * (2 * CHANNELS)
 
-    hh = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    mid = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    ll = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    hh, mid, ll = no_product(BLOCK_M, BLOCK_N)
     for first in range(0, 2 * CHANNELS, BLOCK_K):
         k = first + block
         mask = mask_m[:, None] & (k < 2 * CHANNELS)[None, :]
@@ -297,9 +296,7 @@ def _mlp_kernel(
     normed = _layer_norm(quantise(projected, proj.out_scale), norm, n, 2 * CHANNELS)
     low, high = low_byte(normed), high_byte(normed)  # [BLOCK_M, BLOCK_N]
 
-    hh = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    mid = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    ll = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    hh, mid, ll = no_product(BLOCK_M, BLOCK_N)
     for first in range(0, 4 * CHANNELS, BLOCK_K):
         k = first + block
         w_low, w_high = _weights(fc1, k, n, 4 * CHANNELS, 2 * CHANNELS)  # [BLOCK_N, BLOCK_K]
