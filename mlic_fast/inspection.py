@@ -11,13 +11,11 @@ from . import bitstream, sections
 from .engine.bands import bands
 from .errors import CorruptStreamError
 from .metadata import Metadata, from_sections
-from .models.config import ALIGNMENT
+from .models.config import ALIGNMENT, PRESETS
 
 #: What decoding took (docs/using.md, "Memory"), rounded up: of a process; of the transforms, for
 #: each pixel that they take at a time and for each there is; of coding, for each there is.
 _BYTES, _AT_A_TIME, _MORE, _CODED = 152_000_000, 49, 8.4, 19.2
-#: Rows of latents that the transforms see on each side of a band.
-_HALO = 4
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,11 @@ class Info:
         """
         if self.model is None:
             return None
+        config = PRESETS[self.model]
+        halo = config.transform_kind.synthesis_halo(config)
         width, height = (-(-side // ALIGNMENT) * ALIGNMENT for side in (self.width, self.height))
         pixels = width * height
-        seen = [band.seen for band in bands(height // 16, width // 16, _HALO)]
+        seen = [band.seen for band in bands(height // 16, width // 16, halo)]
         at_a_time = 16 * width * max(rows.stop - rows.start for rows in seen)
         transforms = _AT_A_TIME * at_a_time + _MORE * pixels
         beside = 2 * self.size + (pixels if self.alpha else 0)

@@ -96,7 +96,7 @@ def record(codec: Codec, recorder: Recorder, data: bytes) -> Expected:
         "digest": f"{digest:08x}",
         "encoded again": "the same" if encoded == data else "other bytes",
     }
-    if codec.model.config.transforms == "blocks":
+    if codec.model.config.transform_kind.exact_on_gpu:
         pixels = codec.decompress(data, output="numpy")
         quality = bitstream.read(data)[0].quality or None
         compressed = codec.compress(pixels[:, :, :3], quality=quality)

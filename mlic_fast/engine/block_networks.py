@@ -8,22 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from mlic_fast.engine.operations import Operations, Real
-from mlic_fast.models.config import MlicConfig
-
-
-def analysis_halo(config: MlicConfig) -> int:
-    """Rows of latents on each side that a row of latents depends on."""
-    return _halo(*config.analysis_blocks)
-
-
-def synthesis_halo(config: MlicConfig) -> int:
-    """Rows of latents on each side that a row of blocks of 16 pixels depends on."""
-    return _halo(*config.synthesis_blocks)
-
-
-def _halo(fine: int, coarse: int) -> int:
-    """Rows of latents that a position sees on each side through so many mixing blocks."""
-    return -(-fine // 2) + coarse
 
 
 def analysis(ops: Operations, images: Any) -> Real:

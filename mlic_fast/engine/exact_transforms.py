@@ -22,6 +22,8 @@ Double = npt.NDArray[np.float64]
 HALVINGS = 10
 #: The layers of h_a before the first that leaves positions out, each of 3x3.
 _HYPER_HIDDEN = ("h_a.reduction.0", "h_a.reduction.2")
+#: Modules with ``analysis`` and ``synthesis``, by the kind of transforms.
+_NETWORKS = {"residual": residual_networks, "blocks": block_networks}
 NO_RATE = "this model has a variable rate: give rate"
 
 
@@ -34,10 +36,8 @@ class ExactTransforms:
     """
 
     def __init__(self, packed: PackedTransforms, ops: Operations) -> None:
-        self.packed, self.ops = packed, ops
-        self.networks: Any = (
-            block_networks if packed.config.transforms == "blocks" else residual_networks
-        )
+        self.packed, self.ops, self._config = packed, ops, packed.config
+        self.networks: Any = _NETWORKS[packed.config.transforms]
 
     def analyse(self, images: Any, rate: Any) -> tuple[Any, Any]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
@@ -47,7 +47,7 @@ class ExactTransforms:
         """What all rates have in common: the input of :meth:`at_rate`."""
         images = np.asarray(images)
         height, width = images.shape[2:]
-        halo = self.networks.analysis_halo(self.packed.config)
+        halo = self._config.transform_kind.analysis_halo(self._config)
 
         def network(at: slice) -> tuple[Real]:
             part = np.ascontiguousarray(images[:, :, 16 * at.start : 16 * at.stop])
@@ -75,7 +75,7 @@ class ExactTransforms:
         factors = self.scales(rate)[1]
         batch, height, width, _ = y.shape
         images = np.empty((batch, 3, 16 * height, 16 * width), np.uint8)
-        for band in bands(height, width, self.networks.synthesis_halo(self.packed.config)):
+        for band in bands(height, width, self._config.transform_kind.synthesis_halo(self._config)):
             part = np.ascontiguousarray(y[:, band.seen])
             pixels = np.asarray(self.networks.synthesis(self.ops, self.ops.scale(part, factors)))
             inner = slice(16 * band.inner.start, 16 * band.inner.stop)

@@ -10,21 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from mlic_fast.engine.operations import Act, Operations, Real
-from mlic_fast.models.config import MlicConfig
 
 ANALYSIS, SYNTHESIS = "g_a.analysis_transform", "g_s.synthesis_transform"
 #: The blocks of both, in pairs: one that changes the size, and one that does not.
 BLOCKS = 6
-
-
-def analysis_halo(config: MlicConfig) -> int:
-    """Rows of latents on each side that a row of latents depends on."""
-    return 4
-
-
-def synthesis_halo(config: MlicConfig) -> int:
-    """Rows of latents on each side that a row of blocks of 16 pixels depends on."""
-    return 7
 
 
 def analysis(ops: Operations, images: Any) -> Real:

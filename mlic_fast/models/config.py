@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from mlic_fast.errors import CheckpointError
+from mlic_fast.models.transform_kinds import TRANSFORM_KINDS, TransformKind
 
 Variant = Literal["mlic", "mlic_plus", "mlic_plus_plus"]
 WeightFamily = Literal["current", "2023"]
-TransformKind = Literal["residual", "blocks"]
+TransformName = Literal["residual", "blocks"]
 
 #: In a checkpoint file: the configuration, in its metadata; the prefix of what packing found out
 #: (:mod:`mlic_fast.engine.packing.stored`), in the names of its tensors.
@@ -33,11 +34,6 @@ _HIDDEN = {
     "lrp_channels": 2,
     "analysis_blocks": 2,
     "synthesis_blocks": 2,
-}
-#: Fields that only one kind of transforms reads: they are written with models of that kind alone.
-_OF_TRANSFORMS = {
-    "residual": ("stage_channels",),
-    "blocks": ("block_channels", "analysis_blocks", "synthesis_blocks"),
 }
 
 #: Lagrange multipliers of the photograph model, in equal ratios.
@@ -94,7 +90,7 @@ class MlicConfig:
     lrp_channels: tuple[int, int] = (224, 128)
     weight_family: WeightFamily = "current"
     lambdas: tuple[float, ...] = ()
-    transforms: TransformKind = "residual"
+    transforms: TransformName = "residual"
     block_channels: int = 256
     analysis_blocks: tuple[int, int] = (3, 2)
     synthesis_blocks: tuple[int, int] = (4, 2)
@@ -119,7 +115,7 @@ class MlicConfig:
             raise ValueError(f"unknown weight family {self.weight_family!r}")
         if self.block_channels % 2:
             raise ValueError("block_channels must be even")
-        if self.transforms not in _OF_TRANSFORMS:
+        if self.transforms not in TRANSFORM_KINDS:
             raise ValueError(f"unknown transforms {self.transforms!r}")
         if self.M % self.slices:
             raise ValueError(f"M = {self.M} is not divisible by {self.slices} slices")
@@ -146,15 +142,21 @@ class MlicConfig:
         """Number of trained rates of a variable-rate model, 0 for a model of a single rate."""
         return len(self.lambdas)
 
+    @property
+    def transform_kind(self) -> TransformKind:
+        """What sets transforms of this kind apart."""
+        return TRANSFORM_KINDS[self.transforms]
+
     def to_json(self) -> str:
+        """The configuration as a checkpoint file holds it; equal ones give equal text."""
         values = asdict(self)
         if self.hyper_channels is None:
             del values["hyper_channels"]  # so that the models before it keep their identities
-        for kind, names in _OF_TRANSFORMS.items():
-            for name in names if kind != self.transforms else ():
-                del values[name]
-        if self.transforms == "residual":
-            del values["transforms"]
+        for name, kind in TRANSFORM_KINDS.items():
+            for field_name in kind.fields if name != self.transforms else ():
+                del values[field_name]
+        if self.transforms == MlicConfig.transforms:
+            del values["transforms"]  # likewise
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod

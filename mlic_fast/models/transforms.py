@@ -100,11 +100,17 @@ class BlockSynthesisTransform(nn.Module):
         return F.pixel_shuffle(self.project(self.fine(x)), BLOCK)
 
 
+#: g_a and g_s of every kind.
+_TRANSFORMS: dict[str, tuple[type, type]] = {
+    "residual": (AnalysisTransform, SynthesisTransform),
+    "blocks": (BlockAnalysisTransform, BlockSynthesisTransform),
+}
+
+
 def make_transforms(config: MlicConfig) -> tuple[nn.Module, nn.Module]:
-    """g_a and g_s."""
-    if config.transforms == "blocks":
-        return BlockAnalysisTransform(config), BlockSynthesisTransform(config)
-    return AnalysisTransform(config), SynthesisTransform(config)
+    """g_a and g_s with fresh weights."""
+    analysis, synthesis = _TRANSFORMS[config.transforms]
+    return analysis(config), synthesis(config)
 
 
 class HyperAnalysis(nn.Module):

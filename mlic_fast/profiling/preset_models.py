@@ -47,8 +47,9 @@ def trained_like_model(config: MlicConfig | str, seed: int = 0) -> MlicModel:
     """A model in evaluation mode; see the module's text."""
     model = create_model(config).eval()
     seed_weights(model, seed)
-    if model.config.transforms == "blocks":  # y comes from the layer before them
-        for name, parameter in model.get_submodule("g_a.coarse").named_parameters():
+    kind = model.config.transform_kind
+    if kind.analysis_stage is not None:  # blocks that follow the layer that y is to come from
+        for name, parameter in model.get_submodule(kind.analysis_stage).named_parameters():
             if name.split(".")[1] in ("mix_out", "contract"):
                 nn.init.zeros_(parameter)
     x = synthetic_photograph(_SIDE, _SIDE, seed)[None].float() / 255
@@ -78,8 +79,7 @@ def _rescale(model: MlicModel, x: Tensor, scales: Tensor) -> float:
     rate = None
     if config.rates:
         rate = torch.tensor([(DEFAULT_QUALITY - 1) / 99 * (config.rates - 1)])
-    blocks = config.transforms == "blocks"
-    last = model.get_submodule("g_a.down" if blocks else "g_a.analysis_transform.6")
+    last = model.get_submodule(config.transform_kind.latents_layer)
     with _Rescaling(last, torch.zeros(config.M), _SPREAD * scales):
         y = model.analyse(x, rate)
     spread = torch.where(torch.arange(config.N) % 6 == 0, 0.7, 0.02)

@@ -30,7 +30,7 @@ def export(source: str, target: str) -> bytes:
     packed = pack(rounded)
     identity = model_identity(rounded, packed)
     data = checkpoint_bytes(model, {IDENTITY: identity.hex()})
-    if model.config.transforms == "blocks":
+    if model.config.transform_kind.exact_on_gpu:
         data = with_packing(data, packed, pack_transforms(rounded))
     write_atomically(target, data)
     return identity

@@ -61,17 +61,21 @@ def start_from_klt(model: MlicModel, patches: Tensor, lambdas: Sequence[float]) 
     mean = patches.mean(dim=(0, 2, 3))
     middle = math.exp(sum(map(math.log, lambdas)) / len(lambdas))
     unit = 255 / math.sqrt(18 / (middle * math.log(2)))
-    if model.config.transforms == "blocks":
-        latents = _set_blocks(model, patches - mean[:, None, None], mean, unit)
-    else:
-        matrices, latents = _tree(model.config, patches - mean[:, None, None])
-        _set_analysis(model.g_a.analysis_transform, matrices, mean, unit)
-        _set_synthesis(model.g_s.synthesis_transform, matrices, mean, unit)
+    set_transforms = _SET_TRANSFORMS[model.config.transforms]
+    latents = set_transforms(model, patches - mean[:, None, None], mean, unit)
     y = F.pad(unit * latents, (0, 0, 0, 0, 0, model.config.M - latents.shape[1]))
     _set_hyper_analysis(model.h_a.reduction, y)
     _set_prior(model.entropy_bottleneck)
     _set_scales(model, y)
     _predict_no_residual(model)
+
+
+def _set_residual(model: MlicModel, signal: Tensor, mean: Tensor, unit: float) -> Tensor:
+    """Sets residual transforms to four KLTs of 2x2 positions; returns what they give."""
+    matrices, latents = _tree(model.config, signal)
+    _set_analysis(model.g_a.analysis_transform, matrices, mean, unit)
+    _set_synthesis(model.g_s.synthesis_transform, matrices, mean, unit)
+    return latents
 
 
 def _tree(config: MlicConfig, signal: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -122,6 +126,10 @@ def _set_blocks(model: MlicModel, signal: Tensor, mean: Tensor, unit: float) -> 
     synthesis.project.weight[:, :k, 0, 0] = fine.T / unit
     synthesis.project.bias.copy_(means)
     return signal
+
+
+#: What sets g_a and g_s, by the kind of transforms.
+_SET_TRANSFORMS = {"residual": _set_residual, "blocks": _set_blocks}
 
 
 # Parts of networks are Any: the types of PyTorch's containers do not know what they hold.

@@ -18,7 +18,7 @@ from mlic_fast.engine import bands
 from mlic_fast.engine.arithmetic import SpecOps
 from mlic_fast.engine.cpu.cpu_operations import CpuOps
 from mlic_fast.engine.exact_transforms import ExactTransforms, exact_exp
-from mlic_fast.engine.packing.pack_transforms import STAGES, calibration_card, pack_transforms
+from mlic_fast.engine.packing.pack_transforms import calibration_card, pack_transforms
 from mlic_fast.engine.packing.packed import PackedTransforms
 from mlic_fast.engine.per_image import to_pixels, to_unit
 from mlic_fast.errors import CheckpointError
@@ -182,7 +182,7 @@ def test_the_shipped_model_loses_nothing() -> None:
             x_hat = to_pixels(model.synthesise(float_y, torch.tensor([rate])))
             decoded = torch.from_numpy(transforms.synthesise(y, rate))
             assert psnr(decoded, images) > psnr(x_hat, images) - loss
-    ranges = {transforms.packed.exponents[stage] for stage in STAGES["blocks"]}
+    ranges = {transforms.packed.exponents[stage] for stage in transforms.packed.stages}
     assert ranges == {0}
 
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 ISA_VARIABLE = "MLIC_FAST_ISA"
 ISA_NAMES = ("amx", "avx512", "avxvnni", "avx2", "neon", "scalar")
 
+#: Where a convolution is computed, if not at one colour (its number): everywhere, or at even rows
+#: and columns.
 _ALL_POSITIONS = -1
 _EVEN_POSITIONS = 2
 
@@ -285,8 +287,7 @@ class CpuOps(SpecOps):
                 # One operation for who watches: not the method that is watched.
                 partial = CpuOps.conv(self, layer, partial.inputs, at=partial.at)
                 assert isinstance(partial, np.ndarray)
-        weights = self._parts.get(layer) or self.layers[layer]
-        used = weights.used(inputs, partial, first)
+        used = self._layer(layer).used(inputs, partial, first)
         if partial is not None:
             shape = partial.shape[:3]
         elif inputs:
@@ -294,9 +295,16 @@ class CpuOps(SpecOps):
             shape = (batch, height, width if at is None else width // 2)
         else:
             raise ValueError("a convolution needs an input or a partial sum")
-        positions = _ALL_POSITIONS if at is None else int(at)
-        return self._run_conv(
-            layer, used, inputs, shape, positions, partial, activation, residual, out
+        return self._conv_at(
+            _ALL_POSITIONS if at is None else int(at),
+            shape,
+            layer,
+            inputs,
+            used=used,
+            partial=partial,
+            activation=activation,
+            residual=residual,
+            out=out,
         )
 
     def strided_conv(
@@ -304,24 +312,29 @@ class CpuOps(SpecOps):
     ) -> Any:
         batch, height, width, _ = x.q.shape
         shape = (batch, height // 2, width // 2)
-        return self._run_conv(
-            layer, slice(0, 1), [x], shape, _EVEN_POSITIONS, None, activation, None, out
-        )
+        return self._conv_at(_EVEN_POSITIONS, shape, layer, [x], activation=activation, out=out)
 
-    def _run_conv(
+    def _conv_at(
         self,
-        layer: str,
-        used: slice,
-        inputs: Sequence[Act],
-        shape: tuple[int, ...],
         positions: int,
-        partial: Float | None,
-        activation: bool,
-        residual: Float | Act | None,
-        out: str | None,
+        shape: tuple[int, ...],
+        layer: str,
+        inputs: Sequence[Act],
+        *,
+        used: slice = slice(None),
+        partial: Float | None = None,
+        activation: bool = False,
+        residual: Float | Act | None = None,
+        out: str | None = None,
     ) -> Any:
-        """conv by the segments ``used``, whose result has this shape but for its channels."""
-        weights = self._parts.get(layer) or self.layers[layer]
+        """:meth:`conv` at some of the positions.
+
+        Args:
+            positions: a colour, or one of the constants above.
+            shape: of the result without its channels, (B, H, W).
+            used: the segments of the layer that multiply ``inputs``.
+        """
+        weights = self._layer(layer)
         exponent = 0 if out is None else self.exponents[out]
         r = np.empty((*shape, len(weights.bias)), np.float32 if out is None else np.int16)
         added = residual.q if isinstance(residual, Act) else residual
@@ -378,6 +391,10 @@ class CpuOps(SpecOps):
         pointwise, depthwise = (self._part(name, part) for name in names)
         x = self.conv(pointwise, [x], partial=partial, out=names[0])
         return self.depthwise(depthwise, x, out=names[1])
+
+    def _layer(self, name: str) -> Layer:
+        """A layer of the model, or one that :meth:`_part` has made."""
+        return self._parts.get(name) or self.layers[name]
 
     def _part(self, whole: str, part: slice) -> str:
         """The layer that gives a part of the channels of another one."""
@@ -469,7 +486,7 @@ class CpuOps(SpecOps):
         return sum(self.layers[layer].segments[0].weight.shape[1] // 2 for layer in layers)
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
-        weights = self._parts.get(layer) or self.layers[layer]
+        weights = self._layer(layer)
         exponent = self.exponents[out]
         q = np.empty(x.q.shape, np.int16)
         self._kernels.depthwise(

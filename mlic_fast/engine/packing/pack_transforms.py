@@ -8,7 +8,6 @@ textures are stronger than those of photographs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,28 +17,18 @@ from mlic_fast.engine.arithmetic import (
     ACTIVATION_LIMIT,
     Act,
     Float,
-    SpecOps,
-    exponents_of,
     power_of_two,
 )
-from mlic_fast.engine.cpu.cpu_operations import CpuOps
 from mlic_fast.engine.exact_transforms import ExactTransforms, hyper_analysis
-from mlic_fast.engine.operations import Operations
+from mlic_fast.engine.packing.calibration import CalibratingOps
 from mlic_fast.engine.packing.integer_weights import Known, Weights, pack_weight, weights_of
 from mlic_fast.engine.packing.packed import Layer, PackedTransforms
 from mlic_fast.engine.residual_networks import ANALYSIS, BLOCKS, SYNTHESIS
-from mlic_fast.errors import CheckpointError
 from mlic_fast.models.config import MlicConfig
 
 if TYPE_CHECKING:
     from mlic_fast.models.mlic import Transforms
 
-#: Where channels are scaled. Of blocks: the picture at 1/8 and 1/16 in g_a, latents, the picture in
-#: g_s.
-STAGES = {
-    "blocks": ("g_a.fine", "g_a.coarse", "h_a", "g_s.coarse", "g_s.fine"),
-    "residual": ("h_a", "g_s"),
-}
 #: How far a channel may exceed the largest value seen before it saturates.
 HEADROOM = 1.5
 #: Largest values below this count as this.
@@ -59,28 +48,28 @@ def pack_transforms(model: Transforms) -> PackedTransforms:
     Raises CheckpointError for weights so large that activations overflow.
     """
     config, weights = model.config, weights_of(model)
-    stages = STAGES[config.transforms]
+    kind = config.transform_kind
     ones = {
         stage: np.ones(config.block_channels if "fine" in stage else config.M, np.float32)
-        for stage in stages
+        for stage in kind.stages
     }
     unscaled = transform_layers(config, weights, ones, {})
-    ranges = _Ranges(unscaled)
+    ranges = _ChannelRanges(unscaled)
     transforms = ExactTransforms(unscaled, ranges)
     y = transforms.networks.analysis(ranges, calibration_card())
     inputs = _inputs(transforms, y)
-    if config.transforms == "residual":
-        for stage, x in zip(stages, inputs, strict=True):
+    if kind.analysis_stage is None:  # what h_a and g_s take is all that is scaled
+        for stage, x in zip(kind.stages, inputs, strict=True):
             ranges.see(stage, x)
     else:
         _after_analysis(transforms, inputs)
     scales = {
         stage: np.float32(ACTIVATION_LIMIT / HEADROOM) / np.maximum(ranges.largest[stage], SMALLEST)
-        for stage in stages
+        for stage in kind.stages
     }
     packed = transform_layers(config, weights, scales, {})
-    transforms = ExactTransforms(packed, _Calibration(packed))
-    if config.transforms == "residual":  # nothing of g_a is scaled
+    transforms = ExactTransforms(packed, _TransformCalibration(packed))
+    if kind.analysis_stage is None:  # g_a has not changed
         packed.exponents.update({**ranges.exponents, **packed.exponents})
     else:
         y = transforms.networks.analysis(transforms.ops, calibration_card())
@@ -152,25 +141,23 @@ def transform_layers(
     ``known``: see :mod:`mlic_fast.engine.packing.integer_weights`.
     """
     make = _Layers(weights, known)
-    if config.transforms == "residual":
-        make.layers |= _residual_layers(weights, known, scales["g_s"])
-    else:
-        _block_layers(make, config, scales)
+    _LAYERS[config.transforms](make, config, scales)
     for index in (0, 2, 4, 6, 8):
         make.layer(f"h_a.reduction.{index}", inputs=1 / scales["h_a"] if index == 0 else None)
     no_gain = np.zeros((0, config.M), np.float32)
     return PackedTransforms(
         config,
         make.layers,
-        dict.fromkeys(STAGES[config.transforms], 0),
+        dict.fromkeys(config.transform_kind.stages, 0),
         log_gain=weights.get("gain.log_gain", no_gain),
         log_inverse_gain=weights.get("gain.log_inverse_gain", no_gain),
         stages=scales,
     )
 
 
-def _block_layers(make: _Layers, config: MlicConfig, scales: Scales) -> None:
-    fine_a, coarse_a, _, coarse_s, fine_s = (scales[stage] for stage in STAGES["blocks"])
+def _make_block_layers(make: _Layers, config: MlicConfig, scales: Scales) -> None:
+    fine_a, coarse_a = scales["g_a.fine"], scales["g_a.coarse"]
+    coarse_s, fine_s = scales["g_s.coarse"], scales["g_s.fine"]
     make.layer("g_a.embed", inputs=np.full(192, 1 / 255, np.float32), outputs=fine_a)
     make.layer("g_a.down", inputs=1 / np.tile(fine_a, 4), outputs=coarse_a)
     make.layer("g_s.up", inputs=1 / coarse_s, outputs=np.tile(fine_s, 4), subpixel=True)
@@ -182,16 +169,15 @@ def _block_layers(make: _Layers, config: MlicConfig, scales: Scales) -> None:
             make.block(f"{stage}.{index}", scales[stage])
 
 
-def _residual_layers(weights: Weights, known: Known, scale: Float) -> dict[str, Layer]:
-    """Of g_a and g_s. ``scale``: of the channels of what g_s takes."""
+def _make_residual_layers(make: _Layers, config: MlicConfig, scales: Scales) -> None:
+    weights, scale = make.weights, scales["g_s"]
     pixel = np.full(3, 1 / 255, np.float32)
     last = f"{SYNTHESIS}.{BLOCKS + 1}.0"
     skip = f"{SYNTHESIS}.0.skip"
     if f"{skip}.weight" not in weights:  # what is added is scaled back
         identity = np.eye(len(scale), dtype=np.float32)[:, :, None, None]
         unchanged = {f"{skip}.weight": identity, f"{skip}.bias": np.zeros_like(scale)}
-        weights = {**weights, **unchanged}
-    make = _Layers(weights, known)
+        make.weights = weights = {**weights, **unchanged}
     for key in weights:
         name, _, kind = key.rpartition(".")
         if not name.startswith(("g_a.", "g_s.")) or kind not in ("weight", "gamma"):
@@ -208,14 +194,17 @@ def _residual_layers(weights: Weights, known: Known, scale: Float) -> dict[str, 
         else:
             subpixel = name == last or name.endswith(("subpel_conv.0", "upsample.0"))
             make.layer(name, inputs=inputs, outputs=outputs, subpixel=subpixel)
-    return make.layers
+
+
+#: What makes the layers of g_a and g_s, by the kind of transforms.
+_LAYERS = {"residual": _make_residual_layers, "blocks": _make_block_layers}
 
 
 class _Layers:
     """Makes ``layers``, by the names of the float model."""
 
     def __init__(self, weights: Weights, known: Known) -> None:
-        self._weights, self._known = weights, known
+        self.weights, self._known = weights, known
         self.layers: dict[str, Layer] = {}
 
     def block(self, name: str, scale: Float) -> None:
@@ -230,7 +219,7 @@ class _Layers:
         """A :class:`mlic_fast.models.layers.GDN`: a 1x1 layer of squares, which come in two
         parts.
         """
-        beta, gamma = (_non_negative(self._weights, f"{name}.{kind}") for kind in ("beta", "gamma"))
+        beta, gamma = (_non_negative(self.weights, f"{name}.{kind}") for kind in ("beta", "gamma"))
         known = self._known.get(f"{name}.0")
         segment = pack_weight(np.ascontiguousarray(gamma[:, None, None, :]), known)
         self.layers[name] = Layer(beta, (segment, segment))
@@ -249,7 +238,7 @@ class _Layers:
         One of stride 2 and as wide a kernel becomes a 1x1 convolution of what space_to_depth gives.
         With ``subpixel``, a 1x1 convolution before a pixel shuffle: channel 4c + s becomes s C + c.
         """
-        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         weight = weight.transpose(0, 2, 3, 1)  # [O, k, k, C]
         if subpixel:
             order = np.arange(len(bias)).reshape(-1, 4).T.reshape(-1)
@@ -271,36 +260,17 @@ def _non_negative(weights: Weights, name: str) -> Float:
     return root * root - weights[f"{name}_reparam.pedestal"]
 
 
-class _Calibration(CpuOps):
-    """Chooses the exponent of every activation at its first use."""
+class _TransformCalibration(CalibratingOps):
+    """The exponents of transforms.
 
-    exponents: dict[str, int]
-
-    def conv(
-        self, layer: str, inputs: Sequence[Act], *, out: str | None = None, **options: Any
-    ) -> Any:
-        r = super().conv(layer, inputs, **options)
-        return r if out is None else self.quantise(r, out)
-
-    def strided_conv(
-        self, layer: str, x: Act, *, activation: bool = False, out: str | None = None
-    ) -> Any:
-        r = super().strided_conv(layer, x, activation=activation)
-        return r if out is None else self.quantise(r, out)
+    Those of squares and of depthwise layers are found from what they are made of.
+    """
 
     def squares(self, r: Float, out: str) -> list[Act]:
         if out not in self.exponents:
             largest = np.abs(r).max()
-            self.exponents[out] = int(exponents_of(_finite(largest * largest, out)))
+            self.choose(out, largest * largest)
         return super().squares(r, out)
-
-    def normalise(
-        self, r: Float, norm: Float, skip: Float, *, inverse: bool = False, out: str
-    ) -> Act:
-        return SpecOps.normalise(self, r, norm, skip, inverse=inverse, out=out)
-
-    def in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
-        return network(slice(0, x.q.shape[1]))
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
         if out not in self.exponents:
@@ -308,25 +278,20 @@ class _Calibration(CpuOps):
             weights = self.layers[layer]
             real = np.abs(weights.segments[0].weight).sum((1, 2, 3)) * weights.segments[0].scale
             bound = real * np.abs(x.q).max() * power_of_two(-x.exponent) + np.abs(weights.bias)
-            self.exponents[out] = int(exponents_of(_finite(bound.max(), out)))
-            q = super().depthwise(layer, x, activation=activation, out=out).q
+            self.choose(out, bound.max())
+            q = self._cpu.depthwise(layer, x, activation=activation, out=out).q
             largest = (np.abs(q).max() + np.float32(0.5)) * power_of_two(-self.exponents[out])
-            self.exponents[out] = int(exponents_of(largest))
-        return super().depthwise(layer, x, activation=activation, out=out)
-
-    def quantise(self, r: Float, out: str) -> Act:
-        if out not in self.exponents:
-            self.exponents[out] = int(exponents_of(_finite(np.abs(r).max(), out)))
-        return super().quantise(r, out)
-
-    def mixing_blocks(self, prefix: str, count: int, r: Float) -> Float:
-        return Operations.mixing_blocks(self, prefix, count, r)
+            self.choose(out, largest)
+        return self._cpu.depthwise(layer, x, activation=activation, out=out)
 
 
-class _Ranges(_Calibration):
+class _ChannelRanges(_TransformCalibration):
     """Finds the largest magnitude of every channel that is to be scaled.
 
     Until they are, they get an exponent in common, a new one at every use.
+
+    Attributes:
+        largest: float32 [C] by stage.
     """
 
     def __init__(self, packed: PackedTransforms) -> None:
@@ -335,17 +300,12 @@ class _Ranges(_Calibration):
         self.largest: dict[str, Float] = {}
 
     def quantise(self, r: Float, out: str) -> Act:
-        if out in STAGES[self.config.transforms]:
+        if out in self.packed.stages:
             del self.exponents[out]
             self.see(out, r)
         return super().quantise(r, out)
 
     def see(self, stage: str, r: Float) -> None:
+        """Takes note of what a stage is given, float32 [B, H, W, C]."""
         largest = np.abs(r).max((0, 1, 2))
         self.largest[stage] = np.maximum(largest, self.largest.get(stage, np.float32(0)))
-
-
-def _finite(largest: np.float32, name: str) -> np.float32:
-    if not np.isfinite(largest):
-        raise CheckpointError(f"the model cannot be packed: {name} overflows float32")
-    return largest

@@ -84,9 +84,8 @@ class PackedTransforms(PackedLayers):
     @property
     def analysis_scale(self) -> npt.NDArray[np.float32]:
         """[M]: latents are what g_a gives times these."""
-        if self.config.transforms == "residual":
-            return np.ones(self.config.M, np.float32)
-        return 1 / self.stages["g_a.coarse"]
+        stage = self.config.transform_kind.analysis_stage
+        return np.ones(self.config.M, np.float32) if stage is None else 1 / self.stages[stage]
 
     @property
     def hyper_scale(self) -> npt.NDArray[np.float32]:
@@ -96,7 +95,7 @@ class PackedTransforms(PackedLayers):
     @property
     def synthesis_scale(self) -> npt.NDArray[np.float32]:
         """[M]: what g_s takes is latents times these."""
-        return self.stages["g_s" if self.config.transforms == "residual" else "g_s.coarse"]
+        return self.stages[self.config.transform_kind.synthesis_stage]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,10 @@ from mlic_fast.coder import SCALES, Tables, factorized_tables, gaussian_tables
 from mlic_fast.engine.arithmetic import (
     EXPONENT_LIMIT,
     WEIGHT_LIMIT,
-    Act,
     Float,
     Int32,
-    SpecOps,
-    exponents_of,
-    quantise,
 )
-from mlic_fast.engine.cpu.cpu_operations import CpuOps
+from mlic_fast.engine.packing.calibration import CalibratingOps
 from mlic_fast.engine.packing.integer_weights import (
     BUDGET,
     Weights,
@@ -75,7 +70,7 @@ def pack(model: MlicModel) -> PackedModel:
             f"the model cannot be packed: its prior overflows: {error}"
         ) from error
     packed = PackedModel(model.config, path_layers(model.config, weights, {}), {}, tables)
-    ops = _CalibratingOps(packed)
+    ops = CalibratingOps(packed, HEADROOM)
     noise = _Noise(packed)
     code_latents(ops, noise.hyper_symbols(), noise)
     return PackedModel(packed.config, packed.layers, ops.exponents, packed.tables)
@@ -194,33 +189,6 @@ def _shapes(config: MlicConfig) -> dict[str, tuple[tuple[int, ...], list[tuple[i
             area = len(module.relative_position_index)
             shapes[f"{name}.attention"] = (module.num_heads, area, area), []
     return shapes
-
-
-class _CalibratingOps(SpecOps):
-    """The specification, choosing the exponent of every activation at its first use.
-
-    Its convolutions run on the CPU engine, whose bits are the same, several times as fast.
-    """
-
-    exponents: dict[str, int]
-
-    def __init__(self, packed: PackedModel) -> None:
-        super().__init__(packed)
-        self._products = CpuOps(packed)
-
-    def conv(
-        self, layer: str, inputs: Sequence[Act], *, out: str | None = None, **options: Any
-    ) -> Any:
-        r = self._products.conv(layer, inputs, **options)
-        return r if out is None else self.quantise(r, out)
-
-    def quantise(self, r: Float, out: str) -> Act:
-        if out not in self.exponents:
-            largest = np.abs(r).max() * np.float32(HEADROOM)
-            if not np.isfinite(largest):
-                raise CheckpointError(f"the model cannot be packed: {out} overflows float32")
-            self.exponents[out] = int(exponents_of(largest))
-        return Act(quantise(r, self.exponents[out]), self.exponents[out])
 
 
 class _Noise:
