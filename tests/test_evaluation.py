@@ -24,7 +24,7 @@ from mlic_fast.evaluation import (
     EvaluationError,
     PillowCodec,
     bd_rate,
-    measure_curve,
+    measure_curves,
     ms_ssim,
     ms_ssim_db,
     psnr,
@@ -32,7 +32,7 @@ from mlic_fast.evaluation import (
 )
 from mlic_fast.evaluation.bdrate import pchip_slopes
 from mlic_fast.evaluation.published import AGAINST_VTM, KODAK
-from mlic_fast.images import save_image
+from mlic_fast.images import load_image, save_image
 
 MLIC, MLIC_PLUS_PLUS = (list(KODAK[name]) for name in ("MLIC", "MLIC++"))
 
@@ -190,7 +190,8 @@ def test_measurements_are_of_real_bytes(images: Path) -> None:
     files = sorted(images.iterdir())
     codec = Coarse()
     settings = [("60", codec, 60), ("100", codec, 100)]
-    curve = measure_curve("coarse", settings, files, perceptual=True)
+    loaded = [(file.name, load_image(file)) for file in files]
+    (curve,) = measure_curves([("coarse", settings)], loaded, perceptual=True)
     point, lossless = curve.points
     small, large = point.images
     image = noise(0, 40, 51)
@@ -242,8 +243,16 @@ def test_a_bad_image_costs_no_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(mlic_fast, "load", lambda *_, **__: Coarse())
+    read: list[str] = []
+
+    def counted(path: Path) -> Tensor:
+        read.append(path.name)
+        return load_image(path)
+
+    monkeypatch.setattr("mlic_fast.images.load_image", counted)
     (images / "broken.png").write_bytes((images / "1.png").read_bytes()[:600])
     assert call(images, images / "gone.png", "--json", tmp_path / "out.json") == 1
+    assert sorted(read) == ["0.png", "1.png", "broken.png"]  # each of them once
     printed = capsys.readouterr().err
     assert "broken.png" in printed and "gone.png" in printed and "2 of 4 images" in printed
     document = json.loads((tmp_path / "out.json").read_text())

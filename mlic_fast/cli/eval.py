@@ -6,7 +6,7 @@ import argparse
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,10 @@ from mlic_fast.cli.options import add_force_option
 from mlic_fast.errors import MlicError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mlic_fast.evaluation import Curve, Measurement
+    from mlic_fast.evaluation.measuring import Setting
     from mlic_fast.evaluation.published import Points
 
 _CURVE = (1, 20, 40, 60, 80, 100)
@@ -71,21 +74,28 @@ def run(args: argparse.Namespace) -> int:
 
         check_chart(args.plot)
 
-    from mlic_fast.evaluation import PillowCodec, measure_curve
+    from mlic_fast.evaluation import PillowCodec, measure_curves
     from mlic_fast.evaluation.pillow_codecs import CURVE_QUALITIES
+    from mlic_fast.images import IMAGE_SUFFIXES
 
-    files, failures = _images(args.paths)
-    curves = [("mlic_fast", _settings(args))]
+    jobs = find_inputs(args.paths, IMAGE_SUFFIXES)
+    for job in jobs:
+        if job.problem is not None:
+            print_error(job.problem)
+    files = [job.source for job in jobs if job.problem is None]
+    if not files:
+        raise UsageError("there is no image to measure")
+    curves: list[tuple[str, list[Setting]]] = [("mlic_fast", _settings(args))]
     for name in args.against:
         codec = PillowCodec(name)
         curves.append((name, [(str(q), codec, q) for q in CURVE_QUALITIES[name]]))
-    steps = len(files) * sum(len(settings) for _, settings in curves)
-    with _progress(steps) as bar:
-        measured = [
-            measure_curve(name, settings, files, bar.update, perceptual=args.ssimulacra2)
-            for name, settings in curves
-        ]
-    published = _published(files)
+    steps = sum(len(settings) for _, settings in curves)
+    with _progress(steps * len(files)) as bar:
+        images = _Images(files, lambda: bar.update(steps))
+        measured = measure_curves(curves, images, bar.update, perceptual=args.ssimulacra2)
+    if not images.read:
+        raise UsageError("there is no image to measure")
+    published = _published(images.read)
     rates = _bd_rates(measured, published)
     _print_images(measured[0])
     _print_means(measured)
@@ -97,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
         from mlic_fast.charts import save
         from mlic_fast.evaluation.rate_distortion_chart import draw
 
-        save(draw(measured, rates, published, len(files)), args.plot)
-    if failures:
-        print_error(f"{failures} of {failures + len(files)} images were left out")
+        save(draw(measured, rates, published, len(images.read)), args.plot)
+    if failures := len(jobs) - len(images.read):
+        print_error(f"{failures} of {len(jobs)} images were left out")
     return 1 if failures else 0
 
 
@@ -107,36 +117,42 @@ def _names(text: str) -> list[str]:
     return [name.strip().lower() for name in text.split(",") if name.strip()]
 
 
-def _images(paths: Sequence[str]) -> tuple[list[Path], int]:
-    """The images that can be read, and how many cannot: each gets a line."""
-    from mlic_fast.images import IMAGE_SUFFIXES, load_image
+class _Images:
+    """Name and pixels of the images that can be read, one after the other.
 
-    good, failures = [], 0
-    for job in find_inputs(paths, IMAGE_SUFFIXES):
-        problem = job.problem
-        if problem is None:
+    Each that cannot be read gets a line.
+
+    Attributes:
+        read: the files of those that have been read.
+    """
+
+    def __init__(self, files: Sequence[Path], failed: Callable[[], object]) -> None:
+        self._files, self._failed = files, failed
+        self.read: list[Path] = []
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        from mlic_fast.images import load_image
+
+        for file in self._files:
             try:
-                load_image(job.source)
+                image = load_image(file)
             except (MlicError, OSError) as error:
-                problem = explain(error)
-        if problem is None:
-            good.append(job.source)
-        else:
-            failures += 1
-            print_error(problem)
-    if not good:
-        raise UsageError("there is no image to measure")
-    return good, failures
+                print_error(explain(error))
+                self._failed()
+                continue
+            self.read.append(file)
+            yield file.name, image
+            del image  # before the next one is read
 
 
-def _settings(args: argparse.Namespace) -> list[tuple[str, Any, int | None]]:
-    """(label, codec, quality) of every point of our curve."""
+def _settings(args: argparse.Namespace) -> list[Setting]:
+    """Every point of our curve."""
     import mlic_fast
 
     codecs = {
         name: mlic_fast.load(name, device=args.device, engine=args.engine) for name in args.model
     }
-    settings: list[tuple[str, Any, int | None]] = []
+    settings: list[Setting] = []
     for name, codec in codecs.items():
         qualities: Sequence[int | None] = args.quality or [None]
         if codec.model.config.rates and not args.quality and args.against:

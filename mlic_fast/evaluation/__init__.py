@@ -2,7 +2,7 @@
 
 from mlic_fast.errors import EvaluationError
 from mlic_fast.evaluation.bdrate import bd_rate
-from mlic_fast.evaluation.measuring import Curve, Measurement, measure, measure_curve
+from mlic_fast.evaluation.measuring import Curve, Measurement, measure, measure_curves
 from mlic_fast.evaluation.metrics import ms_ssim, ms_ssim_db, psnr, ssimulacra2
 from mlic_fast.evaluation.pillow_codecs import PILLOW_CODECS, PillowCodec
 
@@ -14,7 +14,7 @@ __all__ = [
     "PillowCodec",
     "bd_rate",
     "measure",
-    "measure_curve",
+    "measure_curves",
     "ms_ssim",
     "ms_ssim_db",
     "psnr",

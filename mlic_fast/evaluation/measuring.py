@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,7 +12,6 @@ from torch import Tensor
 from mlic_fast.errors import EvaluationError
 from mlic_fast.evaluation.bdrate import bd_rate
 from mlic_fast.evaluation.metrics import SMALLEST_SIDE, ms_ssim, ms_ssim_db, psnr, ssimulacra2
-from mlic_fast.images import load_image
 
 
 class ImageCodec(Protocol):
@@ -22,6 +20,10 @@ class ImageCodec(Protocol):
     def compress(self, image: Tensor, quality: int | None = None) -> Any: ...
 
     def decompress(self, data: bytes) -> Tensor: ...
+
+
+#: What tables call it; a codec; a quality, None for models of a single rate.
+Setting = tuple[str, ImageCodec, int | None]
 
 
 @dataclass(frozen=True)
@@ -131,32 +133,31 @@ def measure(
     )
 
 
-def measure_curve(
-    name: str,
-    settings: Sequence[tuple[str, ImageCodec, int | None]],
-    files: Sequence[Path],
+def measure_curves(
+    curves: Sequence[tuple[str, Sequence[Setting]]],
+    images: Iterable[tuple[str, Tensor]],
     progress: Callable[[], object] = lambda: None,
     *,
     perceptual: bool = False,
-) -> Curve:
-    """Measures every image at every setting.
+) -> list[Curve]:
+    """Measures every image at every setting of every codec.
 
     Args:
-        name: of the curve.
-        settings: (label, codec, quality); single-rate models are one codec a setting.
-        files: the images.
-        progress: called after every image.
+        curves: name and settings; single-rate models are one codec a setting.
+        images: name and pixels, uint8 [3, H, W]. They are gone through once, and none is kept.
+        progress: called after every measurement.
         perceptual: see :func:`measure`.
     """
-    points = []
-    for i, (label, codec, quality) in enumerate(settings):
-        results: list[Measurement] = []
-        for file in files:
-            image = load_image(file)
-            if not results and (i == 0 or codec is not settings[i - 1][1]):
-                # The first call compiles, allocates and warms caches up; it is not the speed.
-                codec.decompress(codec.compress(image, quality=quality))
-            results.append(measure(codec, image, file.name, quality, perceptual=perceptual))
-            progress()
-        points.append(Point(label, results))
-    return Curve(name, points)
+    measured = [Curve(name, [Point(label, []) for label, _, _ in each]) for name, each in curves]
+    warm: list[ImageCodec] = []
+    for name, image in images:
+        for curve, (_, settings) in zip(measured, curves, strict=True):
+            for point, (_, codec, quality) in zip(curve.points, settings, strict=True):
+                if not any(codec is other for other in warm):
+                    # The first call compiles, allocates and warms caches up; it is not the speed.
+                    codec.decompress(codec.compress(image, quality=quality))
+                    warm.append(codec)
+                point.images.append(measure(codec, image, name, quality, perceptual=perceptual))
+                progress()
+        del image  # before the next one is read
+    return measured
