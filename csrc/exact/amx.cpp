@@ -62,8 +62,9 @@ void split(const int16_t* x, ptrdiff_t count, int8_t* to) {
   }
 }
 
-// What 16 positions see, in tiles: [blocks of all segments][high, low][16][64]. The last position
-// stands for those beyond `count`. `line` is memory for all of one position.
+// Inputs of the products at 16 positions, in tiles: [blocks of all segments][high, low][16][64].
+// The last position stands for those beyond `count`. `line` is memory for all inputs of one
+// position.
 void split_positions(const Conv& c, ptrdiff_t begin, ptrdiff_t count, int16_t* line, int8_t* to) {
   for (int i = 0; i < c.segment_count; ++i) {
     const Segment& s = c.segments[i];
@@ -89,8 +90,8 @@ struct Sums {
   alignas(64) int32_t low[kTileRows][kGroup];
 };
 
-// Products of 16 positions and 16 outputs. Four sums, as the next product waits for the last one of
-// the same tile.
+// Products of 16 positions and 16 outputs. There are four sums, since a product waits for the one
+// before it that goes into the same tile.
 MLIC_INLINE void multiply(const int8_t* x, const int8_t* w, ptrdiff_t blocks, Sums& sums) {
   finish_writing(x);
   _tile_zero(0);
@@ -113,7 +114,7 @@ MLIC_INLINE void multiply(const int8_t* x, const int8_t* w, ptrdiff_t blocks, Su
   _tile_stored(3, sums.low, kTileChannels);
 }
 
-// Row p of the sum of all products: it fits int32, whatever its parts do.
+// Row p of the sum of all products. The sum fits int32 even where a part of it does not.
 inline I sum_of(const Sums& sums, ptrdiff_t p) {
   const I middle = S::add(S::load(sums.middle[0][p]), S::load(sums.middle[1][p]));
   const I upper = S::add(_mm512_slli_epi32(S::load(sums.high[p]), 8), middle);

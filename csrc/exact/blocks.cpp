@@ -31,7 +31,7 @@ int16_t* scratch(ptrdiff_t size) {
   return memory.data();
 }
 
-// The layer at the positions of one tile; c lacks all but what its outputs become.
+// Runs the layer at the positions of one tile. Of c only the fields about outputs are set before.
 void pointwise(const Kernels& kernels, const Pointwise& layer, const int16_t* x, ptrdiff_t count,
                Conv c) {
   const ptrdiff_t channels = layer.weights->channels();
@@ -79,7 +79,8 @@ void mixing_blocks(const Runner& run, const std::vector<const MixingBlock*>& blo
   const Kernels& kernels = *run.kernels;
   const ptrdiff_t positions = batch * height * width;
   const auto size = static_cast<size_t>(positions * channels);
-  // What mix_in makes of the whole picture, for the depthwise layer: of this block and of the next.
+  // Outputs of mix_in for the whole picture, which the depthwise layer reads: of this block and of
+  // the next.
   const std::unique_ptr<int16_t[]> mixed(new int16_t[size]);
   const std::unique_ptr<int16_t[]> next_mixed(new int16_t[size]);
   const std::vector<int16_t> zeros(static_cast<size_t>(channels));

@@ -1,5 +1,5 @@
-// Mixing blocks, the layers of block transforms, in chains: what lies between two depthwise layers
-// is computed position by position, a tile of them at a time, so that it stays in the cache.
+// Mixing blocks, the layers of block transforms, in chains. The layers between two depthwise ones
+// are computed for a tile of positions at a time, so that their values stay in the cache.
 #pragma once
 
 #include <cstddef>

@@ -15,7 +15,7 @@ namespace {
 
 struct InstructionSet {
   const char* name;
-  const Kernels* kernels;  // null where this build lacks them
+  const Kernels* kernels;  // null if this build lacks them
   bool supported;          // by this machine
 };
 

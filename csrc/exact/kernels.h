@@ -75,8 +75,8 @@ struct Conv {
   float out_scale;
 };
 
-// What a call of Kernels::conv for tiles uses beside: the split inputs of as many positions as the
-// second level cache holds well, and one of them whole.
+// Extra memory of a call of Kernels::conv for tiles: the split inputs of as many positions as the
+// second level cache holds well, and the whole input of one position.
 static inline ptrdiff_t conv_blocks(const Conv& c) {
   ptrdiff_t blocks = 0;
   for (int s = 0; s < c.segment_count; ++s) {
@@ -140,11 +140,11 @@ struct LayerNorm {
   float out_scale;
 };
 
-// Of the heads of all attentions; the difference of two logits must fit int32.
+// Largest depth of a head of any attention: the difference of two logits must fit int32.
 constexpr int kMaxDepth = 64;
 
-// A window's queries in lanes: five for each row of the window, each row's followed by one of no
-// meaning, and two at the end. Its keys come in pairs within a row, the third with none.
+// A window's queries in lanes: five for each row of the window, then one lane without a meaning,
+// and two more such lanes at the end. Its keys come in pairs within a row, the third with none.
 constexpr int kRowLanes = kWindow + 1;
 constexpr int kRowPairs = (kWindow + 1) / 2;
 constexpr int kWindowLanes = 32;

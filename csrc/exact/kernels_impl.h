@@ -135,8 +135,8 @@ inline void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P]
   });
 }
 
-// What follows the sums: vector v of `count` positions, output o and the following. Step by step,
-// as what a step needs beside the sums is the same for all positions.
+// The steps after the sums, for vector v of `count` positions: output o and the following. Each
+// step is done for all positions before the next, since they share its other operands.
 template <int P, int V>
 __attribute__((noinline)) void finish(const Conv& c, const ptrdiff_t (&n)[P], int count, int v,
                                       ptrdiff_t o, F (&r)[P][V]) {
@@ -353,7 +353,7 @@ inline void accumulate_tile(const int16_t* const (&x)[P], int count, ptrdiff_t p
 }
 
 // sums[row, 16 * groups] += x[row, 2 * pairs] times packed weights [pairs, 16 * groups, 2].
-// Products of a softmax weight and an activation: any number of them.
+// Sums of products of a softmax weight and an activation, for any number of products.
 void accumulate(const int16_t* x, ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t pairs,
                 const int16_t* weights, int groups, int64_t* sums) {
   constexpr int P = S::rows;
@@ -464,8 +464,8 @@ void decoded(const int32_t* symbols, const float* means, float* y, ptrdiff_t cou
 
 // ---- Window attention ----
 
-// Of one window and head. Queries lie side by side in lanes, keys below one another: so the softmax
-// needs no sums or maxima across lanes.
+// Attention of one window and head. Queries lie side by side in lanes, keys one below the other, so
+// the softmax needs no sums or maxima across lanes.
 struct WindowScratch {
   alignas(64) int32_t queries[kMaxDepth / 2 * kWindowLanes];  // pairs of channels
   alignas(64) float logits[kTokens * kWindowLanes];

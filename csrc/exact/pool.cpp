@@ -210,7 +210,8 @@ void run(ptrdiff_t tasks, int threads, void (*f)(void*, ptrdiff_t), void* contex
          std::atomic<int64_t>& counter) {
   const ptrdiff_t helpers = (threads < tasks ? threads : tasks) - 1;
   const bool measures = g_counters.on.load(std::memory_order_relaxed);
-  // One thread waits for nobody: its time is that on the processor, however busy the machine is.
+  // A single thread waits for no other: its time is that on the processor, however busy the machine
+  // is.
   const Stopwatch stopwatch(threads > 1 ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID,
                             measures ? &g_counters.calls : nullptr);
   Job job(tasks, helpers < 0 ? 0 : static_cast<int>(helpers), f, context,

@@ -59,12 +59,16 @@ struct Simd {
   static bool any_above(F a, F b) {
     return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)) != 0;
   }
+  template <class T>
+  static T largest(const T (&all)[width]) {
+    T top = all[0];
+    for (int i = 1; i < width; ++i) top = all[i] > top ? all[i] : top;
+    return top;
+  }
   static float horizontal_max(F a) {
     float all[width];
     store(all, a);
-    float top = all[0];
-    for (int i = 1; i < width; ++i) top = all[i] > top ? all[i] : top;
-    return top;
+    return largest(all);
   }
 
   static I set(int32_t a) { return _mm256_set1_epi32(a); }
@@ -96,9 +100,7 @@ struct Simd {
   static int32_t horizontal_max(I a) {
     int32_t all[width];
     store(all, a);
-    int32_t top = all[0];
-    for (int i = 1; i < width; ++i) top = all[i] > top ? all[i] : top;
-    return top;
+    return largest(all);
   }
 
   static I widen(const int16_t* p, ptrdiff_t n) {

@@ -99,9 +99,9 @@ struct Table {
 // ---- Runs of zeros ----
 
 // A table is a run table if a quarter of it or more is zero. Its symbols are then coded as runs:
-// how many zeros come next, and the class of what ends them. The symbols -near .. near have a class
-// each but for zero; those in the last class follow as entries of another table. Where it is rare
-// that anything but zero comes, there is the last class alone.
+// how many zeros come next, and the class of the symbol that ends them. Each of the symbols
+// -near .. near except zero has a class of its own. Symbols in the last class follow as entries of
+// another table. A table in which symbols other than zero are rare has the last class alone.
 constexpr uint32_t kRunBits = 14;
 constexpr uint32_t kLongestRun = 256;        // in tables 0 .. 63
 constexpr uint32_t kLongestChannelRun = 32;  // in others, whose lists are short
@@ -142,7 +142,7 @@ struct Classes {
   }
 };
 
-// What a table of a set has for runs.
+// The part of a table that codes runs.
 struct RunTable {
   Table runs;      // entry run * classes + class; the last is `limit` zeros and nothing after
   Table values;    // those of the last class; the last entry is the escape

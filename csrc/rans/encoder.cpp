@@ -217,7 +217,7 @@ class Encoder::Writer {
     words_[group].front -= static_cast<size_t>(before - front);
   }
 
-  // Puts what each lane of a group has: of those that have an event in a step, the last first.
+  // Puts the events of a step on the lanes of a group that have one, the last lane first.
   void put_steps(size_t group, size_t first_lane, size_t width,
                  const std::vector<uint32_t>* events) {
     uint32_t* states = states_.data() + first_lane;
@@ -308,7 +308,7 @@ class Encoder::Writer {
   std::vector<Words> words_;
 };
 
-// What the lanes code of the runs of a part, each in its own order.
+// The events of the runs of a part, for each lane in its own order.
 class Encoder::Runs {
  public:
   Runs(const TableSet& set, uint32_t lanes)

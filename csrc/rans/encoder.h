@@ -53,7 +53,7 @@ class Encoder {
     uint32_t end;
   };
   class Writer;  // collects the words of all groups
-  class Runs;    // collects what lanes code of runs
+  class Runs;    // collects the events of runs of each lane
 
   void check_open() const;
   void add_runs(Pass& pass);

@@ -114,8 +114,8 @@ Table Tables::make_table(const std::vector<uint32_t>& starts, uint32_t bits) {
   return table;
 }
 
-// What runs of a table are coded with: docs/format.md, "Runs". All in integers, so that every
-// machine makes the same.
+// The table of runs of a table: docs/format.md, "Runs". It is made in integers alone, so that every
+// machine makes the same one.
 void Tables::add_runs(const uint16_t* frequencies, uint32_t size, int32_t minimum, uint32_t bits) {
   const int64_t highest = int64_t{minimum} + size - 2;
   const auto frequency = [&](int64_t symbol) -> uint64_t {

@@ -9,7 +9,7 @@
 
 namespace mlic::rans {
 
-// What an entry of a run table does: so many zeros, then a symbol.
+// The meaning of an entry of a run table: so many zeros, then a symbol.
 struct RunEvent {
   enum Kind : uint16_t { kSymbol, kPending, kEscape };  // kPending: the symbol is the next entry's
 
@@ -34,10 +34,10 @@ class Tables {
   size_t size() const { return tables_.size(); }
   // The order of tables in a pass: those with runs, then the others.
   const std::vector<uint16_t>& coding_order() const { return coding_order_; }
-  // Of each entry; of entries that are not of runs it means nothing.
+  // By entry; without a meaning for entries that are not of runs.
   const RunEvent* run_events() const { return run_events_.data(); }
   const EncoderEntry* encoder_entries() const { return encoder_entries_.data(); }
-  // What an entry of one of the tables costs, in 1/kBit bit.
+  // The cost of an entry of one of the tables, in 1/kBit bit.
   uint32_t cost(uint32_t entry) const { return costs_[entry]; }
   size_t entry_count() const { return entries_.size(); }
   size_t bytes() const;  // of the decoder's part

@@ -47,8 +47,8 @@ MLIC_DEVICE uint32_t read_bits(const uint8_t* bytes, uint32_t at, uint32_t count
   return static_cast<uint32_t>(value >> at % 8 & ((uint64_t{1} << count) - 1));
 }
 
-// Lanes beyond the tail's give back the words that they were started from. bad_end is zero before,
-// and must be read after the next phase.
+// Lanes beyond the tail's give back the words that they were started from. bad_end must be zero
+// before, and may be read after the next phase.
 template <class Block>
 MLIC_DEVICE void retire(Block& block, uint32_t& bad_end, DecoderState& state, uint16_t* words) {
   const uint32_t lanes = state.lanes, tail = tail_of(lanes);
@@ -187,8 +187,8 @@ struct DecodeShared {
   uint32_t bad_end;
 };
 
-// What the pass uses of the tables, by rank, and room for its symbols. Cells and bounds are counted
-// from the first of the pass.
+// The tables of the pass, by rank, and room for its symbols. Cells and bounds are counted from the
+// first of the pass.
 struct StagedTables {
   StagedList* lists;
   uint32_t* bounds;
@@ -202,7 +202,7 @@ MLIC_DEVICE int64_t beyond(const StagedList& list, bool of_runs) {
   return value_of(list.table, list.head.classes(), list.table.escape());
 }
 
-// What a byte is if its symbol does not fit.
+// Value of a byte whose symbol does not fit.
 constexpr int32_t kFar = -128;
 // The byte of a plain symbol is its rank until it is decoded, or this if its rank is no smaller.
 constexpr uint32_t kFarRank = 255;
@@ -294,7 +294,7 @@ struct Step {
     number[lane] = is_first ? cell.number() : cell.number() + 1;
   }
 
-  // The entry lies beyond the two that the cell tells of.
+  // Searches for an entry beyond the two that the cell holds.
   MLIC_DEVICE void search_on(const Entry* entries, const CellTable& table, uint32_t lane) {
     while (within[lane] >= freq[lane] && number[lane] < table.escape()) {
       within[lane] -= freq[lane];
@@ -339,8 +339,8 @@ class GroupDecoder {
   }
 
   // Lanes do not wait for one another at the ends of lists. A value that has no class is an event
-  // between two of runs, pending until it is decoded. What a lane may want next is loaded before it
-  // is known whether it does.
+  // between two runs, pending until it is decoded. The data of the next step are loaded before it
+  // is known whether they are wanted.
   MLIC_DEVICE bool decode_runs(uint32_t begin, uint32_t end) {
     if (begin == end) return true;
     const uint32_t last_rank = shared_.lists.runs - 1;
@@ -663,7 +663,7 @@ MLIC_DEVICE void decode_part(Block& block, DecodeShared& shared, const StagedTab
   });
 }
 
-// What does not depend on any payload, so that it may be there before the launch before has ended.
+// Sets up everything that depends on no payload. This may run before the previous launch has ended.
 template <bool kStaged, class Block>
 MLIC_DEVICE void stage(Block& block, DecodeShared& shared, const StagedTables& staged,
                        const DecodeArgs& args) {

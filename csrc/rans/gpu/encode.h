@@ -153,7 +153,7 @@ MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& 
 
 // ---- Collect ----
 
-// What the costs of all lists decide: lanes, and where the tail begins.
+// The number of lanes and the beginning of the tail, which follow from the costs of all lists.
 struct Plan {
   uint32_t error;
   uint32_t lanes;
@@ -161,7 +161,7 @@ struct Plan {
   uint32_t tail_place;
 };
 
-// What a plan is made from, loaded by many threads.
+// The input of a plan, loaded by many threads.
 struct PlanShared {
   Plan plan;
   uint32_t errors[kMaxPasses];
@@ -762,7 +762,7 @@ MLIC_DEVICE void encode(Block& block, WriteShared& shared, const EncodeArgs& arg
       shared.last_page[thread] = kNoPage;
     }
   });
-  // One piece of code for both, as it is large.
+  // Both go through one piece of code, since it is large.
   MLIC_NO_UNROLL
   for (uint32_t number = kParts; number-- > 0;) {
     block.each_warp([&](Warp& warp) { encode_parts(warp, shared, args, list, image, number); });

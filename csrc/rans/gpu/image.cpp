@@ -9,7 +9,7 @@ namespace {
 
 constexpr uint32_t kMinCellBits = 5;
 constexpr uint32_t kMaxCellBits = 10;
-// Of the shared memory of the GPUs with the least, what the tables of the scales take.
+// Bytes that the tables of the scales may take of the shared memory of the GPUs with the least.
 constexpr size_t kCellBudget = 80 * 1024;
 constexpr uint32_t kSearched = 1024;  // fewer slots in so many are searched for, if there is room
 

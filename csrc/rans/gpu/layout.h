@@ -1,4 +1,4 @@
-// What host and device exchange: plain structs, pointers to device memory in them.
+// The structs that host and device exchange. Pointers in them are to device memory.
 #pragma once
 
 #include <cstdint>
@@ -108,7 +108,7 @@ MLIC_HD uint32_t rank_of(const DeviceTable& table, const TableRange& range, uint
   return table.limit != 0 ? before : range.runs + number - before;
 }
 
-// What the decoder wants to know of a list of symbols.
+// What the decoder needs of a list of symbols.
 struct alignas(16) ListHead {
   uint32_t end;     // the place after its last symbol
   uint32_t cells;   // of the table of runs: the first | shift << 24
@@ -227,8 +227,8 @@ struct PassList {
 // A pass is coded in one part, or in two if the tail begins in it.
 constexpr uint32_t kParts = 2;
 
-// Where the events of a part begin that begins at a place, [steps, lanes]: an event takes a symbol,
-// or is the second of one.
+// Where the events [steps, lanes] of a part begin, by the place where the part begins: each event
+// takes a symbol, or is the second event of one.
 MLIC_HD uint64_t events_before(uint32_t place, uint32_t part) {
   return 2 * (uint64_t{place} + part * kMaxLanes);
 }

@@ -44,7 +44,7 @@ MLIC_DEVICE void sum_up(Block& block, Scan& scan) {
   });
 }
 
-// A thread asks memory for so many things before it waits for the first.
+// Loads that a thread issues before it waits for the first.
 constexpr uint32_t kAtOnce = 8;
 // Ranks of a warp lie in different banks of shared memory, and so do the warps of a rank.
 constexpr uint32_t kCountStride = kScaleTables + 1;
@@ -102,10 +102,10 @@ MLIC_DEVICE void rank_tables(Block& block, Lists& lists, const DeviceTable* tabl
   });
 }
 
-// Finds the lists of a pass, of whose tables the ranks are known. Without indexes the table of a
-// symbol is its channel; else within becomes, of each symbol, its rank and how many of its table
-// come before it in the share of its warp. Nothing is to be done with the lists if there is a bad
-// index.
+// Finds the lists of a pass; the ranks of its tables are known. Without indexes the table of a
+// symbol is its channel. With indexes, `within` becomes the rank of each symbol and the number of
+// symbols of the same table before it in the share of its warp. The lists must not be used if an
+// index is bad.
 template <class Block>
 MLIC_DEVICE void find_lists(Block& block, Lists& lists, const TableRange& range,
                             const PassShape& shape, const uint8_t* indexes, uint32_t* within) {

@@ -1,5 +1,6 @@
-// What the kernels of the range coder are written against: a block of 32 warps of 32 lanes. On the
-// device a thread is one lane; on the host the same source runs with loops in place of threads.
+// The machine that the kernels of the range coder are written for: a block of 32 warps of 32 lanes.
+// On the device a thread is one lane; on the host the same source runs with loops in place of
+// threads.
 //
 // Code is a sequence of phases, `block.each(f)` for every thread or `block.each_warp(f)` for every
 // warp, and a phase ends in a barrier. Variables of one lane or thread that outlive a call are
@@ -102,7 +103,7 @@ class DeviceWarp {
     return __reduce_max_sync(~0u, values[0]);
   }
 
-  // What lanes wrote to memory before is there for all.
+  // After this, all lanes see what lanes wrote to memory before.
   __device__ void sync() { __syncwarp(); }
 
   // Replaces each value by the sum of those of the lanes before; returns the sum of all.
