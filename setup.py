@@ -21,6 +21,7 @@ def find_tool(name: str) -> str | None:
 
 
 def require_tool(name: str) -> str:
+    """Path of a build tool, which must be there."""
     path = find_tool(name)
     if path is None:
         raise SystemExit(f"{name} was not found: run `pip install {name}` and try again.")
@@ -31,6 +32,7 @@ class CMakeBuild(build_ext):
     """Builds in build/cmake-<tag>, which later builds reuse."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Runs CMake and Ninja."""
         import pybind11  # only here, so that metadata can be had without it
 
         cmake, ninja = require_tool("cmake"), require_tool("ninja")

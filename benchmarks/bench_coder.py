@@ -178,19 +178,22 @@ def coder(request: pytest.FixtureRequest) -> Coder:
 
 
 def test_encode(benchmark: Any, source: str, coder: Coder) -> None:
-    symbols, indexes = symbols_of(source)
-    benchmark.group = f"range coder, encode, {source}"
-    data = checked(coder, symbols, indexes)
-    describe(benchmark, data, symbols, indexes)
+    symbols, indexes, _ = prepared(benchmark, "encode", source, coder)
     benchmark(coder.encode, symbols, indexes)
 
 
 def test_decode(benchmark: Any, source: str, coder: Coder) -> None:
+    _, indexes, data = prepared(benchmark, "decode", source, coder)
+    benchmark(coder.decode, data, indexes)
+
+
+def prepared(benchmark: Any, way: str, source: str, coder: Coder) -> tuple[Array, Array, bytes]:
+    """Symbols, indexes and the stream of them, which has been checked."""
     symbols, indexes = symbols_of(source)
-    benchmark.group = f"range coder, decode, {source}"
+    benchmark.group = f"range coder, {way}, {source}"
     data = checked(coder, symbols, indexes)
     describe(benchmark, data, symbols, indexes)
-    benchmark(coder.decode, data, indexes)
+    return symbols, indexes, data
 
 
 def checked(coder: Coder, symbols: Array, indexes: Array) -> bytes:

@@ -21,11 +21,11 @@ from report_tables import MODELS, WAYS, Lines, machines, newest, table, threads_
 from results import FOLDER, Document, oldest_first
 from suite import noise
 
+from mlic_fast.atomic_files import write_atomically
 from mlic_fast.charts import PALETTE, new_figure, save
 from mlic_fast.evaluation.measuring import Curve, Measurement, Point
 from mlic_fast.evaluation.published import KODAK
 from mlic_fast.evaluation.rate_distortion_chart import draw as draw_rate
-from mlic_fast.images import write_atomically
 from mlic_fast.profiling import bench_charts
 
 ROOT = FOLDER.parent.parent

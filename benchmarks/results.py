@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mlic_fast.images import write_atomically
+from mlic_fast.atomic_files import write_atomically
 from mlic_fast.profiling.machine import describe_commit
 
 FOLDER = Path(__file__).parent / "results"

@@ -24,13 +24,13 @@ import numpy as np  # noqa: E402
 
 import mlic_fast  # noqa: E402
 from mlic_fast import bitstream  # noqa: E402
-from mlic_fast.engine.cpu import cpu_operations  # noqa: E402
+from mlic_fast.engine.cpu import instruction_sets  # noqa: E402
 from mlic_fast.engine.surroundings import set_thread_count  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from lively import BLOCKS, SMALL, lively_model  # noqa: E402
 
-assert cpu_operations.exact is extension.exact  # not the one that is installed
+assert instruction_sets.exact is extension.exact  # not the one that is installed
 
 
 def make_pictures(source: np.random.Generator) -> list[np.ndarray]:
@@ -60,7 +60,7 @@ for name, config in {"blocks": BLOCKS, **SMALL}.items():
     streams: list[bytes] = []
     expected: list[bytes | str] = []
     for isa in extension.exact.instruction_sets():
-        os.environ[cpu_operations.ISA_VARIABLE] = isa
+        os.environ[instruction_sets.ISA_VARIABLE] = isa
         for threads in (1, 8):
             set_thread_count(threads)
             codec = mlic_fast.load(model, device="cpu", engine="cpu")

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: Submodule; mlic_fast.engine.cpu.cpu_operations is its typed front.
+#: Submodule; mlic_fast.engine.cpu.cpu_kernels is its typed front.
 exact: Any
 
 #: Submodule; mlic_fast.coder.gpu_coder is its typed front.

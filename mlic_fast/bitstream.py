@@ -17,7 +17,7 @@ from .errors import CorruptStreamError, UnsupportedImageError, UnsupportedStream
 MAGIC = b"\xf1M"
 MAX_SIDE = 65535
 MAX_PIXELS = 2**28
-#: Pixels of a stream that is decoded, unless another limit is given: 16384x8192.
+#: The most pixels of a stream that is decoded, unless another limit is given: 16384x8192.
 DECODED_PIXELS = 2**27
 MODEL_ID_BYTES = 4
 
@@ -122,7 +122,7 @@ def read(data: bytes | bytearray | memoryview) -> tuple[Header, bytes]:
 
 
 def split(data: bytes | bytearray | memoryview) -> Stream:
-    """The parts of a stream, of which all but the sections are checked.
+    """The parts of a stream; everything but the sections is checked.
 
     Raises `CorruptStreamError` if the data are not a stream, are cut short or altered, and
     `UnsupportedStreamError` if they are of a later version of the format.
@@ -144,7 +144,7 @@ def split(data: bytes | bytearray | memoryview) -> Stream:
 
 
 def peek(file: IO[bytes]) -> tuple[Header, bytes]:
-    """Header and sections of an open file, of which no more is read: nothing is certain yet.
+    """Header and sections of an open file. No more of it is read, so no checksum is checked.
 
     Raises what `split` raises.
     """
@@ -160,8 +160,8 @@ def peek(file: IO[bytes]) -> tuple[Header, bytes]:
 
 
 def _parse(data: bytes) -> tuple[Header, int, int, int]:
-    """The header, where it ends, and where the sections begin and end, of whatever values: the
-    checksum comes first.
+    """The header, where it ends, and where the sections begin and end. The values are not checked
+    here: the checksum comes first.
     """
     if not data:
         raise CorruptStreamError("the stream is empty; make it again with 'mlic-fast encode'")

@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlic_fast.atomic_files import write_atomically
 from mlic_fast.errors import MlicError
-from mlic_fast.images import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,7 @@ def check_chart(path: str) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Of inches. Without pyplot: no window, no state to clean up."""
+    """An empty figure, its size in inches. No pyplot is used: no window, no state to clean up."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

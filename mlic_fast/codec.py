@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
@@ -18,14 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mlic_fast import bitstream, images, sections, targets
-from mlic_fast.engine import Engine, begin_gpu, create_engine, gpu_possible, gpu_problem
-from mlic_fast.engine.packing.packed import PackedModel, PackedTransforms
-from mlic_fast.engine.packing.stored import read_stored
+from mlic_fast.engine import (
+    Engine,
+    begin_gpu,
+    create_engine,
+    gpu_possible,
+    gpu_problem,
+    resolve_device,
+)
+from mlic_fast.engine.packing.packed import PackedModel
 from mlic_fast.engine.surroundings import surroundings
 from mlic_fast.errors import (
-    CheckpointError,
     CorruptStreamError,
-    EngineError,
     QualityError,
     TooManyPixelsError,
     UnsupportedStreamError,
@@ -34,6 +38,7 @@ from mlic_fast.errors import (
 from mlic_fast.images import Picture, Pixels
 from mlic_fast.inspection import stream_bytes
 from mlic_fast.metadata import NONE, Metadata, from_sections
+from mlic_fast.model_sources import path_of, read_float_model, read_packed_source, read_source
 from mlic_fast.models.config import ALIGNMENT
 
 if TYPE_CHECKING:
@@ -44,7 +49,6 @@ if TYPE_CHECKING:
 
 Output = Literal["torch", "numpy", "pil"]
 
-WEIGHTS = Path(__file__).parent / "weights"
 #: Quality of a variable-rate model when none is given.
 DEFAULT_QUALITY = 60
 
@@ -86,11 +90,11 @@ class Codec:
     def model(self) -> Transforms:
         """The float model; of a packed file, its transforms alone.
 
-        The codec works without. Raises WrongModelError if its file holds another model by now.
+        Coding does without it. Raises WrongModelError if its file holds another model by now.
         """
         if self._model is None:
             assert self._file is not None
-            self._model = _read_model(self._file, self._identity).to(self.device)
+            self._model = read_float_model(self._file, self._identity).to(self.device)
         return self._model
 
     @property
@@ -102,6 +106,7 @@ class Codec:
 
     @property
     def engine(self) -> str:
+        """Name of the engine that computes."""
         return self._engine.name
 
     def __repr__(self) -> str:
@@ -405,22 +410,16 @@ def load(
         EngineError: the device or engine is unknown or cannot run here.
     """
     automatic = device == engine == "auto"
-    target = "cpu" if automatic else _device(device, engine)
+    target = "cpu" if automatic else resolve_device(device, engine)
     gpu = "cuda" if automatic and gpu_possible() else target
     if gpu != "cpu" and engine != "reference" and gpu_problem() is None:
         begin_gpu(gpu)
-    path = _path(model)
-    stored = None
-    # Only what comes with the package is trusted so far.
-    if path is not None and path.parent == WEIGHTS and engine != "reference":
-        stored = read_stored(path)
-    if stored is None:
+    path = path_of(model)
+    packed_source = None if path is None or engine == "reference" else read_packed_source(path)
+    if packed_source is None:
         import torch  # noqa: F401  (surroundings look after what is imported)
     with surroundings():
-        if stored is None:
-            source = _loaded(model, path)
-        else:
-            source = _Source(stored.packed, path, None, stored.transforms, stored.identity)
+        source = packed_source or read_source(model, path)
 
         def codec_on(target: str) -> Codec:
             # On a GPU a copy of the model, as that may turn out to be unsound.
@@ -446,7 +445,7 @@ def _on_a_sound_gpu(codec_on: Callable[[str], Codec]) -> Codec | None:
     problem = gpu_problem()
     if problem is None:
         try:
-            codec = codec_on(_device("cuda", "auto"))
+            codec = codec_on(resolve_device("cuda", "auto"))
             problem = self_check.remembered(codec)
         except Exception as error:  # whatever a machine may lack; the CPU needs none of it
             problem = f"{type(error).__name__}: {error}"
@@ -462,65 +461,10 @@ def _on_a_sound_gpu(codec_on: Callable[[str], Codec]) -> Codec | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What a codec is made of: the float model, or packed transforms and an identity."""
-
-    packed: PackedModel
-    file: Path | None
-    model: Transforms | None = None
-    transforms: PackedTransforms | None = None
-    identity: bytes | None = None
-
-
-def _loaded(model: Any, path: Path | None) -> _Source:
-    """Of a model, or of what a file holds."""
-    from mlic_fast.engine.packing.packer import load_packed, pack
-    from mlic_fast.models.checkpoints import load_checkpoint
-
-    loaded = load_packed(path) if path is not None else None
-    if loaded is None:
-        # A copy of what is given: the caller may train on; a codec never changes.
-        whole = copy.deepcopy(model).float() if path is None else load_checkpoint(path)
-        loaded = whole, pack(whole)
-    return _Source(loaded[1], path, model=loaded[0].eval().requires_grad_(False))
-
-
 def _is_positive(target: object) -> bool:
     """Whether it is a finite number above 0."""
     numbers = (int, float, np.integer, np.floating)
     return isinstance(target, numbers) and bool(0 < target < float("inf"))
-
-
-def _path(model: Any) -> Path | None:
-    """Of a file; None for a model. Raises CheckpointError for what is neither."""
-    if isinstance(model, str) and model == "photo":
-        return WEIGHTS / "photo.safetensors"
-    if isinstance(model, (str, os.PathLike)):
-        if not Path(model).exists():
-            raise CheckpointError(f"no model called {os.fspath(model)!r}: give 'photo' or a file")
-        return Path(model)
-    from mlic_fast.models.mlic import MlicModel
-
-    if isinstance(model, MlicModel):
-        return None
-    raise CheckpointError(
-        f"cannot load a {type(model).__name__}: give 'photo', a checkpoint file or a model"
-    )
-
-
-def _read_model(path: Path, identity: bytes) -> MlicModel:
-    """The float model of a codec that was made without it.
-
-    Raises WrongModelError if the file holds another one by now.
-    """
-    from mlic_fast.models.checkpoints import load_checkpoint
-
-    stored = read_stored(path)
-    if stored is None or stored.identity != identity:
-        raise WrongModelError(f"{path} holds another model than when the codec was made")
-    with surroundings():
-        return load_checkpoint(path).requires_grad_(False)
 
 
 def _is_stream(data: Any) -> bool:
@@ -561,7 +505,7 @@ def _sections(picture: Picture) -> bytes:
 
 
 def _batch(each: Sequence[Pixels]) -> Any:
-    """Of tensors a tensor, else an array."""
+    """A batch [B, 3, H, W] of equal images: a tensor if they are tensors, else an array."""
     if len(each) == 1:
         return each[0][None]
     if not all(map(images.is_tensor, each)):
@@ -584,27 +528,3 @@ def _converted(
     if alpha is not None:
         image = np.concatenate([images.as_array(image), alpha[None]])
     return images.to_array(image) if output == "numpy" else images.to_pil(image, metadata)
-
-
-def _device(name: str, engine: str) -> str:
-    if name == "cpu" or (name == "auto" and engine not in ("auto", "gpu")):
-        return "cpu"
-    import torch
-
-    if engine == "gpu" and (problem := gpu_problem()):
-        raise EngineError(f"the engine 'gpu' cannot run: {problem}")
-    if name == "auto":
-        name = "cuda"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise EngineError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise EngineError(f"unsupported device {name!r}: use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise EngineError(f"device {name!r} was asked for, but PyTorch finds no CUDA device here")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EngineError(f"there is no device {name!r}: {torch.cuda.device_count()} CUDA devices")
-    if name == "cuda":  # its number, whatever becomes the current one later
-        device = torch.device("cuda", torch.cuda.current_device())
-    return str(device)

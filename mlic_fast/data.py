@@ -91,6 +91,7 @@ class WebdatasetDecoder:
         self._decode = _decoder(codec, latents)
 
     def __call__(self, key: str, data: bytes) -> Tensor | None:
+        """What a ``.mlic`` file holds; None for a file of another kind."""
         return self._decode(data) if key.endswith(SUFFIX) else None
 
 

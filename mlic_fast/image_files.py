@@ -193,7 +193,7 @@ def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 def _png_bytes(
     width: int, height: int, depth: int, colour: int, _compression: int, _filter: int, lace: int
 ) -> int:
-    """Of all rows before compression, each with the byte of its filter."""
+    """Bytes of all rows before compression, each with the byte of its filter."""
     bits = depth * _PNG_CHANNELS.get(colour, 1)
     passes = _ADAM7 if lace else ((0, 0, 1, 1),)
     total = 0

@@ -27,11 +27,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import secrets
-import stat
 import struct
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -40,8 +37,9 @@ from typing import IO, TYPE_CHECKING, Any, Union
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
+from .atomic_files import write_atomically
 from .bitstream import MAX_PIXELS, check_size
 from .errors import UnsupportedImageError
 from .image_files import (
@@ -54,6 +52,17 @@ from .image_files import (
     png_cicp,
 )
 from .metadata import NONE, Metadata, exif_elsewhere, from_info
+from .pillow_pictures import (
+    COLOUR_MODES,
+    GREY_MODES,
+    apart,
+    in_mode,
+    raised_limits,
+    rounded,
+    rounded_colours,
+    to_srgb,
+    turn_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +100,7 @@ class Handover:
         self._given = [picture]
 
     def take(self) -> Picture:
-        """Once."""
+        """The picture. It can be taken once."""
         return self._given.pop()
 
 
@@ -129,22 +138,7 @@ SAVE_SUFFIXES = tuple(_SAVE_FORMATS)
 _READ_ONLY = (".jpe", ".jfif", ".pgm", ".pbm", ".pnm", ".gif", ".jp2", ".j2k", ".tga", ".mpo")
 IMAGE_SUFFIXES = SAVE_SUFFIXES + _READ_ONLY
 
-_GREY_MODES = ("1", "L", "LA", "La")
-_COLOUR_MODES = ("P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "YCbCr", "HSV")
 _STILL_FORMATS = ("MPO", "PSD")  # their further frames are previews or layers, not further pictures
-
-_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-#: Bytes of text in a PNG, which is not looked at.
-_MAX_TEXT = 1 << 28
 
 
 def load_image(source: ImageSource) -> torch.Tensor:
@@ -237,7 +231,7 @@ def as_array(x: Any) -> npt.NDArray[Any]:
 
 
 def contiguous(x: Any) -> Any:
-    """An array or tensor."""
+    """An array or tensor with its elements in order, copied where they are not."""
     return np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x.contiguous()
 
 
@@ -300,7 +294,7 @@ def save_image(image: Pixels, path: str | os.PathLike[str]) -> None:
 
 
 def image_bytes(image: Pixels, suffix: str, metadata: Metadata = NONE) -> bytes:
-    """What `save_image` writes to a file of this suffix, with what metadata the format holds:
+    """What `save_image` writes of uint8 [3 or 4, H, W], with the metadata that the format holds:
     .bmp and .ppm none, cICP and gamma .png alone.
     """
     picture = Image.fromarray(to_array(image))
@@ -322,7 +316,7 @@ def image_bytes(image: Pixels, suffix: str, metadata: Metadata = NONE) -> bytes:
 
 
 def _metadata_options(name: str, metadata: Metadata) -> dict[str, Any]:
-    """Of Pillow's ``save``."""
+    """Options of Pillow's ``save`` that make it write the metadata."""
     if name not in _WITH_METADATA:
         return {}
     options: dict[str, Any] = {
@@ -347,39 +341,6 @@ def _metadata_options(name: str, metadata: Metadata) -> dict[str, Any]:
     return options
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a temporary file beside ``path``, then rename it, so that nobody sees half a file.
-
-    Raises `OSError`. Replaces a regular file, but never a device or a pipe, which a rename would
-    destroy.
-    """
-    path = Path(os.path.realpath(path))  # a link keeps pointing where it did
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path} exists and is not a regular file; choose another name")
-    temporary = path.with_name(f".mlic-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        if path.exists():
-            _take_over(path, temporary)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # the name that the user knows
-        raise
-
-
-def _take_over(old: Path, new: Path) -> None:
-    """The mode and owner of a file that is to be replaced, as far as this user may."""
-    status = os.stat(old)
-    os.chmod(new, stat.S_IMODE(status.st_mode))
-    if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-        with contextlib.suppress(PermissionError):
-            os.chown(new, status.st_uid, status.st_gid)
-
-
 def _from_file(path: Path, metadata: bool) -> Picture:
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
@@ -390,7 +351,7 @@ def _from_file(path: Path, metadata: bool) -> Picture:
 
 
 def _from_open(file: IO[bytes], name: str, metadata: bool) -> Picture:
-    with _reading(name), _raised_limits, Image.open(file) as picture:
+    with _reading(name), raised_limits, Image.open(file) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format not in _STILL_FORMATS:
             raise UnsupportedImageError(
@@ -422,44 +383,6 @@ def _reading(name: str) -> Iterator[None]:
         ) from error
 
 
-class _RaisedLimits:
-    """Replaces Pillow's global limits by ours while files are opened and read.
-
-    That of pixels gives a warning at 89 million and an error at 179. Opening reads the header only;
-    `_from_pil` checks the exact size before it decodes. Several threads may be within at once.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._before = Image.MAX_IMAGE_PIXELS, 0, 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._before = (
-                    Image.MAX_IMAGE_PIXELS,
-                    PngImagePlugin.MAX_TEXT_CHUNK,
-                    PngImagePlugin.MAX_TEXT_MEMORY,
-                )
-                self._set(MAX_PIXELS, _MAX_TEXT, _MAX_TEXT)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._set(*self._before)
-
-    @staticmethod
-    def _set(pixels: int | None, text: int, memory: int) -> None:
-        Image.MAX_IMAGE_PIXELS = pixels
-        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = text, memory
-
-
-_raised_limits = _RaisedLimits()
-
-
 def _from_pil(picture: Image.Image, name: str, wanted: bool) -> Picture:
     check_size(picture.width, picture.height)
     cicp: bytes | None = None
@@ -485,17 +408,17 @@ def _from_pil(picture: Image.Image, name: str, wanted: bool) -> Picture:
         lower = lower_bytes(picture)
         exif = exif_elsewhere(picture) if wanted else None
         picture.load()
-        turn = _turn(picture)
+        turn = turn_of(picture)
         if picture.mode.startswith("I"):
-            picture = _rounded(picture)
+            picture = rounded(picture)
         elif lower is not None:
-            picture = _rounded_colours(picture, lower)
+            picture = rounded_colours(picture, lower)
     profile = picture.info.get("icc_profile")
     if picture.mode == "CMYK" and not profile:
         raise UnsupportedImageError(
             f"{name} has CMYK pixels without a colour profile; convert it to RGB first"
         )
-    if picture.mode not in (*_GREY_MODES, *_COLOUR_MODES, "CMYK"):
+    if picture.mode not in (*GREY_MODES, *COLOUR_MODES, "CMYK"):
         raise UnsupportedImageError(f"{name} has {picture.mode} pixels; convert it to RGB first")
     metadata = NONE
     if wanted:
@@ -503,107 +426,16 @@ def _from_pil(picture: Image.Image, name: str, wanted: bool) -> Picture:
     if transparent is not None:
         picture = picture.copy()
         picture.info["transparency"] = transparent
-    opaque, alpha = _apart(picture if turn is None else picture.transpose(turn))
+    opaque, alpha = apart(picture if turn is None else picture.transpose(turn))
     if profile and (opaque.mode != "RGB" or not wanted):
-        opaque = _to_srgb(opaque, profile, name)
+        opaque = to_srgb(opaque, profile, name)
         metadata = replace(metadata, icc_profile=None, cicp=None, gamma=None)
-    pixels = np.array(np.asarray(_in_mode(opaque, "RGB")).transpose(2, 0, 1), order="C")
-    return Picture(pixels, alpha, metadata, notes)
-
-
-def _rounded(picture: Image.Image) -> Image.Image:
-    """Of 16 bits grey, as 8."""
-    levels = np.asarray(picture).clip(0, 65535).astype(np.uint32)
-    grey = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
-    grey.info = picture.info
-    return grey
-
-
-def _rounded_colours(picture: Image.Image, lower: npt.NDArray[np.uint8]) -> Image.Image:
-    """Of 16 bits, 256 ``picture`` + ``lower``, as 8: the nearest to a 257th."""
-    upper = np.asarray(picture)
-    difference = lower.astype(np.int16) - upper
-    levels = upper + (difference > 128) - (difference < -128)
-    rounded = Image.frombytes(picture.mode, picture.size, levels.astype(np.uint8).tobytes())
-    rounded.info = picture.info
-    return rounded
-
-
-def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """Converted, without a copy of what has the mode already."""
-    return picture if picture.mode == mode else picture.convert(mode)
-
-
-def _turn(picture: Image.Image) -> Image.Transpose | None:
-    """What makes it upright, as its EXIF data say; these may be odd in every other way."""
-    orientation: Any = None
-    with contextlib.suppress(Exception):
-        orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    return _TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
-
-
-def _apart(picture: Image.Image) -> tuple[Image.Image, Pixels | None]:
-    """The picture in mode L, RGB or CMYK, and alpha [H, W] if a pixel is not opaque."""
-    grey, alpha = picture.mode in _GREY_MODES, None
-    if picture.has_transparency_data:
-        if picture.mode == "La":  # Pillow has no direct conversion
-            picture = picture.convert("LA")
-        picture = _in_mode(picture, "RGBA")
-        alpha = _unless_opaque(np.array(picture.getchannel("A")))
-    if picture.mode == "CMYK":
-        return picture, alpha
-    return _in_mode(picture, "L" if grey else "RGB"), alpha
+    pixels = np.array(np.asarray(in_mode(opaque, "RGB")).transpose(2, 0, 1), order="C")
+    return Picture(pixels, None if alpha is None else _unless_opaque(alpha), metadata, notes)
 
 
 def _unless_opaque(alpha: Any) -> Pixels | None:
     return contiguous(alpha) if 0 not in alpha.shape and int(alpha.min()) < 255 else None
-
-
-def _to_srgb(picture: Image.Image, profile: bytes, name: str) -> Image.Image:
-    """Convert mode L, RGB or CMYK from its ICC profile to sRGB."""
-    spaces = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
-    if picture.mode == "L":  # the interpolated table made for speed is off by 10 levels in shadows
-        flags |= ImageCms.Flags.NOOPTIMIZE
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space.strip() != spaces[picture.mode]:
-            raise ValueError("the profile is for another kind of pixels")
-        transform = ImageCms.buildTransform(
-            source,
-            ImageCms.createProfile("sRGB"),
-            picture.mode,
-            "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            flags,
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError) as error:
-        if picture.mode == "CMYK":
-            raise UnsupportedImageError(
-                f"{name} has CMYK pixels and a colour profile that cannot be used ({error}); "
-                "convert it to RGB first"
-            ) from error
-        return picture
-    if picture.mode != "CMYK" and _changes_nothing(transform, picture.mode):
-        return picture
-    converted = ImageCms.applyTransform(picture, transform)
-    assert converted is not None  # None only for a conversion in place
-    return converted
-
-
-def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether a grid of colours stays as it is up to rounding: the profile is one of the many sRGB.
-
-    Such pixels are left alone, so that encoding works on exactly what was given.
-    """
-    levels = np.arange(0, 256, 15, dtype=np.uint8)
-    grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
-    if mode == "L":
-        grid = np.arange(256, dtype=np.uint8).reshape(1, -1, 1)
-    before = Image.fromarray(grid.squeeze(-1) if mode == "L" else grid)
-    after = ImageCms.applyTransform(before, transform)
-    assert after is not None
-    return bool(np.abs(np.asarray(after, dtype=np.int16) - grid).max() <= 1)
 
 
 def _from_array(array: npt.NDArray[Any]) -> Picture:

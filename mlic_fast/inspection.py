@@ -13,14 +13,15 @@ from .errors import CorruptStreamError
 from .metadata import Metadata, from_sections
 from .models.config import ALIGNMENT, PRESETS
 
-#: What decoding took (docs/using.md, "Memory"), rounded up: of a process; of the transforms, for
-#: each pixel that they take at a time and for each there is; of coding, for each there is.
+#: Bytes that decoding took (docs/using.md, "Memory"), rounded up: the process itself; the
+#: transforms, for each pixel that they take at a time and for each pixel of the picture; coding,
+#: for each pixel of the picture.
 _BYTES, _AT_A_TIME, _MORE, _CODED = 152_000_000, 49, 8.4, 19.2
 
 
 @dataclass(frozen=True)
 class Info:
-    """Of a stream.
+    """What a stream says of itself.
 
     Attributes:
         size: of the whole stream in bytes; ``payload_size`` of the latents alone.
@@ -48,8 +49,9 @@ class Info:
 
     @property
     def memory(self) -> int | None:
-        """Bytes that a process takes at most while it decodes with the model that comes with the
-        package, on a CPU, about; None for another model.
+        """About how many bytes a process takes at most while it decodes on a CPU.
+
+        None for models that do not come with the package.
         """
         if self.model is None:
             return None

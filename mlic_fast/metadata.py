@@ -78,7 +78,7 @@ class Metadata:
         return {name: value for name, value in found.items() if value}
 
     def to_info(self) -> dict[str, Any]:
-        """As Pillow has it in ``image.info``."""
+        """The metadata as Pillow keeps it in ``image.info``."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value}
 
@@ -114,7 +114,7 @@ NONE = Metadata()
 
 
 def from_info(info: Mapping[Any, Any]) -> Metadata:
-    """Of the ``info`` of a picture of Pillow."""
+    """The metadata that the ``info`` of a picture of Pillow holds."""
     gamma, cicp = info.get("gamma"), info.get("cicp")
     return Metadata(
         icc_profile=info.get("icc_profile"),
@@ -126,7 +126,7 @@ def from_info(info: Mapping[Any, Any]) -> Metadata:
 
 
 def from_sections(found: Sections) -> Metadata:
-    """Raises CorruptStreamError if one of them is damaged."""
+    """The metadata in sections. Raises CorruptStreamError if one of them is damaged."""
     gamma = found.get(sections.GAMMA, 4)
     return Metadata(
         icc_profile=found.get(sections.ICC_PROFILE),
@@ -154,7 +154,7 @@ def exif_elsewhere(picture: Image.Image) -> bytes | None:
 
 
 def _upright_exif(exif: bytes) -> bytes:
-    """With an orientation of 1 if there is one, all other bytes as they are."""
+    """EXIF data whose orientation, if there is one, is 1; all other bytes as they are."""
     data = bytearray(exif)
     base = len(_EXIF_PREFIX)
     order = {b"II": "<", b"MM": ">"}.get(exif[base : base + 2])

@@ -52,6 +52,7 @@ class MlicImageFile(ImageFile.ImageFile):
         self._coded = True
 
     def load(self) -> Image.core.PixelAccess | None:
+        """Decodes the pixels, once. Raises OSError for a damaged stream."""
         if self._coded:
             try:
                 picture = mlic_fast.decompress(

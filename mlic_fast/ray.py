@@ -26,8 +26,8 @@ from mlic_fast.errors import MlicError
 SUFFIX = ".mlic"
 #: Pictures that a worker takes at a time.
 BATCH = 8
-#: For tasks that read and write: workers hold theirs, and with all CPUs of a small cluster held
-#: such a task would wait for ever.
+#: Options of tasks that read and write. Workers hold their CPUs; if these were all CPUs of a small
+#: cluster, a task that asked for one would wait for ever.
 _NO_CPU: Any = {"num_cpus": 0}
 
 Batch = dict[str, Any]
@@ -116,6 +116,7 @@ class MlicEncoder:
         self.quality = quality
 
     def __call__(self, batch: Batch) -> Batch:
+        """Rows with ``image`` (see :meth:`mlic_fast.Codec.compress`) -> rows with ``mlic``."""
         pictures = [np.asarray(image) for image in batch.pop("image")]
         return batch | {"mlic": _column(self.codec.compress(pictures, self.quality))}
 
@@ -130,6 +131,7 @@ class MlicDecoder:
         self.latents = latents
 
     def __call__(self, batch: Batch) -> Batch:
+        """Rows with ``bytes`` -> rows with what they decode to."""
         streams = [bytes(stream) for stream in batch.pop("bytes")]
         names = batch.get("path", [f"row {i}" for i in range(len(streams))])
         decoded, headers = [], []
@@ -179,7 +181,7 @@ def load_here(codec: Any, device: str = "auto", engine: str = "auto") -> Codec:
 
 
 def _column(values: Sequence[Any]) -> np.ndarray[Any, Any]:
-    """Of objects that may differ in shape."""
+    """A column of objects that may differ in shape."""
     column = np.empty(len(values), object)
     for i, value in enumerate(values):
         column[i] = value

@@ -16,9 +16,9 @@ import torch
 
 import mlic_fast
 from mlic_fast import _C, bitstream
+from mlic_fast.atomic_files import write_atomically
 from mlic_fast.conformance import FOLDER
 from mlic_fast.errors import CorruptStreamError, MlicError
-from mlic_fast.images import write_atomically
 
 if TYPE_CHECKING:
     from mlic_fast.codec import Codec
@@ -99,7 +99,7 @@ def _key(device: torch.device) -> str:
 
 
 def driver_version() -> str:
-    """Of NVIDIA's driver, as the kernel's module says it; else the newest CUDA that it serves."""
+    """Version of NVIDIA's driver, from the kernel's module; else the newest CUDA it serves."""
     with suppress(OSError):
         text = Path("/proc/driver/nvidia/version").read_text()
         if match := re.search(r"\s(\d+\.\d+(\.\d+)?)\s", text):
@@ -109,7 +109,7 @@ def driver_version() -> str:
 
 
 def _code_digest() -> str:
-    """Of what computes on a device: it changes in a checkout, whose version does not."""
+    """Digest of the code that computes on a device: in a checkout, the version does not change."""
     package = Path(mlic_fast.__file__).parent
     digest = hashlib.sha256()
     for folder in ("kernels", "engine", "coder"):

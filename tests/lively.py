@@ -39,6 +39,16 @@ BLOCKS = replace(
     synthesis_blocks=(1, 2),
     lambdas=(0.002, 0.02, 0.2),
 )
+#: Trains in milliseconds.
+TINY = MlicConfig(
+    N=8,
+    M=64,
+    slices=2,
+    stage_channels=(8, 8, 8),
+    channel_context_channels=(8, 8),
+    entropy_parameters_channels=(16, 16, 16),
+    lrp_channels=(8, 8),
+)
 #: Factors on the spread of the outputs of some layers.
 _GAINS = {
     "g_a.analysis_transform.6.weight": 1.0,

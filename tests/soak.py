@@ -35,7 +35,7 @@ from lively import BLOCKS, SMALL, lively_model
 
 import mlic_fast
 from mlic_fast import bitstream
-from mlic_fast.images import write_atomically
+from mlic_fast.atomic_files import write_atomically
 from mlic_fast.models import save_checkpoint
 
 #: Widths and heights are below.

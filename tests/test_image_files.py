@@ -12,46 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_files import ODD, Entry, chunk, directory, exif, png
 from PIL import Image, PngImagePlugin
 
 from mlic_fast.errors import UnsupportedImageError
 from mlic_fast.images import load_image, load_picture
-
-Entry = tuple[int, int, int, bytes]
-
-
-def directory(entries: list[Entry], at: int) -> bytes:
-    """A TIFF directory at an offset, with its values behind it."""
-    entries = sorted(entries)
-    end = at + 2 + 12 * len(entries) + 4
-    head, data = struct.pack("<H", len(entries)), b""
-    for tag, kind, count, value in entries:
-        if len(value) > 4:
-            offset = end + len(data)
-            data += value + bytes(len(value) % 2)
-            value = struct.pack("<I", offset)
-        head += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
-    return head + bytes(4) + data
-
-
-def exif(orientation: int, *entries: Entry, gps: Any = ()) -> bytes:
-    whole = [(0x112, 3, 1, struct.pack("<H", orientation)), *entries]
-    if gps:
-        size = len(directory([*whole, (0x8825, 4, 1, bytes(4))], 8))
-        whole.append((0x8825, 4, 1, struct.pack("<I", 8 + size)))
-        return b"Exif\0\0II*\0\x08\0\0\0" + directory(whole, 8) + directory(list(gps), 8 + size)
-    return b"Exif\0\0II*\0\x08\0\0\0" + directory(whole, 8)
-
-
-ODD = {
-    "nothing odd": {},
-    "resolution as text": {"entries": [(0x11A, 2, 3, b"72\0")]},
-    "width as text": {"entries": [(0x100, 2, 5, b"4032\0")]},
-    "XMP as text": {"entries": [(0x2BC, 2, 13, b"<x:xmpmeta/>\0")]},
-    "below the sea": {"gps": [(6, 10, 1, struct.pack("<ii", -430, 1))]},
-    "version as text": {"gps": [(0, 2, 4, b"2200")]},
-    "a value too large": {"entries": [(0x213, 4, 1, struct.pack("<I", 65537))]},
-}
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=list(ODD))
@@ -151,18 +116,6 @@ def test_small_formats(tmp_path: Path) -> None:
         [0, 0, 255],
         [255, 255, 255],
     ]
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png(
-    width: int, height: int, depth: int, pixels: bytes, *more: bytes, colour: int = 0, lace: int = 0
-) -> bytes:
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, lace)
-    data = chunk(b"IDAT", zlib.compress(pixels))
-    return b"\x89PNG\r\n\x1a\n" + b"".join((chunk(b"IHDR", head), *more, data, chunk(b"IEND", b"")))
 
 
 @pytest.mark.parametrize(

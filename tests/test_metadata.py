@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 from lively import photograph
+from made_files import ODD, chunk, cmyk_profile, exif, grey_profile, matrix_profile, png
 from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
-from test_image_files import ODD, chunk, exif, png
-from test_images import cmyk_profile, grey_profile, matrix_profile
 
 import mlic_fast
 import mlic_fast.pillow

@@ -50,7 +50,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeGpu:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(module, "gpu_problem", lambda: fake.problem)
-    monkeypatch.setattr(module, "_device", device)
+    monkeypatch.setattr(module, "resolve_device", device)
     monkeypatch.setattr(self_check, "check", check)
     monkeypatch.setattr(self_check, "_key", lambda device: f"H200, driver {fake.driver}")
     return fake
@@ -120,8 +120,8 @@ def test_devices_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert module._device("cuda:0", "auto") == "cuda:0"
-    assert module._device("cuda", "auto") == "cuda:1"  # it stays that one
+    assert module.resolve_device("cuda:0", "auto") == "cuda:0"
+    assert module.resolve_device("cuda", "auto") == "cuda:1"  # it stays that one
     with pytest.raises(EngineError, match="'cuda:2': 2 CUDA devices"):
         mlic_fast.load(SMALL_MODEL, device="cuda:2")
 

@@ -151,7 +151,7 @@ def _hint(called: str) -> str:
 
 
 def make_parser(called: str | None = None) -> argparse.ArgumentParser:
-    """Of all commands; where one is named, with the arguments of that one alone."""
+    """The parser of all commands; if one is called, with the arguments of that one alone."""
     parser = argparse.ArgumentParser(
         prog="mlic-fast", description="Learned image compression with the MLIC family of models."
     )

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         "results": results,
     }
     if args.json:
-        from mlic_fast.images import write_atomically
+        from mlic_fast.atomic_files import write_atomically
 
         write_atomically(args.json, (json.dumps(document, indent=2) + "\n").encode())
     if args.plot:

@@ -206,6 +206,7 @@ class FileEncoder:
             self.quality = wanted.get("quality", DEFAULT_QUALITY)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch of jobs -> a column of their results, as JSON."""
         jobs = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
         with ThreadPoolExecutor(READERS) as pool:
             opened = list(pool.map(partial(_attempt, self._open), jobs))

@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.output).suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{args.output} is to be a page: give a name that ends in .html")
 
+    from mlic_fast.atomic_files import write_atomically
     from mlic_fast.comparison import Entry, page
-    from mlic_fast.images import load_picture, write_atomically
+    from mlic_fast.images import load_picture
 
     read = _Reader(args)
     sources = [read(name) for name in names]

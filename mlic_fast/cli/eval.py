@@ -230,7 +230,7 @@ def _line(name: str, m: Measurement) -> str:
 def _write(
     args: argparse.Namespace, curves: list[Curve], rates: dict[str, dict[str, float]]
 ) -> None:
-    from mlic_fast.images import write_atomically
+    from mlic_fast.atomic_files import write_atomically
 
     rows = list(_rows(curves))
     if args.json:

@@ -305,6 +305,6 @@ def write_output(target: Path, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    from mlic_fast.images import write_atomically
+    from mlic_fast.atomic_files import write_atomically
 
     write_atomically(target, data)

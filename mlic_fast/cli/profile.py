@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     before = json.loads(Path(args.before).read_text()) if args.before else None
     set_threads(args)
 
-    from mlic_fast.images import load_image, write_atomically
+    from mlic_fast.atomic_files import write_atomically
+    from mlic_fast.images import load_image
     from mlic_fast.profiling import breakdown
     from mlic_fast.profiling.machine import describe_machine
     from mlic_fast.profiling.pictures import synthetic_photograph

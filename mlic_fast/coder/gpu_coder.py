@@ -28,8 +28,8 @@ _core = _C.gpu_coder
 #: Tables of the hyper-latents begin here; those before are chosen by scale.
 FIRST_CHANNEL_TABLE = 64
 
-#: The host fetches the results with one part of so many of a payload's room, in which most payloads
-#: fit, so that it waits once.
+#: The host fetches the results together with the first 1/FETCHED of a payload's room. Most payloads
+#: fit in that, so the host waits once.
 FETCHED = 4
 
 #: PayloadHeader of csrc/rans/gpu/layout.h.
@@ -78,15 +78,26 @@ class _Coder:
         self._tables = tables
         self._number = _core.HOST if self.device.type == "cpu" else self.device.index
 
+    def _common(self) -> dict[str, Any]:
+        """Arguments that the C++ decoder and encoder both take."""
+        return {
+            "image": self._tables._image,
+            "tables": self._tables._bytes.data_ptr(),
+            "device": self._number,
+            "batch": self.batch,
+            "capacity": self.capacity,
+            "symbols": self.symbols,
+        }
+
     def _empty(self, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _host(self, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        """On the host, where copies to and from the device wait for nothing."""
+        """An array on the host, pinned where there is a GPU, so that copies wait for nothing."""
         return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
 
     def _wait(self) -> None:
-        """For all on the current stream."""
+        """Wait for all work on the current stream."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
@@ -96,7 +107,7 @@ class _Coder:
         )
 
     def _guard(self) -> contextlib.AbstractContextManager[Any]:
-        """PyTorch's current device stays what it was."""
+        """While entered, PyTorch's current device is the coder's; afterwards it is what it was."""
         return (
             contextlib.nullcontext()
             if self.device.type == "cpu"
@@ -132,8 +143,8 @@ def _shape(x: Tensor) -> Any:
 class DeviceDecoder(_Coder):
     """Decodes a batch of payloads, pass by pass.
 
-    A damaged payload gives any symbols in the pass where that is found out and zeros from then on,
-    for its own image alone; `digests` tells.
+    A damaged payload gives arbitrary symbols in the pass where the damage is found, and zeros from
+    then on, for its own image alone; `digests` reports it.
 
     Args:
         tables: those of the encoder.
@@ -161,12 +172,7 @@ class DeviceDecoder(_Coder):
         )
         states, words, scratch = (x.data_ptr() for x in self._scratch)
         self._core = _core.Decoder(
-            image=tables._image,
-            tables=tables._bytes.data_ptr(),
-            device=self._number,
-            batch=batch,
-            capacity=self.capacity,
-            symbols=symbols,
+            **self._common(),
             headers=self._input.data_ptr(),
             payloads=self._input.data_ptr() + self._payloads_at,
             states=states,
@@ -200,7 +206,7 @@ class DeviceDecoder(_Coder):
             self._loaded.record(torch.cuda.current_stream(self.device))
 
     def begin(self) -> None:
-        """Starts on what was loaded."""
+        """Starts decoding the payloads that were loaded."""
         with self._guard():
             self._core.begin(self._stream())
 
@@ -299,12 +305,7 @@ class DeviceEncoder(_Coder):
         scratch, infos, pages = (x.data_ptr() for x in self._scratch)
         self._recorded: list[Tensor] = []
         self._core = _core.Encoder(
-            image=tables._image,
-            tables=tables._bytes.data_ptr(),
-            device=self._number,
-            batch=batch,
-            capacity=self.capacity,
-            symbols=symbols,
+            **self._common(),
             events=events,
             lanes=lanes or 0,
             page_count=page_count,
@@ -317,7 +318,7 @@ class DeviceEncoder(_Coder):
         )
 
     def begin(self) -> None:
-        """Forgets the passes of before."""
+        """Forgets the passes of the batch before."""
         self._recorded.clear()
         self._core.begin()
 
@@ -341,7 +342,10 @@ class DeviceEncoder(_Coder):
         self._record(symbols, indexes, 0)
 
     def record_channels(self, symbols: Tensor, first: int = FIRST_CHANNEL_TABLE) -> None:
-        """Adds a pass in which a symbol's table is `first` plus its channel: the hyper-latents."""
+        """Adds a pass in which a symbol's table is `first` plus its channel: the hyper-latents.
+
+        For symbols and errors see `record`.
+        """
         self._check(symbols, torch.int32, "symbols")
         self._check_channels(symbols, first)
         self._record(symbols, None, first)

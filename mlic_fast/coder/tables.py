@@ -101,6 +101,8 @@ class Tables:
     def bits(self, symbols: NDArray[Any], indexes: NDArray[Any]) -> NDArray[np.float64]:
         """Ideal cost of each symbol under these tables: -log2 of its probability, in bits.
 
+        ``symbols`` and ``indexes`` are integers of equal shape, which is that of the result.
+
         Escaped symbols cost the escape and four bits a digit. For measuring, not for coding.
         """
         symbols, indexes = symbols.astype(np.int64), indexes.astype(np.int64)
@@ -115,7 +117,7 @@ class Tables:
 
 
 def deserves_entry(pmf: NDArray[np.float64], precision: int) -> NDArray[np.bool_]:
-    """Which symbols are better given a slot of their own than escaped.
+    """Which symbols are better given a slot of their own than escaped, by their probabilities [n].
 
     A slot costs all others log2(e) / 2^precision bits; without it the symbol pays a digit more, 4
     bits. Both are equal near 2^precision * p = 3/8.
@@ -124,7 +126,7 @@ def deserves_entry(pmf: NDArray[np.float64], precision: int) -> NDArray[np.bool_
 
 
 def apportion(probabilities: NDArray[np.float64], precision: int) -> NDArray[np.uint16]:
-    """Frequencies in proportion to probabilities (of any sum), at least 1, with sum 2^precision.
+    """Frequencies [n] in proportion to probabilities [n] of any sum: at least 1, sum 2^precision.
 
     Webster's method with a minimum: one slot more goes to the entry of largest p / (f + 1/2), one
     less comes from that of smallest p / (f - 1/2). As log((f + 1) / f) is 1 / (f + 1/2) but for

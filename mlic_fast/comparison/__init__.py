@@ -39,6 +39,7 @@ class Entry:
 
     @property
     def bits_per_pixel(self) -> float:
+        """Of the whole file."""
         _, height, width = self.picture.pixels.shape
         return 8 * self.size / (height * width)
 
@@ -90,7 +91,7 @@ def _chart(entries: Sequence[Entry]) -> str:
 
 
 def _data_url(picture: Picture) -> str:
-    """In the colours of its profile."""
+    """The picture as a PNG in a data: URL, in the colours of its profile."""
     from mlic_fast.images import as_array, image_bytes
     from mlic_fast.metadata import Metadata
 

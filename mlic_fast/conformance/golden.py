@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from mlic_fast.codec import WEIGHTS
+from mlic_fast.atomic_files import write_atomically
 from mlic_fast.engine.packing.packed import PackedModel
 from mlic_fast.engine.packing.packer import load_packed, pack, save_packed
 from mlic_fast.errors import CheckpointError
-from mlic_fast.images import write_atomically
+from mlic_fast.model_sources import WEIGHTS
 from mlic_fast.models.checkpoints import load_checkpoint
 from mlic_fast.models.mlic import Transforms
 

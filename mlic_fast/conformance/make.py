@@ -96,6 +96,7 @@ CARRIED = Metadata(
 
 
 def main(names: list[str]) -> None:
+    """Writes golden streams into the package: those of the given names, or all."""
     for name in names or [*CONFIGS, "photo"]:
         golden = make_photo() if name == "photo" else make_golden(name)
         path = FOLDER / f"{name}.zip"

@@ -34,17 +34,20 @@ class Recorder:
         return getattr(self.ops, name)
 
     def hyper_synthesis(self, symbols: Any) -> Any:
+        """Begins a new record: the symbols of z come first."""
         self.symbols, self.indexes = [_host(symbols)], []
         self.hashes = {"z symbols": _hash(symbols, "<i4")}
         return self.ops.hyper_synthesis(symbols)
 
     def entropy_parameters(self, i: int, parity: Parity, *arguments: Any) -> Any:
+        """Hashes the scale indexes of a pass."""
         indexes, means, symbols = self.ops.entropy_parameters(i, parity, *arguments)
         self.indexes.append(_host(indexes))
         self.hashes[f"{_pass(i, parity)} scale indexes"] = _hash(indexes, "u1")
         return indexes, means, symbols
 
     def decoded(self, latents: Any, i: int, symbols: Any, means: Any, parity: Parity) -> None:
+        """Hashes the means and symbols of a pass."""
         name = _pass(i, parity)
         self.symbols.append(_host(symbols))
         self.hashes[f"{name} means"] = _hash(means, "<f4")
@@ -72,7 +75,10 @@ def _host(array: Any) -> npt.NDArray[Any]:
 
 
 def _hash(array: Any, dtype: str) -> str:
-    """Of [1, H, W, C] in (channel, row, column) order; of the type named, or it is not equal."""
+    """SHA-256 of an array [1, H, W, C] in (channel, row, column) order.
+
+    An array of another type than ``dtype`` has none: its type is told instead.
+    """
     array = _host(array)
     if array.dtype != np.dtype(dtype).newbyteorder("="):
         return f"of type {array.dtype}"

@@ -82,8 +82,8 @@ def verify_stream(
 def record(codec: Codec, recorder: Recorder, data: bytes) -> Expected:
     """Decode a stream and hash everything on the way; then code its symbols again.
 
-    Block transforms are exact too: their pixels are hashed, and the stream that these make. So is
-    what sections hold.
+    Where transforms are exact on every device, the pixels are hashed too, and the stream that they
+    compress to. So are the contents of sections.
 
     Raises what :meth:`Codec.decode_latents` raises.
     """

@@ -27,7 +27,7 @@ class Engine(Protocol):
 
     A payload goes with its number of lanes; ``size`` is height and width of z, ``rate`` that of a
     variable-rate model, in float32. Images and latents are numpy arrays or tensors on the engine's
-    device, as ``arrays`` says. What decodes to other latents than were encoded raises
+    device, as ``arrays`` says. A payload that decodes to other latents than were encoded raises
     CorruptStreamError.
     """
 
@@ -63,7 +63,7 @@ class Engine(Protocol):
         ...
 
 
-#: What the drivers of GPUs make: NVIDIA's, those of WSL and of Jetsons, AMD's.
+#: Files that the drivers of GPUs make: NVIDIA's, those of WSL and of Jetsons, AMD's.
 _GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl-gpu", "/dev/nvgpu", "/dev/kfd")
 
 
@@ -93,10 +93,11 @@ def gpu_problem() -> str | None:
 
 
 def begin_gpu(device: str) -> None:
-    """Start, in a thread, what the engine ``gpu`` needs of the machine and no model has a part in.
+    """Start, in a thread, what the engine ``gpu`` needs whatever the model is.
 
-    That is CUDA's context, and the key of Triton's cache, a hash of all of Triton: some 0.3 s each,
-    while the model is read and packed. What goes wrong is left to whoever needs it next.
+    That is CUDA's context, and the key of Triton's cache, a hash of all of Triton. Both take some
+    0.3 s, during which the model is read and packed. Errors are left to the next caller that needs
+    either.
     """
 
     def begin() -> None:
@@ -108,6 +109,34 @@ def begin_gpu(device: str) -> None:
             triton_key()
 
     threading.Thread(target=begin).start()
+
+
+def resolve_device(name: str, engine: str) -> str:
+    """``"cpu"`` or ``"cuda:N"`` for what a user asks for.
+
+    Raises EngineError for a device that is unknown or not there, or on which the engine cannot run.
+    """
+    if name == "cpu" or (name == "auto" and engine not in ("auto", "gpu")):
+        return "cpu"
+    import torch
+
+    if engine == "gpu" and (problem := gpu_problem()):
+        raise EngineError(f"the engine 'gpu' cannot run: {problem}")
+    if name == "auto":
+        name = "cuda"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EngineError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise EngineError(f"unsupported device {name!r}: use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EngineError(f"device {name!r} was asked for, but PyTorch finds no CUDA device here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EngineError(f"there is no device {name!r}: {torch.cuda.device_count()} CUDA devices")
+    if name == "cuda":  # its number, whatever becomes the current one later
+        device = torch.device("cuda", torch.cuda.current_device())
+    return str(device)
 
 
 def create_engine(

@@ -4,7 +4,7 @@ The text is ``docs/arithmetic.md``. In short: products are sums of integers that
 the order; everything else is IEEE float32 addition, multiplication, division and square root in the
 order written here. numpy computes those correctly rounded on every machine (PyTorch's own square
 root and fused operations are not); integer sums go through float64 convolutions, which are exact
-below 2^53. Arrays are [B, H, W, C].
+below 2^53. Arrays are [B, H, W, C]; functions of single elements take any shape.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def quantise(r: Float, exponent: int) -> Int16:
 
 
 def gelu(r: Float) -> Float:
+    """r times the normal distribution function at r, within 5e-5 for arguments up to 4."""
     t = clamp(r, GELU_CLAMP)
     s = t * t
     p = np.full_like(s, GELU[-1])
@@ -251,7 +252,7 @@ class SpecOps(Operations):
         return [Act(upper, exponent - SQUARE_BITS), Act(lower, exponent)]
 
     def _square_exponent(self, out: str) -> int:
-        """Of squares in twice SQUARE_BITS bits; the exponent of ``out`` is that of activations."""
+        """The exponent of squares in twice SQUARE_BITS bits; that of ``out`` is for activations."""
         return self.exponents[out] + 2 * SQUARE_BITS - ACTIVATION_LIMIT.bit_length()
 
     def normalise(

@@ -1,7 +1,7 @@
 """Large pictures in bands of rows, so that what networks compute on the way takes little memory.
 
-Arithmetic is exact, so a band has the values of the whole picture where its layers see no border
-that the picture has not.
+Arithmetic is exact, so a band has the values of the whole picture wherever its layers do not reach
+beyond the rows that it was given.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def bands(height: int, width: int, halo: int) -> list[Band]:
 
 
 def in_bands(found: list[Band], network: Callable[[slice], tuple[Array, ...]]) -> tuple[Array, ...]:
-    """Arrays [B, H, ..] of what a network gives for the rows that a band sees."""
+    """Run a network band by band and join what it gives: arrays [B, H, ..].
+
+    ``network`` takes the rows that a band sees.
+    """
     if len(found) == 1:
         return network(found[0].seen)
     whole: tuple[Array, ...] = ()

@@ -28,8 +28,8 @@ def latents_digest(latents: torch.Tensor | npt.NDArray[np.float32], first: int =
     """The digest of the latents of one image, float32 of any shape and layout, e.g. [M, H/16,
     W/16].
 
-    That of channels from some on has ``first``, the flat index of the first of their latents; the
-    sum of all parts modulo 2^32 is the digest.
+    For a part of the channels, ``first`` is the flat index of its first latent; the sum over all
+    parts modulo 2^32 is the digest of the whole.
 
     Raises `TypeError` for another dtype: a converted value has other bits.
     """

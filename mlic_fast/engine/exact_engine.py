@@ -59,7 +59,7 @@ class ExactEngine(PerImageEngine):
         return lambda rate: self._encode(lambda: self._transforms.at_rate(latents, rate))
 
     def _encode(self, analyse: Callable[[], tuple[Any, Any]]) -> tuple[bytes, int]:
-        """What is not needed any more makes room for what follows: large pictures fill memory."""
+        """Arrays are freed as soon as they are not needed any more: large pictures fill memory."""
         y, z = (_channels_last(each) for each in analyse())
         z_symbols = to_symbols(z - self._packed.layers["medians"].bias)
         coding = _Encoding(np.split(y, self._packed.config.slices, axis=-1))

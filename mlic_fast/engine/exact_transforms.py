@@ -44,7 +44,7 @@ class ExactTransforms:
         return self.at_rate(self.analysis(images), rate)
 
     def analysis(self, images: Any) -> Real:
-        """What all rates have in common: the input of :meth:`at_rate`."""
+        """g_a, the same for all rates: uint8 [B, 3, H, W] -> the input of :meth:`at_rate`."""
         images = np.asarray(images)
         height, width = images.shape[2:]
         halo = self._config.transform_kind.analysis_halo(self._config)
@@ -57,7 +57,7 @@ class ExactTransforms:
         return y
 
     def at_rate(self, latents: Real, rate: float | None) -> tuple[Float, Float]:
-        """y and z as of :meth:`analyse`."""
+        """y and z as of :meth:`analyse`, from the result of :meth:`analysis` [B, H/16, W/16, M]."""
         ops = self.ops
         y = ops.scale(latents, self.scales(rate)[0])
 
@@ -83,9 +83,9 @@ class ExactTransforms:
         return images
 
     def scales(self, rate: Any) -> tuple[Any, Any]:
-        """What g_a gives times the first, [M], are latents; these times the second are for g_s.
+        """Factors [M] from the result of g_a to latents, and from latents to the input of g_s.
 
-        The gains at ``rate``, and the scales of the channels.
+        They hold the gains at ``rate`` and the scales of the channels.
         """
         packed = self.packed
         if not packed.config.rates:
@@ -105,7 +105,7 @@ def hyper_analysis(ops: Operations, y: Real) -> Real:
 
 
 def hyper_layers(ops: Operations, x: Act) -> Real:
-    """h_a of the activation that it takes."""
+    """h_a of the quantised latents [B, H/16, W/16, M] -> z [B, H/64, W/64, N]."""
     return _hyper_end(ops, _hyper_hidden(ops, x))
 
 

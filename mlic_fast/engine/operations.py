@@ -18,7 +18,7 @@ from typing import Any
 from mlic_fast.engine.packing.packed import PackedLayers
 from mlic_fast.models.parity import Parity
 
-#: Of the global context within a slice.
+#: Heads of the global context within a slice.
 INTRA_HEADS = 2
 #: A side branch: the 1x1 layer beside the hidden ones of the context across slices.
 SKIP = "skip"
@@ -64,16 +64,16 @@ class Operations(ABC):
 
     # -- order --------------------------------------------------------------------------------
 
-    #: Whether work that is done aside runs beside what follows, and reads its inputs until it is
-    #: joined.
+    #: Whether work that is done aside really runs beside what follows, so that its inputs must not
+    #: change until it is joined.
     branches = False
 
     def aside(self, name: str) -> AbstractContextManager[Any]:
-        """While entered: work that what follows need not wait for, until :meth:`join`."""
+        """While entered, work may run beside what follows, until :meth:`join`."""
         return nullcontext()
 
     def join(self, name: str) -> None:
-        """From here on all waits for what was done aside under this name."""
+        """All that follows waits for the work that was done aside under this name."""
         return
 
     # -- operations ---------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Operations(ABC):
     def decoded(
         self, latents: Latents, index: int, symbols: Any, means: Real, parity: Parity
     ) -> None:
-        """Slice ``index`` becomes symbols + means at one colour.
+        """Slice ``index`` becomes symbols + means at one colour, both [B, H, W/2, C].
 
         The other colour stays; with the anchors, which come first, it becomes zero.
         """
@@ -103,19 +103,19 @@ class Operations(ABC):
 
     @abstractmethod
     def channels(self, x: Act, start: int, stop: int) -> Act:
-        """Some of the channels."""
+        """Channels ``start`` to ``stop``."""
 
     @abstractmethod
     def keep(self, x: Act, parity: Parity) -> Act:
-        """Zero off one colour."""
+        """The activation with zeros at the other colour, [B, H, W, C]."""
 
     @abstractmethod
     def squeeze(self, x: Act, parity: Parity) -> Act:
-        """The positions of one colour."""
+        """The positions of one colour: [B, H, W, C] -> [B, H, W/2, C]."""
 
     @abstractmethod
     def unsqueeze(self, x: Act, parity: Parity) -> Act:
-        """The inverse of squeeze, zero off the colour."""
+        """The inverse of squeeze, with zeros at the other colour."""
 
     @abstractmethod
     def conv(
@@ -145,17 +145,20 @@ class Operations(ABC):
 
     @abstractmethod
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
-        """Depthwise 3x3."""
+        """Depthwise 3x3 convolution with bias, then GELU with ``activation``: [B, H, W, C]."""
 
     @abstractmethod
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
-        """softmax over channels (q) times (softmax over positions (k) times v)."""
+        """softmax over channels (q) times (softmax over positions (k) times v), all [B, H, W, C].
+
+        MLIC++, equation 8; the C channels are ``heads`` heads of equal size, one after another.
+        """
 
     @abstractmethod
     def softmax_attention(
         self, q: Act, k: Act, v: Act, heads: int, out: str, *, exclude: bool = False
     ) -> Act:
-        """softmax(q k^T / sqrt(d)) v over all positions.
+        """softmax(q k^T / sqrt(d)) v over all positions: [B, H, W, C] each (MLIC, equation 6).
 
         With ``exclude``, q is the squeezed non-anchors and k, v the squeezed anchors; keys within
         Chebyshev distance 2 are left out, and a query without keys gives 0.
@@ -164,11 +167,11 @@ class Operations(ABC):
     # What only networks use: a backend that replaces those need not offer it.
 
     def quantise(self, r: Real, out: str) -> Act:
-        """Real -> activation."""
+        """Real [B, H, W, C] -> the activation ``out``."""
         raise NotImplementedError
 
     def scale_indexes(self, scales: Real) -> Any:
-        """Real -> uint8, the number of the table."""
+        """Scales [B, H, W/2, C] -> uint8, the numbers of their tables."""
         raise NotImplementedError
 
     def symbols(self, y: Real, means: Real, parity: Parity) -> Any:
@@ -208,11 +211,13 @@ class Operations(ABC):
         raise NotImplementedError
 
     def from_positions(self, r: Real) -> Any:
-        """The inverse of to_positions: reals, clamped to 0 .. 255 and rounded, ties to even."""
+        """The inverse of to_positions, of reals: clamped to 0 .. 255 and rounded, ties to even."""
         raise NotImplementedError
 
     def squares(self, r: Real, out: str) -> list[Act]:
-        """Of reals [B, H, W, C], in 22 bits: the upper 11 and the lower 11, which add up to them.
+        """Squares of reals [B, H, W, C] in 22 bits: the upper 11 and the lower 11, as two inputs.
+
+        A layer that takes both with the same weights takes their sum.
 
         The exponent of ``out`` is that with which the squares are activations.
         """
@@ -234,15 +239,15 @@ class Operations(ABC):
         raise NotImplementedError
 
     def to_pixels(self, r: Real) -> Any:
-        """The inverse of to_blocks: reals, clamped to 0 .. 255 and rounded, ties to even."""
+        """The inverse of to_blocks, of reals: clamped to 0 .. 255 and rounded, ties to even."""
         raise NotImplementedError
 
     def scale(self, r: Real, factors: Real) -> Real:
-        """Times a factor for each channel, float32 [C]."""
+        """Reals [B, H, W, C] times a factor for each channel, float32 [C]."""
         raise NotImplementedError
 
     def every_second(self, x: Act) -> Act:
-        """Even rows and columns."""
+        """Even rows and columns: [B, H, W, C] -> [B, H/2, W/2, C]."""
         raise NotImplementedError
 
     def space_to_depth(self, x: Act) -> Act:
@@ -252,7 +257,7 @@ class Operations(ABC):
         raise NotImplementedError
 
     def depth_to_space(self, r: Real) -> Real:
-        """The inverse of space_to_depth, for reals."""
+        """The inverse of space_to_depth, for reals: [B, H, W, 4C] -> [B, 2H, 2W, C]."""
         raise NotImplementedError
 
     def mixing_blocks(self, prefix: str, count: int, r: Real) -> Real:
@@ -282,9 +287,10 @@ class Operations(ABC):
         first: int = 0,
         at: Parity | None = None,
     ) -> list[Real]:
-        """conv of the same inputs by several layers, each to be gone on with as ``partial``.
+        """Partial sums: conv of the same inputs by several layers, each for use as ``partial``.
 
-        ``partials``: what this gave for the same layers and the inputs before number ``first``.
+        ``partials``: the sums of the same layers over the inputs before number ``first``, each
+        [B, H, W, O], or [B, H, W/2, O] at a colour.
         """
         return [
             self.conv(layer, inputs, partial=partial, first=first, at=at)
@@ -307,10 +313,10 @@ class Operations(ABC):
         return self.squeeze(context, parity)
 
     def context_ahead(self, i: int, parity: Parity, number: int, context: Any) -> Any:
-        """A context as :meth:`entropy_parameters` takes it too, before the others are there.
+        """Prepare a context for :meth:`entropy_parameters` before the other contexts are there.
 
-        A backend may do here what needs this one alone. ``number``: of the context among the
-        inputs of the first layer.
+        A backend may compute here what depends on this context alone. ``number`` is that of the
+        context among the inputs of the first layer. The result takes its place.
         """
         return context
 
@@ -336,7 +342,7 @@ class Operations(ABC):
     def predict_residual(self, latents: Latents, i: int, parity: Parity, start: Real) -> None:
         """Adds the latent residual prediction to slice i at one colour.
 
-        ``start``: the sum over mu_h and the previous slices.
+        ``start``: the sum over mu_h and the previous slices, [B, H, W, O].
         """
         x = self._residual_hidden(i, parity, latents.q[i], start)
         last = residual_layers(self.config.weight_family)[-1]
@@ -390,7 +396,7 @@ class Operations(ABC):
         return self._inter_projection(i, self.inter_attention(i, last, starts))
 
     def _inter_projection(self, i: int, x: Act) -> Act:
-        """What follows the attention of :meth:`inter_context`."""
+        """The layers after the attention of :meth:`inter_context`."""
         prefix = f"global_inter_context.{i}"
         x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
         with self.aside(SKIP):
@@ -409,7 +415,10 @@ class Operations(ABC):
         return self.softmax_attention(q, k, v, heads, out)
 
     def intra_queries_and_keys(self, i: int, previous: Act) -> tuple[Act, Act]:
-        """Of the global context within slice i, from slice i - 1; squeezed to their colours."""
+        """Queries and keys of the global context within slice i, squeezed to their colours.
+
+        They come from slice i - 1.
+        """
         prefix = f"global_intra_context.{i}"
         (q,) = self.project([f"{prefix}.queries"], [self.keep(previous, Parity.NON_ANCHOR)])
         (k,) = self.project([f"{prefix}.keys"], [self.keep(previous, Parity.ANCHOR)])
@@ -428,7 +437,7 @@ class Operations(ABC):
         return self._intra_projection(i, self.unsqueeze(x, Parity.NON_ANCHOR))
 
     def _intra_projection(self, i: int, x: Act) -> Act:
-        """What follows the attention of :meth:`intra_context`."""
+        """The layers after the attention of :meth:`intra_context`."""
         prefix = f"global_intra_context.{i}"
         x = self.conv(f"{prefix}.reprojection", [x], out=f"{prefix}.reprojection")
         return self._last(prefix, self._hidden(prefix, x), residual=x)
@@ -439,7 +448,7 @@ class Operations(ABC):
         inputs: Sequence[Act],
         partials: Sequence[Real] | None = None,
     ) -> list[Act]:
-        """1x1, then depthwise 3x3, of the same inputs by several networks.
+        """1x1, then depthwise 3x3, of the same inputs [B, H, W, C] by several networks.
 
         ``partials``: the sums of the 1x1 layers over the inputs before these, which are the last.
         """
@@ -458,24 +467,27 @@ class Operations(ABC):
 
 
 def entropy_parameters_layer(i: int, parity: Parity, index: int) -> str:
+    """A layer of the entropy parameters of slice ``i``, by its number in the float model."""
     colour = "anchor" if parity is Parity.ANCHOR else "nonanchor"
     return f"entropy_parameters_{colour}.{i}.fusion.{index}"
 
 
 def channel_context_layer(i: int) -> str:
-    """Its first layer."""
+    """The first layer of the channel context of slice ``i``."""
     return f"channel_context.{i}.fushion.0"
 
 
 def inter_context_prefixes(i: int) -> list[str]:
-    """Of its queries, keys and values."""
+    """Prefixes of the queries, keys and values of the context across slices, for slice ``i``."""
     return [f"global_inter_context.{i}.{name}" for name in ("queries", "keys", "values")]
 
 
 def residual_layer(i: int, parity: Parity, index: int) -> str:
+    """A layer of the residual prediction of slice ``i``, by its number in the float model."""
     colour = "anchor" if parity is Parity.ANCHOR else "nonanchor"
     return f"lrp_{colour}.{i}.lrp_transform.{index}"
 
 
 def residual_layers(weight_family: str) -> tuple[int, ...]:
+    """Numbers of the convolutions of a residual prediction in the float model."""
     return (0, 2, 4) if weight_family == "current" else (0, 2, 4, 6)

@@ -1,7 +1,7 @@
 """The coding loop: written once, run by encoder and decoder, on any backend.
 
-The encoder and the decoder differ in where a pass's symbols come from: they are those of given
-latents, rounded about the means, or the pass coder's.
+Encoder and decoder differ in where the symbols of a pass come from. The encoder rounds given
+latents about the means; the decoder asks the pass coder.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def code_latents(
     """Symbols of z [B, h, w, N] and 2S coding passes -> the decoded latents.
 
     ``y``: when encoding, the S slices of the latents, float32 [B, 4h, 4w, C].
-    ``take``: is given each slice when it is decoded, float32 [B, 4h, 4w, C]; what is returned has
-    them no more.
+    ``take``: called with each slice when it is decoded, float32 [B, 4h, 4w, C]. Slices are then not
+    kept in the result.
     """
     batch, height, width, _ = z_symbols.shape
     hyper = ops.hyper_synthesis(z_symbols)
@@ -67,8 +67,10 @@ def code_latents(
 
 @dataclass(frozen=True)
 class _Sums:
-    """Of first layers over inputs that a slice has long before it is coded: mu_h and the slices
-    before, but for the last of these. Kept until the slice is done: branches read them.
+    """Partial sums of first layers over inputs that a slice has long before it is coded.
+
+    These inputs are mu_h and all slices before but the last. The sums are kept until the slice is
+    done, since side branches read them.
     """
 
     residual: list[Real]
@@ -125,7 +127,7 @@ class _Passes:
             shared.append(ops.channel_context(i, last, sums.channel[0] if sums.channel else None))
             contexts = [ops.context_at(shared[-1], Parity.ANCHOR)]
             if ops.config.variant != "mlic":
-                contexts = [ops.context_ahead(i, Parity.ANCHOR, 2, *contexts)]
+                contexts = [ops.context_ahead(i, Parity.ANCHOR, len(shared), *contexts)]
             with ops.aside(PARTS):
                 residual_parts = ops.sums(
                     _residual_layers(i), [last], partials=sums.residual, first=i
@@ -166,7 +168,7 @@ class _Passes:
             ops.predict_residual(latents, i, parity, residual_part)
 
     def _inter_context(self, i: int, last: Act, sums: _Sums) -> list[Act]:
-        """Not in MLIC."""
+        """The context across slices, alone in a list; none in MLIC."""
         if self.ops.config.variant == "mlic":
             return []
         return [self.ops.inter_context(i, last, sums.inter)]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PerImageEngine(ABC):
-    """A :class:`mlic_fast.engine.Engine` out of what codes the latents of one image.
+    """A :class:`mlic_fast.engine.Engine` made of methods that handle one image.
 
     Images and latents are arrays or tensors, as ``arrays`` says.
     """
@@ -65,12 +65,12 @@ class PerImageEngine(ABC):
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 -> float32 in 0..1."""
+    """uint8 -> float32 in 0..1, of any shape."""
     return pixels.float() / 255
 
 
 def to_pixels(image: Tensor) -> Tensor:
-    """Real -> uint8."""
+    """float in 0..1, clamped -> uint8, of any shape."""
     return (image.float().clamp(0, 1) * 255).round().byte()
 
 

@@ -31,7 +31,7 @@ class ReferenceEngine(PerImageEngine):
     arrays: Literal["numpy", "torch"] = "torch"
 
     def __init__(self, model: MlicModel) -> None:
-        self._model = copy.deepcopy(model)  # which nobody else changes
+        self._model = copy.deepcopy(model)  # a copy that no caller changes
         self._model.update()
 
     def encode(self, image: list[Tensor], rate: float | None) -> tuple[bytes, int]:
@@ -56,5 +56,5 @@ class ReferenceEngine(PerImageEngine):
 
 
 def rate_tensor(rate: float | None) -> Tensor | None:
-    """As the gains of the float model take it: float32 [1]."""
+    """The rate as the gains of the float model take it: float32 [1]."""
     return None if rate is None else torch.tensor([rate], dtype=torch.float32)

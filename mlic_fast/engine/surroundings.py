@@ -1,6 +1,6 @@
-"""What a process has set globally reaches none of our results, and we leave it as it is.
+"""Global settings of a process change none of our results, and we leave them as they are.
 
-PyTorch's part of it is looked after where PyTorch is imported: what else runs does without.
+Those of PyTorch are looked after only where PyTorch is imported.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def thread_count() -> int:
 
 
 def set_thread_count(count: int) -> None:
-    """For kernels and PyTorch alike; before a codec is loaded."""
+    """Sets the number of threads of kernels and PyTorch; to be called before a codec is loaded."""
     os.environ["OMP_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:
         import torch
@@ -122,7 +122,7 @@ def set_thread_count(count: int) -> None:
 
 
 def _cores() -> int:
-    """Of the processors that this process may use: those of one core count once."""
+    """Number of cores that this process may use; hardware threads of one core count once."""
     processors = os.sched_getaffinity(0)
     siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     try:

@@ -77,7 +77,7 @@ class _Curve:
 
 
 def pchip_slopes(x: Floats, y: Floats) -> Floats:
-    """Slopes at the knots of the monotone interpolant of Fritsch and Butland (1984).
+    """Slopes at the knots x, y [n] of the monotone interpolant of Fritsch and Butland (1984).
 
     Inside, the weighted harmonic mean of the neighbouring secants, or 0 where their signs differ;
     at the ends a parabola's slope, limited so that the curve stays monotone.

@@ -17,9 +17,13 @@ from mlic_fast.evaluation.metrics import SMALLEST_SIDE, ms_ssim, ms_ssim_db, psn
 class ImageCodec(Protocol):
     """What is measured: :class:`mlic_fast.Codec`, or anything that works like it."""
 
-    def compress(self, image: Tensor, quality: int | None = None) -> Any: ...
+    def compress(self, image: Tensor, quality: int | None = None) -> Any:
+        """uint8 [3, H, W] -> bytes of a file."""
+        ...
 
-    def decompress(self, data: bytes) -> Tensor: ...
+    def decompress(self, data: bytes) -> Tensor:
+        """Bytes of a file -> uint8 [3, H, W]."""
+        ...
 
 
 #: What tables call it; a codec; a quality, None for models of a single rate.

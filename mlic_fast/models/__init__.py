@@ -1,6 +1,6 @@
 """The float models of the MLIC family, for training and as the reference of the codec.
 
-What needs PyTorch is imported when it is first asked for.
+Modules that need PyTorch are imported when they are first asked for.
 """
 
 from importlib import import_module

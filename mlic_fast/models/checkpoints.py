@@ -25,8 +25,8 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from mlic_fast.atomic_files import write_atomically
 from mlic_fast.errors import CheckpointError
-from mlic_fast.images import write_atomically
 from mlic_fast.models.config import CONFIG_KEY, PACKING, MlicConfig
 from mlic_fast.models.mlic import MlicModel, create_model
 
@@ -109,7 +109,7 @@ def save_checkpoint(
 
 
 def checkpoint_bytes(model: MlicModel, metadata: Mapping[str, str] | None = None) -> bytes:
-    """What :func:`save_checkpoint` writes."""
+    """The bytes that :func:`save_checkpoint` writes."""
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not _TABLES.search(k)}
     return save(state, {CONFIG_KEY: model.config.to_json(), **(metadata or {})})
 

@@ -144,7 +144,7 @@ class MlicConfig:
 
     @property
     def transform_kind(self) -> TransformKind:
-        """What sets transforms of this kind apart."""
+        """The kind of the transforms g_a and g_s."""
         return TRANSFORM_KINDS[self.transforms]
 
     def to_json(self) -> str:

@@ -148,6 +148,7 @@ def depthwise_projection(dim: int) -> nn.Sequential:
 
 
 def feed_forward(in_dim: int, hidden: int, out_dim: int) -> nn.Sequential:
+    """[B, in_dim, H, W] -> [B, out_dim, H, W]: 1x1, GELU, depthwise 3x3, GELU, 1x1."""
     return nn.Sequential(
         nn.Conv2d(in_dim, hidden, 1),
         nn.GELU(),
@@ -206,19 +207,29 @@ def positions(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
 
 
-class GlobalIntraContext(nn.Module):
-    """Global context within a slice: what correlated in the previous slice is used in this one.
+class _GlobalContext(nn.Module):
+    """Projections [B, dim, H, W] of what a global context attends to, each depthwise.
 
-    yhat^(i-1) and the anchors of yhat^i, both [B, C, H, W] -> [B, 2C, H, W].
+    ``linear``: attention linear in the number of positions (MLIC++) instead of softmax (MLIC+).
     """
 
-    def __init__(self, dim: int, linear: bool, num_heads: int = 2) -> None:
+    def __init__(self, dim: int, linear: bool, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.linear = linear
         self.keys = depthwise_projection(dim)
         self.queries = depthwise_projection(dim)
         self.values = depthwise_projection(dim)
+
+
+class GlobalIntraContext(_GlobalContext):
+    """Global context within a slice: what correlated in the previous slice is used in this one.
+
+    yhat^(i-1) and the anchors of yhat^i, both [B, C, H, W] -> [B, 2C, H, W].
+    """
+
+    def __init__(self, dim: int, linear: bool, num_heads: int = 2) -> None:
+        super().__init__(dim, linear, num_heads)
         self.reprojection = nn.Conv2d(dim, dim * 2, 5, padding=2)
         self.mlp = feed_forward(dim * 2, dim * 4, dim * 2)
 
@@ -240,16 +251,11 @@ class GlobalIntraContext(nn.Module):
         return out + self.mlp(out)
 
 
-class GlobalInterContext(nn.Module):
+class GlobalInterContext(_GlobalContext):
     """Global context across slices (MLIC+, MLIC++): previous [B, iC, H, W] -> [B, 2C, H, W]."""
 
     def __init__(self, dim: int, out_dim: int, num_heads: int, linear: bool) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.linear = linear
-        self.keys = depthwise_projection(dim)
-        self.queries = depthwise_projection(dim)
-        self.values = depthwise_projection(dim)
+        super().__init__(dim, linear, num_heads)
         self.reprojection = nn.Conv2d(dim, out_dim * 3 // 2, 5, padding=2)
         self.mlp = feed_forward(out_dim * 3 // 2, out_dim * 2, out_dim)
         self.skip = nn.Conv2d(out_dim * 3 // 2, out_dim, 1)

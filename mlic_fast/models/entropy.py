@@ -30,7 +30,7 @@ def scale_table() -> Tensor:
 
 
 def round_ste(x: Tensor) -> Tensor:
-    """Rounding whose gradient is the identity (straight-through)."""
+    """Rounding, element by element, whose gradient is the identity (straight-through)."""
     return x + (torch.round(x) - x).detach() if x.requires_grad else torch.round(x)
 
 
@@ -135,7 +135,7 @@ class EntropyBottleneck(EntropyModel):
             return self.likelihood_lower_bound(likelihood).reshape(shape).transpose(0, 1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Likelihood of z, with uniform noise in training, rounded about the medians otherwise."""
+        """Likelihood of z [B, N, H, W]; noise in training, rounding about the medians otherwise."""
         if self.training:
             return self.likelihood(z + torch.rand_like(z) - 0.5)
         return self.likelihood(torch.round(z - self.medians()) + self.medians())
@@ -178,6 +178,12 @@ class GaussianConditional(EntropyModel):
         return 0.5 * torch.erfc(-(2**-0.5) * x)
 
     def likelihood(self, distance: Tensor, scales: Tensor) -> Tensor:
+        """Probability of the unit interval about a value.
+
+        Args:
+            distance: the value minus the mean, float [B, C, H, W].
+            scales: standard deviations of the same shape; those below the smallest count as that.
+        """
         scales = self.lower_bound_scale(scales)
         distance = distance.abs()
         upper = self._cumulative((0.5 - distance) / scales)

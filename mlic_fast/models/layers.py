@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 
 def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
     return nn.Conv2d(in_channels, out_channels, 1)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """[B, in_channels, H, W] -> [B, out_channels, H / stride, W / stride], zero padded."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
 
 

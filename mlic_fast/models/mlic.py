@@ -156,7 +156,7 @@ class MlicModel(Transforms):
 
     @torch.no_grad()
     def compress(self, x: Tensor, rate: Tensor | None = None) -> dict[str, Any]:
-        """Encode with the reference engine (:mod:`mlic_fast.models.reference`)."""
+        """Encode images [B, 3, H, W] as :func:`mlic_fast.models.reference.compress` does."""
         from mlic_fast.models import reference
 
         return reference.compress(self, x, rate)
@@ -165,7 +165,7 @@ class MlicModel(Transforms):
     def decompress(
         self, strings: list[list[bytes]], shape: tuple[int, int], rate: Tensor | None = None
     ) -> dict[str, Any]:
-        """Decode with the reference engine (:mod:`mlic_fast.models.reference`)."""
+        """The inverse of :meth:`compress`, as :func:`mlic_fast.models.reference.decompress`."""
         from mlic_fast.models import reference
 
         return reference.decompress(self, strings, shape, rate)

@@ -128,7 +128,8 @@ def module_of(method: str, i: int | None, parity: Parity | None) -> str:
 def split_name(layer: str) -> tuple[Network | None, int | None, str]:
     """Network, slice and name within the module of a layer, as ``lrp_anchor.3.lrp_transform.0``.
 
-    No network for a name of none; no slice where a network has one module for all.
+    The network is None for a name that belongs to none; the slice is None where a network has one
+    module for all slices.
     """
     module, _, rest = layer.partition(".")
     network = NETWORKS.get(module)

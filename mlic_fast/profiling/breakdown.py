@@ -1,8 +1,8 @@
 """One encode or decode taken apart: stages, networks, passes, kernels, beside the baseline.
 
 Every kernel has a floor: its products over the machine's measured peak, or the bytes it reads and
-writes over the measured bandwidth, whichever is longer. What is furthest above its floor is what to
-optimise next.
+writes over the measured bandwidth, whichever is longer. The kernel that is furthest above its floor
+is the next to optimise.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ BEFORE_PASSES = "before the passes"
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the machine was measured to do a second: products of the two arithmetics, bytes.
+    """What the machine does a second, as measured: products of the two arithmetics, bytes.
 
     ``matrices``: of PyTorch's matrix product on the CPU, by the name of the dtype.
     """
@@ -122,7 +122,7 @@ class Profile:
 
 
 def measure_peaks(codec: Codec) -> Peaks:
-    """Of the machine, in the arithmetic of the codec's engine.
+    """Peaks of the machine in the arithmetic of the codec's engine.
 
     Raises EngineError for an engine that is not exact: it has no kernels to look at.
     """
@@ -220,7 +220,7 @@ def _reduce(
 
 
 def _losses(runs: list[list[Span]], own: list[float]) -> list[Lost]:
-    """Of every span, where threads of the C++ kernels are counted; all zero elsewhere."""
+    """The lost time of every span; zero unless threads of the C++ kernels were counted in it."""
     threads = torch.get_num_threads()
     calls, results, layouts = (
         _medians([[1e-9 * n for n in own_counted(spans, i).values()] for spans in runs])

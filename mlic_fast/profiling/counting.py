@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlic_fast.engine.arithmetic import WINDOW, Float, Int32, SpecOps
-from mlic_fast.engine.cpu.cpu_operations import Later, OneColour
+from mlic_fast.engine.cpu.cpu_kernels import Later
+from mlic_fast.engine.cpu.cpu_operations import OneColour
 from mlic_fast.engine.exact_transforms import ExactTransforms, hyper_analysis
 from mlic_fast.engine.operations import Act, Latents, entropy_parameters_layer
 from mlic_fast.engine.packing.packed import (
@@ -31,7 +32,7 @@ from mlic_fast.models.networks import METHODS
 
 
 def count_transforms(model: Transforms, width: int, height: int) -> dict[str, int]:
-    """Of the image of a size, a multiple of 64: ``g_a + h_a`` and ``g_s``."""
+    """Products of ``g_a + h_a`` and of ``g_s`` for an image of a size, a multiple of 64."""
     latents = (1, model.config.M, height // 16, width // 16)
     return {
         "g_a + h_a": _count(model.g_a, (1, 3, height, width)) + _count(model.h_a, latents),
@@ -40,7 +41,7 @@ def count_transforms(model: Transforms, width: int, height: int) -> dict[str, in
 
 
 def count_entropy_path(packed: PackedModel, width: int, height: int) -> int:
-    """What the coding loop needs for an image of a size, a multiple of 64."""
+    """Products of the coding loop for an image of a size, a multiple of 64."""
     ops = _CountingOps(packed)
     z = np.broadcast_to(np.int32(0), (1, height // 64, width // 64, packed.config.N))
     code_latents(ops, z, _no_symbols)
@@ -48,7 +49,7 @@ def count_entropy_path(packed: PackedModel, width: int, height: int) -> int:
 
 
 def count_exact_transforms(packed: PackedTransforms, width: int, height: int) -> dict[str, int]:
-    """As :func:`count_transforms`, of what exact arithmetic multiplies."""
+    """As :func:`count_transforms`, for transforms in exact arithmetic."""
     ops = _CountingOps(packed)
     networks = ExactTransforms(packed, ops).networks
     y = networks.analysis(ops, np.broadcast_to(np.uint8(0), (1, 3, height, width)))
@@ -82,9 +83,9 @@ class Counter:
         self.layers = ChainMap(dict(packed.layers), parts)  # type: ignore[arg-type]
 
     def count(self, name: str, arguments: Mapping[str, Any], result: Any) -> int:
-        """Of a method of :class:`Operations`, its arguments by name; 0 where nothing multiplies.
+        """Products of a method of :class:`Operations`; 0 for one that multiplies nothing.
 
-        Arrays may be any backend's: only their shapes matter.
+        ``arguments`` are by name. Arrays may be of any backend: only their shapes matter.
         """
         later = name == "sums" and any(isinstance(each, Later) for each in result)
         if name not in _MULTIPLYING or later:
@@ -149,7 +150,7 @@ def _shape_only(value: Any) -> Any:
 
 
 def read_planes(x: Any) -> torch.Tensor:
-    """What a kernel of the GPU engine reads of an activation: planes int8 [2, B, H, W, C]."""
+    """The part of an activation that a kernel of the GPU reads: planes int8 [2, B, H, W, C]."""
     from mlic_fast.kernels.layouts import ONE_COLOUR
 
     planes: torch.Tensor = x.planes
@@ -157,7 +158,7 @@ def read_planes(x: Any) -> torch.Tensor:
 
 
 def used_segments(layer: Layer, arguments: Mapping[str, Any]) -> Sequence[Segment]:
-    """Of a call of conv."""
+    """The segments of a layer that a call of conv multiplies."""
     inputs, partial, first = (arguments.get(key) for key in ("inputs", "partial", "first"))
     if isinstance(partial, Later):  # it is made now
         return layer.segments[: len(partial.inputs) + len(inputs or ())]

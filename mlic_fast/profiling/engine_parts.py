@@ -1,4 +1,4 @@
-"""What engines are made of, for those who want to look inside."""
+"""The parts of engines, for profiling."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """Of an exact engine."""
+    """The parts of an exact engine."""
 
     ops: Operations
     transforms: ExactTransforms | FusedTransforms
 
 
 def parts_of(engine: Engine) -> Parts | None:
-    """None for the reference engine, which is not exact."""
+    """The parts of an engine; None for the reference engine, which is not exact."""
     if isinstance(engine, ExactEngine):
         return Parts(engine._ops, engine._transforms)
     if is_gpu(engine):
@@ -34,5 +34,5 @@ def parts_of(engine: Engine) -> Parts | None:
 
 
 def is_gpu(engine: Engine) -> bool:
-    """By its name: its class needs Triton to be imported."""
+    """Whether an engine is the GPU's, by its name: importing its class would need Triton."""
     return engine.name == "gpu"

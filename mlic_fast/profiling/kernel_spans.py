@@ -34,7 +34,7 @@ NETWORK = "network"
 SLICE = "slice"
 MODULE = "module"
 
-#: Of operations that belong to no network.
+#: Name for operations that belong to no network.
 LAYOUT = "layouts and symbols"
 
 

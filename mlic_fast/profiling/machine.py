@@ -132,7 +132,7 @@ def _processor() -> str:
 
 
 def _clock() -> float | None:
-    """Of the fastest core at this moment, in MHz."""
+    """Clock of the fastest core at this moment, in MHz."""
     return max(map(float, _cpuinfo("cpu MHz")), default=None)
 
 
@@ -167,7 +167,7 @@ def _version(package: str) -> str | None:
 
 
 def describe_commit() -> str | None:
-    """Of the checkout that the package lies in; None where there is none."""
+    """The commit of the checkout that the package lies in; None where there is none."""
     folder = str(Path(mlic_fast.__file__).parent)
     return _output("git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12")
 

@@ -34,12 +34,12 @@ from mlic_fast.profiling.pictures import synthetic_photograph
 from mlic_fast.profiling.seeded_weights import seed_weights
 
 BITS_PER_PIXEL = 0.3
-#: Of the channels of y, in the first and in the last slice.
+#: Share of silent channels of y, in the first and in the last slice.
 SILENT = (0.57, 0.78)
 #: Side of the image on which the layers are rescaled.
 _SIDE = 256
 _ROUNDS = 3
-#: Of y to its scale, less than 1 since the tails of y are longer than a Gaussian's.
+#: Spread of y relative to its scale, less than 1 since y has longer tails than a Gaussian.
 _SPREAD = 0.8
 
 

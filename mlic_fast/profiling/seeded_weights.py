@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-#: Of the standard deviation of a layer's output to its input's: GELU takes about as much away.
+#: Standard deviation of a layer's output relative to its input's: GELU takes about as much away.
 GAIN = 1.4
 
 

@@ -24,7 +24,7 @@ class Span:
         kind: what sort of thing, such as ``"stage"``.
         name: of the thing.
         parent: the span within which this one lies; None for the whole.
-        details: whatever the one who wrapped it wants to know of it.
+        details: whatever the caller of :meth:`Tracer.wrap` wants to know of it.
         start, end: seconds from the start of the recording.
         counted: by how much the counters of the tracer went on.
         wall_seconds, processor_seconds: of the whole alone: by the clock on the wall, and of all
@@ -43,6 +43,7 @@ class Span:
 
     @property
     def seconds(self) -> float:
+        """From start to end."""
         return self.end - self.start
 
     def within(self, kind: str) -> Span | None:
@@ -189,12 +190,12 @@ def processor_time(device: torch.device) -> bool:
 
 
 def own_seconds(spans: list[Span]) -> dict[Span, float]:
-    """Of each span the time that none of the spans within it takes."""
+    """For each span the seconds that none of the spans within it takes."""
     return _own(spans, {span: span.seconds for span in spans})
 
 
 def own_counted(spans: list[Span], counter: int) -> dict[Span, float]:
-    """Of each span by how much a counter went on outside the spans within it; 0 without one."""
+    """For each span how far a counter went on outside the spans within it; 0 without counters."""
     return _own(spans, {s: s.counted[counter] if s.counted else 0.0 for s in spans})
 
 

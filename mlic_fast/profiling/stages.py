@@ -1,6 +1,4 @@
-"""The time of every stage, by wrapping what an engine calls; an engine that is not watched has none
-of it.
-"""
+"""The time of every stage, by wrapping what an engine calls while it is watched."""
 
 from __future__ import annotations
 

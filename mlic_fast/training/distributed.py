@@ -29,19 +29,23 @@ def start(device: str) -> torch.device:
 
 
 def stop() -> None:
+    """Leaves the processes that :func:`start` joined, if it did."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
+    """Number of this process, 0 if it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
+    """Waits until all processes are here."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -56,7 +60,7 @@ def any_process(flag: bool, device: torch.device) -> bool:
 
 
 def mean(values: Tensor) -> Tensor:
-    """Mean of a tensor over the processes."""
+    """Mean of a tensor of any shape over the processes."""
     if dist.is_initialized():
         dist.all_reduce(values)
         values /= world_size()
@@ -73,6 +77,6 @@ def agreed(value: float, device: torch.device) -> float:
 
 
 def share(values: Tensor) -> None:
-    """Gives every process the values of the first."""
+    """Gives every process, in place, the values of the first; any shape."""
     if dist.is_initialized():
         dist.broadcast(values, 0)

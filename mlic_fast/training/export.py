@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 import sys
 
+from mlic_fast.atomic_files import write_atomically
 from mlic_fast.engine.identity import model_identity
 from mlic_fast.engine.packing.pack_transforms import pack_transforms
 from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.packing.stored import IDENTITY, with_packing
-from mlic_fast.images import write_atomically
 from mlic_fast.models import load_checkpoint
 from mlic_fast.models.checkpoints import checkpoint_bytes
 

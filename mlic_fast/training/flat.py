@@ -64,6 +64,7 @@ class Stack(NamedTuple):
     part: int
 
     def view(self, flat: Tensor) -> Tensor:
+        """The matrices within all values [n], [count, rows, columns]."""
         return flat[self.start : self.start + math.prod(self.shape)].view(self.shape)
 
 
@@ -155,7 +156,7 @@ class FlatWeights:
 
     @torch.no_grad()
     def attach(self, model: nn.Module, flat: Tensor) -> None:
-        """Copies the parameters of ``model`` into ``flat`` and makes them views of it."""
+        """Copies the parameters of ``model`` into ``flat`` [n] and makes them views of it."""
         for name, parameter in model.named_parameters():
             view = self.view(name, flat)
             view.copy_(parameter)

@@ -71,7 +71,7 @@ def start_from_klt(model: MlicModel, patches: Tensor, lambdas: Sequence[float]) 
 
 
 def _set_residual(model: MlicModel, signal: Tensor, mean: Tensor, unit: float) -> Tensor:
-    """Sets residual transforms to four KLTs of 2x2 positions; returns what they give."""
+    """Sets residual transforms to four KLTs of 2x2 positions; returns the latents of the signal."""
     matrices, latents = _tree(model.config, signal)
     _set_analysis(model.g_a.analysis_transform, matrices, mean, unit)
     _set_synthesis(model.g_s.synthesis_transform, matrices, mean, unit)
@@ -80,7 +80,7 @@ def _set_residual(model: MlicModel, signal: Tensor, mean: Tensor, unit: float) -
 
 def _tree(config: MlicConfig, signal: Tensor) -> tuple[list[Tensor], Tensor]:
     """The four KLTs [k, 4 C], of C channels at 2x2 positions in the order of a pixel unshuffle, and
-    what the last one gives [B, k, H / 16, W / 16].
+    the result of the last one [B, k, H / 16, W / 16].
     """
     n1, n2, n3 = config.stage_channels
     latents = n3 if config.weight_family == "2023" else config.M  # that g_s can make use of
@@ -93,7 +93,7 @@ def _tree(config: MlicConfig, signal: Tensor) -> tuple[list[Tensor], Tensor]:
 
 def _level(signal: Tensor, side: int, width: int) -> tuple[Tensor, Tensor]:
     """The KLT [k, side^2 C] of blocks of a signal of C channels, in the order of a pixel unshuffle,
-    with at most ``width`` components, and what it gives.
+    with at most ``width`` components, and its result.
     """
     blocks = F.pixel_unshuffle(signal, side)
     vectors = blocks.movedim(1, 0).flatten(1).double()
@@ -103,8 +103,8 @@ def _level(signal: Tensor, side: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _set_blocks(model: MlicModel, signal: Tensor, mean: Tensor, unit: float) -> Tensor:
-    """Sets block transforms to a KLT of 8x8 pixels, and one of 2x2 of its results; returns what
-    they give. Fresh blocks are the identity.
+    """Sets block transforms to a KLT of 8x8 pixels, and one of 2x2 of its results; returns the
+    latents of the signal. Fresh blocks are the identity.
     """
     analysis: Any = model.g_a
     synthesis: Any = model.g_s
@@ -145,7 +145,7 @@ def _set_analysis(layers: Any, matrices: list[Tensor], mean: Tensor, unit: float
         else:
             _clear(layer)
             _put(layer, next(filters))
-    # Of the image, that is: the mean goes before anything else.
+    # The mean is that of the image, so the first layer takes it away.
     first = layers[0].conv1
     k = 2 * len(matrices[0])
     first.bias[:k] = -first.weight[:k].sum(dim=(2, 3)) @ mean

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mlic_fast.images import write_atomically
+from mlic_fast.atomic_files import write_atomically
 from mlic_fast.training.run_config import TrainConfig
 from mlic_fast.training.step import MEANS
 
@@ -27,11 +27,13 @@ class Clock:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
+        """While entered, no time passes."""
         begin = time.monotonic()
         yield
         self._start += time.monotonic() - begin
 
     def seconds(self) -> float:
+        """Seconds so far."""
         return time.monotonic() - self._start
 
 
@@ -60,12 +62,14 @@ class CsvLog:
         self._writer = csv.DictWriter(self._file, columns)
 
     def write(self, row: dict[str, Any]) -> None:
+        """Adds a row, by column; numbers have six digits."""
         self._writer.writerow(
             {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
         )
         self._file.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -106,9 +110,11 @@ class Logs:
                 self._board.close()
 
     def advance(self) -> None:
+        """One step more on the progress bar."""
         self._bar.update()
 
     def train(self, step: int, row: dict[str, float]) -> None:
+        """Means since the last row, by column of :data:`LOG_COLUMNS`."""
         if not self._is_main:
             return
         self._train.write({"step": step, **row})
@@ -131,6 +137,7 @@ class Logs:
             )
 
     def say(self, line: str) -> None:
+        """Prints a line above the progress bar."""
         self._bar.write(line)
 
     def _scalars(self, prefix: str, row: dict[str, float], step: int) -> None:

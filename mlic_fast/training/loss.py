@@ -56,7 +56,7 @@ class RateDistortionLoss(nn.Module):
     def forward(
         self, x_hat: Tensor, y_bits: Tensor, z_bits: Tensor, x: Tensor, rate: Tensor | None
     ) -> dict[str, Tensor]:
-        """Of each sample: ``loss`` (weighted), ``rd`` (not), ``bpp``, ``z_bpp``, ``mse`` (of 0..1).
+        """By sample: ``loss`` (weighted), ``rd`` (not), ``bpp``, ``z_bpp``, ``mse`` (of 0..1), [B].
 
         Args:
             x_hat: reconstruction [B, 3, H, W], float32.

@@ -16,13 +16,13 @@ from mlic_fast.training.run_config import TrainConfig
 # MLIC++ was trained at 1e-4, then 3e-5 and 1e-5 near the end; the fractions of a run are ours.
 MILESTONES = ((0.85, 0.1), (0.7, 0.3))
 
-# Of a run with the linear schedule, where the rate begins to fall.
+# Part of a run with the linear schedule after which the rate falls.
 FALL = 0.65
 
 # The transforms of a KLT start reach their learning rate after so many times the warm-up.
 PATIENCE = 4
 
-# Muon's: momentum, and how much of a weight of the contexts goes a step at a rate of 1.
+# Muon's momentum, and the part of a weight of the contexts that decays a step at a rate of 1.
 MOMENTUM, DECAY = 0.95, 0.05
 
 # Matrices of more rows are cut into blocks, each treated by itself: the cost grows with their cube.
@@ -173,7 +173,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _polynomials(gram: Tensor) -> Tensor:
-    """What brings the singular values of x near 1, given x x^T.
+    """The factor of x that brings its singular values near 1, given x x^T.
 
     Newton-Schulz, x' = (a + b G + c G^2) x = P x with the Gram matrix G = x x^T, so G' = P G P:
     it goes on in the small matrices alone, and the product of all P is what multiplies x.

@@ -28,7 +28,7 @@ from mlic_fast.training.run_config import TrainingError
 # Photographs are reduced by 2/3: finer detail, and fewer traces of the codec they came through.
 REDUCTION = (3, 2)
 
-# Graphics: their part of a batch, and how much each of them counts beside a photograph.
+# Part of a batch that is graphics, and how much each of them counts beside a photograph.
 GRAPHICS_PART, GRAPHICS_WEIGHT = 0.1, 0.25
 
 
@@ -202,7 +202,7 @@ class Squares:
         self._bits = torch.arange(3, device=device)
 
     def draw(self) -> list[Tensor]:
-        """Of each cut: uint8 [count, 3, side, side], channels last."""
+        """The squares of each cut: uint8 [count, 3, side, side], channels last."""
         which, *place, turn = torch.rand(4, len(self._first), device=self._first.device)
         i = torch.searchsorted(self._shares, which + self._first, right=True).minimum(self._most)
         most = self._sizes[i] - self._last

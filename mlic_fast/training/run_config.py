@@ -1,4 +1,4 @@
-"""What a training run is asked to do."""
+"""The options of a training run."""
 
 from __future__ import annotations
 
@@ -132,6 +132,7 @@ class TrainConfig:
             raise TrainingError("; ".join(broken))
 
     def to_dict(self) -> dict[str, Any]:
+        """The options by name, for :meth:`from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod

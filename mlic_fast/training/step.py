@@ -1,4 +1,4 @@
-"""One step of training, data and average included, without a word to the host.
+"""One step of training, data and average included, in which the host reads nothing back.
 
 All that changes from step to step is in tensors: weights, state, controls and the seed of torch's
 generator. So a step can be recorded once as a CUDA graph and replayed.
@@ -47,6 +47,7 @@ class Controls:
     live: float = 1.0
 
     def tensor(self) -> Tensor:
+        """All of them in one vector, float32 [len(PARTS) + 3], for one copy to the device."""
         return torch.tensor([*self.rates, self.z_weight, self.average, self.live])
 
 
@@ -58,7 +59,7 @@ class Step:
     Attributes:
         totals: sums of the :data:`MEANS` over the steps since they were last cleared, and their
             number.
-        skipped: number of steps that were skipped, and of the last ones in a row.
+        skipped: number of steps that were skipped in all, and in a row up to now.
     """
 
     def __init__(self, model: MlicModel, config: TrainConfig) -> None:
@@ -87,6 +88,7 @@ class Step:
         self._controls.copy_(controls.tensor())
 
     def __call__(self, patches: Patches) -> None:
+        """Draws patches, moves the weights and adds to the totals."""
         rates, (z_weight, average, live) = (
             self._controls[: len(PARTS)],
             self._controls[len(PARTS) :],

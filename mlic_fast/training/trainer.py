@@ -40,10 +40,10 @@ from mlic_fast.training.validation import disorder, load_validation, validate
 # Single steps overflow now and then in half precision; a diverged run never recovers.
 MOST_SKIPPED_IN_A_ROW = 50
 
-# Of the photographs, from which their KLT is estimated.
+# Pixels of the photographs from which their KLT is estimated.
 START_PIXELS = 2**23
 
-# The part of a run in which the rate of the hyper-latents comes to count.
+# The part of a run over which the rate of the hyper-latents comes to count.
 Z_RETURNS = 0.1
 
 

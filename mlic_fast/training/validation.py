@@ -76,7 +76,8 @@ def validate(
 
 
 def disorder(model: MlicModel, rows: list[dict[str, float]]) -> list[str]:
-    """What does not rise with lambda: rate and quality of neighbours in ``rows``, and gains.
+    """Sentences on everything that does not rise with lambda: rate and quality in neighbouring
+    ``rows``, and gains.
 
     A channel whose gain falls is quantised more coarsely at the higher rate.
     """

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from packed_states import pack_states
+from coder_cases import malformed_escapes, pack_states
 
 from mlic_fast.coder import SCALES, Decoder, Encoder, gaussian_tables
 from mlic_fast.errors import CorruptStreamError
@@ -97,16 +97,7 @@ def test_other_indexes_and_lanes(stream):
     assert not any(survives(data, 2**k, passes) for k in range(1, 11) if 2**k != lanes)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("ffff ffff ffff ffff", "malformed"),  # digits that never end
-        ("8888 8888 8888 8888", "malformed"),
-        ("0008 0000 0000 0000", "malformed"),  # a zero after a zero: superfluous
-        ("ffff ffff f7ff 0000", "exceeds 32 bits"),
-        ("ffff ffff", "too early"),
-    ],
-)
+@malformed_escapes
 def test_malformed_escapes(words, message):
     tables, index = gaussian_tables(), 24
     table = tables.frequencies[tables.sizes[:index].sum() :][: tables.sizes[index]]

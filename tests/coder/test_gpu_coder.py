@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from coder_cases import INT32, LANES, SYMBOLS, malformed_escapes, pack_states, small_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_states import pack_states
 
 from mlic_fast import _C
 from mlic_fast.coder import SCALES, Decoder, Encoder, Tables, gaussian_tables
 from mlic_fast.coder.gpu_coder import DeviceDecoder, DeviceEncoder, DeviceTables
 from mlic_fast.errors import CapacityError, CorruptStreamError, EngineError
 
-INT32 = np.iinfo(np.int32)
-LANES = [2**k for k in range(1, 11)]
 #: A pass of a batch: symbols [B, positions, C], and indexes alike or the first channel's table.
 Pass = tuple[np.ndarray, np.ndarray | int]
 
@@ -41,16 +39,11 @@ def encode_on_host(tables: Tables, passes: list[Pass], image: int, lanes: int | 
 
 
 def encode_on_device(
-    tables: Tables,
-    passes: list[Pass],
-    batch: int,
-    lanes: int | None,
-    digests: list[int],
-    device: str,
+    tables: Tables, passes: list[Pass], lanes: int | None, digests: list[int], device: str
 ) -> list[tuple[bytes, int]]:
     encoder = DeviceEncoder(
         DeviceTables(tables, device),
-        batch=batch,
+        batch=len(digests),
         capacity=1 << 16,
         symbols=sum(symbols[0].size for symbols, _ in passes),
         lanes=lanes,
@@ -102,16 +95,13 @@ class Decoding:
 
 
 def assert_same_coder(
-    tables: Tables,
-    passes: list[Pass],
-    batch: int,
-    lanes: int | None,
-    digests: list[int],
-    device: str,
+    tables: Tables, passes: list[Pass], lanes: int | None, digests: list[int], device: str
 ) -> list[tuple[bytes, int]]:
-    expected = [encode_on_host(tables, passes, b, lanes, digests[b]) for b in range(batch)]
-    assert encode_on_device(tables, passes, batch, lanes, digests, device) == expected
-    decoding = Decoding(tables, passes, batch, device)
+    expected = [
+        encode_on_host(tables, passes, b, lanes, digest) for b, digest in enumerate(digests)
+    ]
+    assert encode_on_device(tables, passes, lanes, digests, device) == expected
+    decoding = Decoding(tables, passes, len(digests), device)
     payloads, chosen = zip(*expected, strict=True)
     for decoded, (symbols, _) in zip(decoding(payloads, chosen), passes, strict=True):
         assert np.array_equal(decoded, symbols)
@@ -122,35 +112,14 @@ def assert_same_coder(
 @st.composite
 def tables_and_passes(draw):
     """Any small tables; symbols on them, near them, at the ends of int32, and runs of zeros."""
-    parts = []
-    for _ in range(draw(st.integers(2, 6))):
-        precision = draw(st.sampled_from([1, 4, 14, 16]))
-        size = draw(st.integers(2, min(9, 1 << precision)))
-        cuts = draw(
-            st.sets(st.integers(1, (1 << precision) - 1), min_size=size - 1, max_size=size - 1)
-        )
-        frequencies = np.diff([0, *sorted(cuts), 1 << precision])
-        if draw(st.booleans()):
-            frequencies[:] = np.sort(frequencies)[::-1]  # with a minimum of zero, a run table
-        minimum = draw(st.sampled_from([-3, -1, 0, 0, 40, INT32.min, INT32.max - 9]))
-        parts.append((frequencies, size, minimum, precision))
-    frequencies, sizes, minima, precisions = zip(*parts, strict=True)
-    tables = Tables(
-        np.concatenate(frequencies).astype(np.uint16),
-        np.array(sizes, np.int32),
-        np.array(minima, np.int32),
-        np.array(precisions, np.uint8),
-    )
-    symbol = st.one_of(
-        st.integers(-8, 8), st.sampled_from([INT32.min, INT32.max, 0]), st.integers(30, 50)
-    )
+    tables = draw(small_tables())
     batch = draw(st.integers(1, 3))
     passes: list[Pass] = []
     for _ in range(draw(st.integers(0, 4))):
         by_channel = draw(st.booleans())
         channels = draw(st.integers(1, len(tables) if by_channel else 40))
         shape = (batch, draw(st.integers(0, 30)), channels)
-        pool = np.array(draw(st.lists(symbol, min_size=1, max_size=6)), np.int32)
+        pool = np.array(draw(st.lists(SYMBOLS, min_size=1, max_size=6)), np.int32)
         rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         symbols = rng.choice(pool, shape)
         if by_channel:
@@ -163,14 +132,14 @@ def tables_and_passes(draw):
         symbols[rng.random(shape) < quiet[:, None, None]] = 0
         passes.append((symbols, indexes))
     digests = draw(st.lists(st.integers(0, 2**32 - 1), min_size=batch, max_size=batch))
-    return tables, passes, batch, digests
+    return tables, passes, digests
 
 
 @settings(max_examples=300, deadline=None)
 @given(tables_and_passes(), st.sampled_from([*LANES, None]))
 def test_round_trip(case, lanes):
-    tables, passes, batch, digests = case
-    assert_same_coder(tables, passes, batch, lanes, digests, "cpu")
+    tables, passes, digests = case
+    assert_same_coder(tables, passes, lanes, digests, "cpu")
 
 
 def gaussian_passes(seed: int, batch: int, sizes: list[tuple[int, int]]) -> list[Pass]:
@@ -194,7 +163,7 @@ def gaussian_passes(seed: int, batch: int, sizes: list[tuple[int, int]]) -> list
 @pytest.mark.parametrize("lanes", [*LANES, None])
 def test_gaussian_tables(device, lanes):
     passes = gaussian_passes(1, 2, [(96, 32), (96, 32), (1, 32), (35, 7), (300, 5), (64, 192)])
-    assert_same_coder(gaussian_tables(), passes, 2, lanes, [0xDEADBEEF, 3], device)
+    assert_same_coder(gaussian_tables(), passes, lanes, [0xDEADBEEF, 3], device)
 
 
 def test_channels_beyond_shared_memory(device):
@@ -205,20 +174,20 @@ def test_channels_beyond_shared_memory(device):
     z = np.rint(rng.standard_normal(shape) * np.tile(SCALES, 3)).astype(np.int32)
     z[0, :, 70] = rng.integers(INT32.min, INT32.max, 24)
     passes: list[Pass] = [(z, 64), *gaussian_passes(3, 2, [(48, 32)])]
-    assert_same_coder(tables, passes, 2, 64, [7, 8], device)
-    assert_same_coder(tables, passes, 2, None, [7, 8], device)
+    assert_same_coder(tables, passes, 64, [7, 8], device)
+    assert_same_coder(tables, passes, None, [7, 8], device)
 
 
 def test_size_of_a_photograph(device):
     passes = gaussian_passes(4, 1, [(768, 32)] * 20)
-    assert_same_coder(gaussian_tables(), passes, 1, None, [9], device)
+    assert_same_coder(gaussian_tables(), passes, None, [9], device)
 
 
 def test_nothing(device):
     tables = gaussian_tables()
     empty = np.empty((1, 0, 32), np.int32)
     for passes in ([], [(empty, empty.astype(np.uint8))], [(empty[..., :0], 64)]):
-        expected = assert_same_coder(tables, passes, 1, None, [0x12345678], device)
+        expected = assert_same_coder(tables, passes, None, [0x12345678], device)
         assert expected == [(bytes.fromhex("0078563412"), 2)]
 
 
@@ -349,16 +318,7 @@ def test_every_cut(damage_case, device):
             Comparison(tables, passes, device, capacity=max(8, end))([payload[:end]], [lanes])
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("ffff ffff ffff ffff", "malformed"),  # digits that never end
-        ("8888 8888 8888 8888", "malformed"),
-        ("0008 0000 0000 0000", "malformed"),  # a zero after a zero: superfluous
-        ("ffff ffff f7ff 0000", "exceeds 32 bits"),
-        ("ffff ffff", "too early"),
-    ],
-)
+@malformed_escapes
 def test_malformed_escapes(device, words, message):
     tables = gaussian_tables()
     state = 0x3FFF << 14 | (1 << 14) - 1  # the escape; then the next word's digits, the low first

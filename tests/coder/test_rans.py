@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from coder_cases import LANES, SYMBOLS, small_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,6 @@ from mlic_fast.coder import SCALES, Decoder, Encoder, Tables, gaussian_tables
 from mlic_fast.errors import CorruptStreamError
 
 INT32 = np.iinfo(np.int32)
-LANES = [2**k for k in range(1, 11)]
 Passes = list[tuple[np.ndarray, np.ndarray]]
 
 
@@ -46,33 +46,12 @@ def draw(rng: np.random.Generator, size: int, floor: float = 0.67) -> tuple[np.n
 @st.composite
 def tables_and_passes(draw):
     """Any small tables; symbols on them, near them, at the ends of int32, and runs of zeros."""
-    parts = []
-    for _ in range(draw(st.integers(1, 4))):
-        precision = draw(st.sampled_from([1, 4, 14, 16]))
-        size = draw(st.integers(2, min(6, 1 << precision)))
-        cuts = draw(
-            st.sets(st.integers(1, (1 << precision) - 1), min_size=size - 1, max_size=size - 1)
-        )
-        frequencies = np.diff([0, *sorted(cuts), 1 << precision])
-        if draw(st.booleans()):
-            frequencies[:] = np.sort(frequencies)[::-1]  # with a minimum of zero, a run table
-        minimum = draw(st.sampled_from([-3, -1, 0, 0, 40, INT32.min, INT32.max - 8]))
-        parts.append((frequencies, size, minimum, precision))
-    frequencies, sizes, minima, precisions = zip(*parts, strict=True)
-    tables = Tables(
-        np.concatenate(frequencies).astype(np.uint16),
-        np.array(sizes, np.int32),
-        np.array(minima, np.int32),
-        np.array(precisions, np.uint8),
-    )
-    symbol = st.one_of(
-        st.integers(-8, 8), st.sampled_from([INT32.min, INT32.max, 0]), st.integers(30, 50)
-    )
+    tables = draw(small_tables())
     passes = []
     for _ in range(draw(st.integers(0, 4))):
         size = draw(st.integers(0, 80))
         seed = draw(st.integers(0, 2**32 - 1))
-        pool = np.array(draw(st.lists(symbol, min_size=1, max_size=6)), np.int32)
+        pool = np.array(draw(st.lists(SYMBOLS, min_size=1, max_size=6)), np.int32)
         rng = np.random.default_rng(seed)
         indexes = rng.integers(0, len(tables), size, dtype=np.int32)
         symbols = rng.choice(pool, size)

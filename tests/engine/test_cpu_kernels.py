@@ -16,7 +16,8 @@ from mlic_fast._C import exact
 from mlic_fast.coder import gaussian_tables
 from mlic_fast.engine import arithmetic
 from mlic_fast.engine.arithmetic import Act, SpecOps, f32
-from mlic_fast.engine.cpu.cpu_operations import ISA_NAMES, ISA_VARIABLE, CpuOps, instruction_set
+from mlic_fast.engine.cpu.cpu_operations import CpuOps
+from mlic_fast.engine.cpu.instruction_sets import ISA_NAMES, ISA_VARIABLE, instruction_set
 from mlic_fast.engine.packing.packed import Layer, PackedModel, Segment
 from mlic_fast.errors import EngineError
 from mlic_fast.models.checkerboard import Parity
@@ -454,7 +455,7 @@ def test_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match=", ".join(ISA_NAMES)):
         instruction_set()
     monkeypatch.setattr(
-        "mlic_fast.engine.cpu.cpu_operations.exact.instruction_sets", lambda: ["scalar"]
+        "mlic_fast.engine.cpu.instruction_sets.exact.instruction_sets", lambda: ["scalar"]
     )
     with pytest.raises(EngineError, match="does not support avx512"):
         instruction_set("avx512")

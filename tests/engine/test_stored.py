@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from lively import BLOCKS, lively_model
 
-from mlic_fast.codec import WEIGHTS
 from mlic_fast.engine.identity import model_identity
 from mlic_fast.engine.packing.pack_transforms import pack_transforms
 from mlic_fast.engine.packing.packed import PackedTransforms
 from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.packing.stored import IDENTITY, StoredModel, read_stored, with_packing
+from mlic_fast.model_sources import WEIGHTS
 from mlic_fast.models import MlicModel, load_checkpoint
 from mlic_fast.models.checkpoints import checkpoint_bytes
 

@@ -1,1 +1,1 @@
-"""The exact engine on a CPU: C++ kernels, and residual transforms in PyTorch."""
+"""The CPU backend of the exact engine: C++ kernels."""

@@ -64,7 +64,7 @@ def pack_weight(weight: Array, scale: Float | None = None) -> Segment:
 
 
 def sums(weight: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-    """Sum of magnitudes of each output channel."""
+    """Sum of magnitudes of each output channel: [O, k, k, C] -> [O]."""
     return np.abs(weight.astype(np.int32)).reshape(len(weight), -1).sum(1, dtype=np.int64)
 
 

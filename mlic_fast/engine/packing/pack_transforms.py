@@ -1,9 +1,9 @@
 """The packer of transforms: float modules -> integers, the same on every machine.
 
-Each channel of what h_a and g_s take is scaled, and with block transforms of the picture itself,
-which is carried in float32, so that the activations that layers take use their whole range. These
-scales, and the exponents of all other activations, are found on a test card whose flats, edges and
-textures are stronger than those of photographs.
+The channels of the inputs of h_a and g_s are scaled, so that activations use their whole range.
+With block transforms so are those of the picture itself, which is carried in float32. These scales,
+and the exponents of all other activations, are found on a test card whose flats, edges and textures
+are stronger than those of photographs.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 #: How far a channel may exceed the largest value seen before it saturates.
 HEADROOM = 1.5
-#: Largest values below this count as this.
+#: Smaller largest values of a channel count as this.
 SMALLEST = np.float32(2.0**-20)
-#: Of the test card: its side, that of its tiles, and how many rectangles there are.
+#: The test card: its side, the side of its tiles, and the number of rectangles.
 SIDE = 384
 TILE = 64
 LEAVES = 3400
@@ -58,7 +58,7 @@ def pack_transforms(model: Transforms) -> PackedTransforms:
     transforms = ExactTransforms(unscaled, ranges)
     y = transforms.networks.analysis(ranges, calibration_card())
     inputs = _inputs(transforms, y)
-    if kind.analysis_stage is None:  # what h_a and g_s take is all that is scaled
+    if kind.analysis_stage is None:  # nothing but the inputs of h_a and g_s is scaled
         for stage, x in zip(kind.stages, inputs, strict=True):
             ranges.see(stage, x)
     else:
@@ -78,7 +78,7 @@ def pack_transforms(model: Transforms) -> PackedTransforms:
 
 
 def _inputs(transforms: ExactTransforms, y: Float) -> tuple[Float, Float]:
-    """What h_a and g_s take at the lowest and the highest rate, of the result of g_a."""
+    """The inputs of h_a and g_s at the lowest and the highest rate, from the result of g_a."""
     ops, config = transforms.ops, transforms.packed.config
     rates = (0.0, config.rates - 1.0) if config.rates else (None,)
     scales = [transforms.scales(rate) for rate in rates]
@@ -201,7 +201,7 @@ _LAYERS = {"residual": _make_residual_layers, "blocks": _make_block_layers}
 
 
 class _Layers:
-    """Makes ``layers``, by the names of the float model."""
+    """Makes packed layers and keeps them in ``layers``, by the names of the float model."""
 
     def __init__(self, weights: Weights, known: Known) -> None:
         self.weights, self._known = weights, known
@@ -232,10 +232,10 @@ class _Layers:
         outputs: Float | None = None,
         subpixel: bool = False,
     ) -> None:
-        """A convolution of inputs that are to be multiplied by ``inputs``, its result by
-        ``outputs``.
+        """A convolution. Weights are multiplied by ``inputs`` for each input channel, weights and
+        bias by ``outputs`` for each output channel.
 
-        One of stride 2 and as wide a kernel becomes a 1x1 convolution of what space_to_depth gives.
+        A 2x2 convolution of stride 2 becomes a 1x1 convolution of the result of space_to_depth.
         With ``subpixel``, a 1x1 convolution before a pixel shuffle: channel 4c + s becomes s C + c.
         """
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
@@ -263,7 +263,7 @@ def _non_negative(weights: Weights, name: str) -> Float:
 class _TransformCalibration(CalibratingOps):
     """The exponents of transforms.
 
-    Those of squares and of depthwise layers are found from what they are made of.
+    The exponents of squares and of depthwise layers are found from the inputs of these.
     """
 
     def squares(self, r: Float, out: str) -> list[Act]:
@@ -274,7 +274,7 @@ class _TransformCalibration(CalibratingOps):
 
     def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
         if out not in self.exponents:
-            # First with an exponent that fits whatever the input.
+            # First an exponent that fits any input with such a largest value.
             weights = self.layers[layer]
             real = np.abs(weights.segments[0].weight).sum((1, 2, 3)) * weights.segments[0].scale
             bound = real * np.abs(x.q).max() * power_of_two(-x.exponent) + np.abs(weights.bias)
@@ -288,7 +288,7 @@ class _TransformCalibration(CalibratingOps):
 class _ChannelRanges(_TransformCalibration):
     """Finds the largest magnitude of every channel that is to be scaled.
 
-    Until they are, they get an exponent in common, a new one at every use.
+    These channels have one exponent in common here, a new one at every use.
 
     Attributes:
         largest: float32 [C] by stage.

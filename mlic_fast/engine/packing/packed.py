@@ -45,7 +45,7 @@ class Layer:
 
 
 class Exponents(dict[str, int]):
-    """Of a file: what it lacks is found where it is used."""
+    """Exponents from a file. A missing one is an error where it is used."""
 
     def __missing__(self, name: str) -> int:
         raise CheckpointError(f"the packed model is damaged: it lacks the exponent of {name}")
@@ -73,8 +73,8 @@ class PackedTransforms(PackedLayers):
     Attributes:
         log_gain, log_inverse_gain: float32 [rates, M], :class:`mlic_fast.models.gain.GainUnits`; of
             a model with a single rate [0, M].
-        stages: factors of channels, float32 [C], by where they are scaled: at what h_a and g_s
-            take; with block transforms all of the picture.
+        stages: factors of channels, float32 [C], by the name of the stage where they are scaled
+            (:class:`mlic_fast.models.transform_kinds.TransformKind`).
     """
 
     log_gain: npt.NDArray[np.float32]
@@ -83,18 +83,18 @@ class PackedTransforms(PackedLayers):
 
     @property
     def analysis_scale(self) -> npt.NDArray[np.float32]:
-        """[M]: latents are what g_a gives times these."""
+        """Factors [M] from the result of g_a to latents."""
         stage = self.config.transform_kind.analysis_stage
         return np.ones(self.config.M, np.float32) if stage is None else 1 / self.stages[stage]
 
     @property
     def hyper_scale(self) -> npt.NDArray[np.float32]:
-        """[M]: what h_a takes is latents times these."""
+        """Factors [M] from latents to the input of h_a."""
         return self.stages["h_a"]
 
     @property
     def synthesis_scale(self) -> npt.NDArray[np.float32]:
-        """[M]: what g_s takes is latents times these."""
+        """Factors [M] from latents to the input of g_s."""
         return self.stages[self.config.transform_kind.synthesis_stage]
 
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn
 
+from mlic_fast.atomic_files import write_atomically
 from mlic_fast.coder import SCALES, Tables, factorized_tables, gaussian_tables
 from mlic_fast.engine.arithmetic import (
     EXPONENT_LIMIT,
@@ -37,7 +38,6 @@ from mlic_fast.engine.packing.integer_weights import (
 from mlic_fast.engine.packing.packed import PackedModel
 from mlic_fast.engine.path import code_latents
 from mlic_fast.errors import CheckpointError
-from mlic_fast.images import write_atomically
 from mlic_fast.models.checkpoints import check_finite, check_state, read_safetensors
 from mlic_fast.models.config import CONFIG_KEY, MlicConfig
 from mlic_fast.models.contexts import LocalContext
@@ -82,7 +82,7 @@ def save_packed(model: Transforms, packed: PackedModel, path: str | os.PathLike[
 
 
 def packed_bytes(model: Transforms, packed: PackedModel) -> bytes:
-    """What :func:`save_packed` writes."""
+    """The bytes that :func:`save_packed` writes."""
     tensors = {f"packed.{k}": torch.from_numpy(v.copy()) for k, v in packed.arrays().items()}
     for name, tensor in model.state_dict().items():
         if name.startswith(TRANSFORMS):
@@ -165,7 +165,7 @@ def _check(packed: PackedModel) -> None:
 
 
 def _shapes(config: MlicConfig) -> dict[str, tuple[tuple[int, ...], list[tuple[int, ...]]]]:
-    """Of every layer of a packed model: the shape of its bias, and those of its weights."""
+    """The shape of the bias of every layer of a packed model, and those of its weights."""
     with torch.device("meta"):
         model = create_model(config)
     shapes: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]]]] = {}

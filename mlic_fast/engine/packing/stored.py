@@ -1,9 +1,9 @@
-"""What packing finds out, stored with the weights, so that loading them has only to round.
+"""The results of packing, stored with the weights, so that loading has only to round.
 
 A checkpoint file of a model with block transforms may hold, beside its weights, the scales of all
 layers, the exponents of all activations, the probability tables and the model's identity. A digest
-of the whole file guards them: where it does not fit, as after somebody changed a weight, nothing of
-it is used. PyTorch is not needed.
+of the whole file guards them: if it does not fit, as after a change of a weight, none of them is
+used. PyTorch is not needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mlic_fast.models.config import CONFIG_KEY, PACKING, MlicConfig
 
 #: In the metadata: exponents; digest of the rest of the file; identity of the model.
 EXPONENTS, DIGEST, IDENTITY = "mlic_fast.packing", "mlic_fast.digest", "identity"
-#: Of the packer: what another version of it found is not used.
+#: Version of the packer; results of another version are not used.
 VERSION = 1
 
 _DTYPES = {"F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8", "U16": "<u2", "U8": "u1"}
@@ -44,7 +44,7 @@ class StoredModel:
 
 
 def read_stored(path: str | os.PathLike[str]) -> StoredModel | None:
-    """None for a file that does not hold the like, or whose digest does not fit."""
+    """What a file holds; None if it holds no results of packing, or its digest does not fit."""
     try:
         data = np.memmap(path, np.uint8, mode="r")  # of which nothing is kept
         header, body = _split(data)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lively import TINY
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,15 +17,11 @@ from mlic_fast.training import klt
 from mlic_fast.training.klt import start_from_klt
 
 LAMBDAS = (0.0018, 0.0130, 0.0483)
-SMALL = MlicConfig(
-    N=8,
-    M=64,
-    slices=2,
+SMALL = replace(
+    TINY,
     stage_channels=(16, 24, 40),
     hyper_channels=(8, 8),
-    channel_context_channels=(8, 8),
     entropy_parameters_channels=(8, 8, 8),
-    lrp_channels=(8, 8),
 )
 CONFIGS = {
     "mlic_plus_plus": SMALL,
