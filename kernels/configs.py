@@ -135,8 +135,12 @@ def architecture(device: torch.device) -> str:
 
 def programmatic(device: torch.device) -> bool:
     """Whether a kernel may begin before the one before it has ended, and wait for it then."""
-    name = architecture(device)
-    return name.startswith("sm") and int(name[2:]) >= 90
+    return _programmatic(architecture(device))
+
+
+@cache
+def _programmatic(architecture: str) -> bool:
+    return architecture.startswith("sm") and int(architecture[2:]) >= 90
 
 
 def shared_memory(device: torch.device) -> int:
@@ -146,9 +150,15 @@ def shared_memory(device: torch.device) -> int:
 
 def config(kernel: str, device: torch.device, positions: int) -> Config:
     """The configuration of one launch over ``positions`` positions (batch included)."""
-    table = CONFIGS[kernel]
     size = "small" if positions <= SMALL_POSITIONS else "large"
-    return _find(table, architecture(device), size)
+    return _config(kernel, architecture(device), size)
+
+
+@cache
+def _config(kernel: str, architecture: str, size: str) -> Config:
+    table = CONFIGS[kernel]
+    keys = ((architecture, size), (architecture, "any"), ("any", size), ("any", "any"))
+    return next(table[key] for key in keys if key in table)
 
 
 def product_config(
@@ -186,8 +196,3 @@ def _product_config(
 def _parts(tiles: int, inputs: int, steps: int) -> Iterable[int]:
     most = min(MOST_PARTS, steps // PART_STEPS, PARTED_PROGRAMS // tiles) if inputs == 1 else 1
     return range(1, max(1, most) + 1)
-
-
-def _find(table: dict[tuple[str, str], Config], architecture: str, size: str) -> Config:
-    keys = ((architecture, size), (architecture, "any"), ("any", size), ("any", "any"))
-    return next(table[key] for key in keys if key in table)

@@ -326,11 +326,12 @@ def linear_attention(
     """
     for x in (q.planes, v.planes, out):
         check_planes(x)
+    q_colour, kv_colour = q.read, k.read
     batch, channels = q.planes.shape[1], q.planes.shape[4]
     depth = channels // heads
     q_exponent, k_exponent, v_exponent = exponents
-    queries, q_half_width = colour_positions(q.planes, q.read)
-    keys, k_half_width = colour_positions(k.planes, k.read)
+    queries, q_half_width = colour_positions(q.planes, q_colour)
+    keys, k_half_width = colour_positions(k.planes, kv_colour)
     sums = k.sums or begin(k, heads)
     chunks, length = chunks_of(keys)
     side = padded(depth, SMALLEST_SIDE)
@@ -345,7 +346,7 @@ def linear_attention(
         k_half_width,
         length,
         2.0**-k_exponent,
-        COLOUR=k.read,
+        COLOUR=kv_colour,
         DEPTH=depth,
         CHUNKS=CHUNKS,
         BLOCK_M=block.block,
@@ -366,7 +367,7 @@ def linear_attention(
         v_exponent,
         2.0**-q_exponent,
         out_scale,
-        COLOUR=q.read,
+        COLOUR=q_colour,
         DEPTH=depth,
         WIDE=depth > NARROW_DEPTH,
         BLOCK_M=block.block,

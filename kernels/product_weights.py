@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,13 +32,17 @@ class ProductWeights:
     channels: int
     kernel: int
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         return self.planes.shape[2]
 
-    @property
+    @cached_property
     def block_k(self) -> int:
         return self.planes.shape[3]
+
+    @cached_property
+    def stride_plane(self) -> int:
+        return self.planes.stride(0)
 
     @classmethod
     def pack(

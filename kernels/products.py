@@ -464,8 +464,7 @@ def conv(
         kind = SHUFFLED
     source = _Inputs(*Planes.of(x.planes), input_stride)
     start = weights.bias if start is None else start
-    planes = weights.planes
-    layer = _Weights(planes, planes.stride(0), outputs, weights.channels)
+    layer = _Weights(weights.planes, weights.stride_plane, outputs, weights.channels)
     added = None
     if residual is not None:
         added = _Residual(*Planes.of(residual), 2.0**-residual_exponent)

@@ -234,10 +234,11 @@ def softmax_attention(
     """
     for x in (q.planes, k.planes, v.planes, out):
         check_planes(x)
+    q_colour, kv_colour = q.read, k.read
     batch, channels = q.planes.shape[1], q.planes.shape[4]
     depth = channels // heads
-    queries, q_row = colour_positions(q.planes, q.read)
-    keys, k_row = colour_positions(k.planes, k.read)
+    queries, q_row = colour_positions(q.planes, q_colour)
+    keys, k_row = colour_positions(k.planes, kv_colour)
     block = config("softmax", out.device, batch * queries)
     launch(
         _attention_kernel,
@@ -246,9 +247,9 @@ def softmax_attention(
         queries,
         keys,
         # Rows of one colour are equally long; rows of a full tensor are of no interest.
-        k_row if q.read == ALL else q_row,
+        k_row if q_colour == ALL else q_row,
         _Scales(logit_scale(depth, *exponents[:2]), 2.0 ** -exponents[2], out_scale),
-        COLOURS=_Colours(q.read, k.read),
+        COLOURS=_Colours(q_colour, kv_colour),
         EXCLUDE=exclude,
         DEPTH=depth,
         SPAN=SPAN,
