@@ -58,7 +58,6 @@ class Codec:
 
     Attributes:
         packed: the entropy path in integers.
-        engine: name of the engine, e.g. ``"cpu"``.
         model_id: the 4 bytes that name the model in a stream.
     """
 
@@ -106,7 +105,7 @@ class Codec:
 
     @property
     def engine(self) -> str:
-        """Name of the engine that computes."""
+        """Name of the engine that computes, e.g. ``"cpu"``."""
         return self._engine.name
 
     def __repr__(self) -> str:
