@@ -184,7 +184,7 @@ def depthwise_pair(ops: GpuOps, layer: str) -> Pair:
     out = torch.empty_like(x)
 
     def kernel() -> torch.Tensor:
-        depthwise.depthwise(x, weights, GRID, activation=True, out=out, out_scale=out_scale)
+        depthwise.depthwise(x, weights, GRID, gelu_after=True, out=out, out_scale=out_scale)
         return out
 
     return kernel, lambda: depthwise.depthwise_twin(x, weights, out_scale, True)

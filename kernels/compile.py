@@ -166,6 +166,7 @@ _work: list[Variant] = []
 
 
 def compile_one(number: int) -> Report:
+    """Compiles a variant of ``_work`` by its number, and measures what came of it."""
     variant = _work[number]
     triton.runtime.driver.set_active(StubDriver(variant.target))  # kernels ask what they run on
     source = ASTSource(variant.kernel, variant.signature, variant.constants, variant.attributes)
@@ -211,6 +212,7 @@ def _cuobjdump(option: str, path: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command; 1 if a kernel does not hold what this module checks."""
     parser = argparse.ArgumentParser(
         prog="python -m mlic_fast.kernels.compile", description=__doc__.partition("\n")[0]
     )

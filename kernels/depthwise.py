@@ -67,7 +67,7 @@ class DepthwiseWeights(NamedTuple):
 
 
 def depthwise_twin(
-    x: Tensor, weights: DepthwiseWeights, out_scale: Tensor, activation: bool = False
+    x: Tensor, weights: DepthwiseWeights, out_scale: Tensor, gelu_after: bool = False
 ) -> Tensor:
     """Planes -> planes."""
     q = torch.nn.functional.pad(from_planes(x), (0, 0, 1, 1, 1, 1))
@@ -77,7 +77,7 @@ def depthwise_twin(
         u, v = divmod(tap, 3)
         total += q[:, u : u + height, v : v + width] * w
     r = weights.bias + total.to(torch.float32) * weights.scale
-    return to_planes(quantise_twin(gelu_twin(r) if activation else r, out_scale))
+    return to_planes(quantise_twin(gelu_twin(r) if gelu_after else r, out_scale))
 
 
 _SIZES = ("positions", "height", "width", "gelu_after")
@@ -155,7 +155,7 @@ def depthwise(
     weights: DepthwiseWeights,
     grid: Grid,
     *,
-    activation: bool = False,
+    gelu_after: bool = False,
     out: Tensor,
     out_scale: Tensor,
 ) -> None:
@@ -174,7 +174,7 @@ def depthwise(
         grid.height,
         grid.width,
         channels,
-        int(activation),
+        int(gelu_after),
         ROWS=block.rows,
         BLOCK_M=block.block,
         BLOCK_N=block.outputs,

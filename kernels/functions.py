@@ -202,6 +202,7 @@ def join_products(hh, mid, ll):
 
 @triton.jit
 def gelu(r):
+    """GELU of float32: docs/arithmetic.md, section 3."""
     t = clamp(r, _GELU_CLAMP)
     s = t * t
     p = _G7 * s + _G6
@@ -216,6 +217,7 @@ def gelu(r):
 
 @triton.jit
 def half_tanh(r):
+    """tanh(r) / 2 of float32: docs/arithmetic.md, section 3."""
     t = clamp(r, _TANH_CLAMP)
     s = t * t
     numerator = ((s + 378.0) * s + 17325.0) * s + 135135.0
@@ -260,6 +262,7 @@ def from_planes(planes: Tensor) -> Tensor:
 
 
 def clamp_twin(r: Tensor, limit: float) -> Tensor:
+    """Twin of :func:`clamp`: within +-``limit``; NaN becomes -``limit``."""
     bound = torch.tensor(limit, dtype=torch.float32, device=r.device)
     return torch.fmin(torch.fmax(r, -bound), bound)
 
@@ -270,6 +273,7 @@ def quantise_twin(r: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def gelu_twin(r: Tensor) -> Tensor:
+    """Twin of :func:`gelu`."""
     t = clamp_twin(r, float(GELU_CLAMP))
     s = t * t
     p = torch.full_like(s, float(GELU[-1]))
@@ -279,6 +283,7 @@ def gelu_twin(r: Tensor) -> Tensor:
 
 
 def half_tanh_twin(r: Tensor) -> Tensor:
+    """Twin of :func:`half_tanh`."""
     t = clamp_twin(r, float(TANH_CLAMP))
     s = t * t
     numerator = ((s + 378.0) * s + 17325.0) * s + 135135.0
@@ -287,6 +292,7 @@ def half_tanh_twin(r: Tensor) -> Tensor:
 
 
 def exp_int_twin(x: Tensor) -> Tensor:
+    """Twin of :func:`exp_int`: float32 at most 0 -> int32."""
     bound = torch.tensor(24.0, dtype=torch.float32, device=x.device)
     u = torch.fmin(x * float(MINUS_LOG2_E), bound)
     n = u.to(torch.int32)

@@ -72,7 +72,7 @@ def conv_twin(
     weights: ProductWeights,
     start: Tensor,
     *,
-    activation: bool = False,
+    gelu_after: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
     """float32 [B, H, W, O] from activations int32 [B, H, W, C], before what becomes of the sum."""
@@ -89,7 +89,7 @@ def conv_twin(
             x.permute(0, 3, 1, 2).double(), kernel.contiguous(), padding=side // 2
         )
         r = r + total.permute(0, 2, 3, 1).round().to(torch.int32).to(torch.float32) * scale
-    if activation:
+    if gelu_after:
         r = gelu_twin(r)
     return r if residual is None else r + residual
 
@@ -294,7 +294,7 @@ def _finish(r, terms, out, m, n, mask, grid, outputs, gelu_after, END: tl.conste
             r = tl.load(p_real, mask=mask, other=0.0) + half_tanh(r)
             tl.store(p_real, r, mask=mask)
             offset = position[:, None].to(tl.int64) * out.stride_position + n[None, :]
-        elif END.kind == _SPREAD:  # channel (2v + u) C + c: row 2 row + v, column 2 column + u
+        elif END.kind == _SPREAD:  # channel (2u + v) C + c: row 2 row + u, column 2 column + v
             part = n // (outputs // 4)
             line = (2 * image_row[:, None] + (part // 2)[None, :]) * (2 * grid.width)
             position = (line + 2 * column[:, None] + (part % 2)[None, :]).to(tl.int64)
@@ -420,7 +420,7 @@ def conv(
     input_stride: int = 0,
     start: Tensor | None = None,
     colour: int = ALL,
-    activation: bool = False,
+    gelu_after: bool = False,
     residual: Tensor | None = None,
     residual_exponent: int = 0,
     latents: Tensor | None = None,
@@ -445,7 +445,7 @@ def conv(
         carried: receives, beside the planes, the sum before they are quantised, float32 like
             them. It may be the residual.
         shuffle: ``out`` is [2, B, 2H, 2W, O/4], channel 4c + 2u + v at row 2y + u, column 2z + v;
-            with ``carried`` both are, channel (2v + u) O/4 + c at row 2y + v, column 2z + u.
+            with ``carried`` both are, channel (2u + v) O/4 + c at row 2y + u, column 2z + v.
         out: float32 [.., O]; or planes [2, .., O], quantised with ``out_scale`` float32 [O]; or
             uint8 [B, 3, 8H, 8W], the pixels that 192 channels are.
     """
@@ -487,7 +487,7 @@ def conv(
             *sizes,
             inputs,
             side,
-            int(activation),
+            int(gelu_after),
             READ=read,
             END=end,
             **tile,
@@ -522,7 +522,7 @@ def conv(
         *sizes,
         inputs,
         config.parts,
-        int(activation),
+        int(gelu_after),
         END=end,
     )
 

@@ -111,6 +111,7 @@ def _places(positions: int, half_width: int, colour: int, device: torch.device) 
 
 
 def logit_scale(depth: int, q_exponent: int, k_exponent: int) -> float:
+    """A logit is this times the sum of products of a query and a key: depth^-1/2 in reals."""
     return float(np.float32(depth**-0.5) * power_of_two(-q_exponent - k_exponent))
 
 

@@ -262,7 +262,7 @@ class Kernels {
     run_.squares(from.data(), shape[0] * shape[1] * shape[2], channels, scale, to);
   }
 
-  // Skip [B, H, W, C], or [B, H/2, W/2, 4C] to be spread: channel (2v + u) C + c.
+  // Skip [B, H, W, C], or [B, H/2, W/2, 4C] to be spread: channel (2u + v) C + c.
   void normalise(const py::array& r, const py::array& norm, const py::array& skip, bool inverse,
                  py::array out, float out_scale) const {
     require(r.ndim() == 4, "the input must be [B, H, W, C]");

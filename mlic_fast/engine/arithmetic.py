@@ -302,7 +302,7 @@ class SpecOps(Operations):
         partial: Float | None = None,
         first: int | None = None,
         at: Parity | None = None,
-        activation: bool = False,
+        gelu_after: bool = False,
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
@@ -314,7 +314,7 @@ class SpecOps(Operations):
             if at is not None:
                 total = squeeze(total, at)
             r = r + total.astype(f32) * (segment.scale * power_of_two(-x.exponent))
-        if activation:
+        if gelu_after:
             r = gelu(r)
         if isinstance(residual, Act):
             r = r + residual.q.astype(f32) * power_of_two(-residual.exponent)
@@ -323,9 +323,9 @@ class SpecOps(Operations):
         return r if out is None else self.quantise(r, out)
 
     def subpixel_conv(self, layer: str, x: Act, out: str) -> Act:
-        return self.pixel_shuffle(self.conv(layer, [x], activation=True, out=out))
+        return self.pixel_shuffle(self.conv(layer, [x], gelu_after=True, out=out))
 
-    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
+    def depthwise(self, layer: str, x: Act, *, gelu_after: bool = False, out: str) -> Act:
         weights = self.layers[layer]
         (segment,) = weights.segments
         _, height, width, _ = x.q.shape
@@ -336,7 +336,7 @@ class SpecOps(Operations):
                 tap = segment.weight[:, dy, dx, 0].astype(np.int32)
                 total += padded[:, dy : dy + height, dx : dx + width] * tap
         r = weights.bias + total.astype(f32) * (segment.scale * power_of_two(-x.exponent))
-        return self.quantise(gelu(r) if activation else r, out)
+        return self.quantise(gelu(r) if gelu_after else r, out)
 
     # -- attention ----------------------------------------------------------------------------
 

@@ -112,15 +112,15 @@ def hyper_layers(ops: Operations, x: Act) -> Real:
 def _hyper_hidden(ops: Operations, x: Act) -> Act:
     """[B, H/16, W/16, N]."""
     for layer in _HYPER_HIDDEN:
-        x = ops.conv(layer, [x], activation=True, out=layer)
+        x = ops.conv(layer, [x], gelu_after=True, out=layer)
     return x
 
 
 def _hyper_end(ops: Operations, x: Act) -> Real:
     layer = "h_a.reduction.4"
-    x = ops.strided_conv(layer, x, activation=True, out=layer)
+    x = ops.strided_conv(layer, x, gelu_after=True, out=layer)
     layer = "h_a.reduction.6"
-    x = ops.conv(layer, [x], activation=True, out=layer)
+    x = ops.conv(layer, [x], gelu_after=True, out=layer)
     return ops.strided_conv("h_a.reduction.8", x)
 
 

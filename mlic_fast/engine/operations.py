@@ -126,14 +126,14 @@ class Operations(ABC):
         partial: Real | None = None,
         first: int | None = None,
         at: Parity | None = None,
-        activation: bool = False,
+        gelu_after: bool = False,
         residual: Real | Act | None = None,
         out: str | None = None,
     ) -> Any:
         """Convolution of a concatenation: one integer product for each input, added in order.
 
         The sum starts from the bias, or from ``partial``, the sum over the inputs before number
-        ``first``; without ``first``, ``inputs`` are the last ones. GELU with ``activation``; then
+        ``first``; without ``first``, ``inputs`` are the last ones. GELU with ``gelu_after``; then
         ``residual`` is added.
         With ``at`` only the positions of one colour are computed, [B, H, W/2, O]; partial and
         residual are of that shape too. Gives an Act named ``out``, or a real without it.
@@ -144,8 +144,8 @@ class Operations(ABC):
         """conv, GELU, pixel shuffle: channel 4c + 2u + v -> row 2y + u, column 2x + v."""
 
     @abstractmethod
-    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
-        """Depthwise 3x3 convolution with bias, then GELU with ``activation``: [B, H, W, C]."""
+    def depthwise(self, layer: str, x: Act, *, gelu_after: bool = False, out: str) -> Act:
+        """Depthwise 3x3 convolution with bias, then GELU with ``gelu_after``: [B, H, W, C]."""
 
     @abstractmethod
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
@@ -192,10 +192,10 @@ class Operations(ABC):
     # What only transforms use.
 
     def strided_conv(
-        self, layer: str, x: Act, *, activation: bool = False, out: str | None = None
+        self, layer: str, x: Act, *, gelu_after: bool = False, out: str | None = None
     ) -> Any:
         """conv at even rows and columns: [B, H, W, C] -> [B, H/2, W/2, O]."""
-        r = self.conv(layer, [x], activation=activation, out=out)
+        r = self.conv(layer, [x], gelu_after=gelu_after, out=out)
         return self.every_second(r) if isinstance(r, Act) else r[:, ::2, ::2]
 
     # What only residual transforms use.
@@ -251,8 +251,8 @@ class Operations(ABC):
         raise NotImplementedError
 
     def space_to_depth(self, x: Act) -> Act:
-        """[B, H, W, C] -> [B, H/2, W/2, 4C]: channel (2v + u) C + c is row 2y + v, column
-        2x + u.
+        """[B, H, W, C] -> [B, H/2, W/2, 4C]: channel (2u + v) C + c is row 2y + u, column
+        2x + v.
         """
         raise NotImplementedError
 
@@ -269,10 +269,10 @@ class Operations(ABC):
             block = f"{prefix}.{index}"
             layers = (f"{block}.{name}" for name in ("mix_in", "depthwise", "mix_out"))
             mix_in, depthwise, mix_out = layers
-            x = self.conv(mix_in, [self.quantise(r, prefix)], activation=True, out=mix_in)
+            x = self.conv(mix_in, [self.quantise(r, prefix)], gelu_after=True, out=mix_in)
             r = self.conv(mix_out, [self.depthwise(depthwise, x, out=depthwise)], residual=r)
             expand, contract = f"{block}.expand", f"{block}.contract"
-            x = self.conv(expand, [self.quantise(r, prefix)], activation=True, out=expand)
+            x = self.conv(expand, [self.quantise(r, prefix)], gelu_after=True, out=expand)
             r = self.conv(contract, [x], residual=r)
         return r
 
@@ -305,7 +305,7 @@ class Operations(ABC):
             if index in (2, 6):
                 x = self.subpixel_conv(f"{name}.0", x, f"{name}.0")
             else:
-                x = self.conv(name, [x], activation=True, out=name)
+                x = self.conv(name, [x], gelu_after=True, out=name)
         return self.conv("h_s.increase.8", [x], out="hyper")
 
     def context_at(self, context: Act, parity: Parity) -> Any:
@@ -329,10 +329,10 @@ class Operations(ABC):
         :meth:`context_ahead` made of them. All results are [B, H, W/2, C].
         """
         first = entropy_parameters_layer(i, parity, 0)
-        x = self.conv(first, contexts, partial=start, activation=True, out=first)
+        x = self.conv(first, contexts, partial=start, gelu_after=True, out=first)
         for index in (2, 4):
             layer = entropy_parameters_layer(i, parity, index)
-            x = self.conv(layer, [x], activation=True, out=layer)
+            x = self.conv(layer, [x], gelu_after=True, out=layer)
         r = self.conv(entropy_parameters_layer(i, parity, 6), [x])
         channels = self.config.slice_channels
         means = r[..., channels:]
@@ -352,10 +352,10 @@ class Operations(ABC):
         """The layers of the residual prediction but for the last; ``last`` is slice i."""
         first, *middle, _ = residual_layers(self.config.weight_family)
         layer = residual_layer(i, parity, first)
-        x = self.conv(layer, [last], partial=start, activation=True, out=layer)
+        x = self.conv(layer, [last], partial=start, gelu_after=True, out=layer)
         for index in middle:
             layer = residual_layer(i, parity, index)
-            x = self.conv(layer, [x], activation=True, out=layer)
+            x = self.conv(layer, [x], gelu_after=True, out=layer)
         return x
 
     def channel_context(self, i: int, last: Act, start: Real | None = None) -> Act:
@@ -365,16 +365,16 @@ class Operations(ABC):
         """
         prefix = f"channel_context.{i}.fushion"
         layer = channel_context_layer(i)
-        x = self.conv(layer, [last], partial=start, activation=True, out=layer)
-        x = self.conv(f"{prefix}.2", [x], activation=True, out=f"{prefix}.2")
+        x = self.conv(layer, [last], partial=start, gelu_after=True, out=layer)
+        x = self.conv(f"{prefix}.2", [x], gelu_after=True, out=f"{prefix}.2")
         return self.conv(f"{prefix}.4", [x], out=f"{prefix}.4")
 
     def local_context(self, i: int, anchors: Act) -> Act:
         """At non-anchors, [B, H, W/2, 2C]."""
         prefix = f"local_context.{i}"
         if self.config.variant == "mlic":
-            x = self.conv(f"{prefix}.convs.0", [anchors], activation=True, out=f"{prefix}.convs.0")
-            x = self.conv(f"{prefix}.convs.1", [x], activation=True, out=f"{prefix}.convs.1")
+            x = self.conv(f"{prefix}.convs.0", [anchors], gelu_after=True, out=f"{prefix}.convs.0")
+            x = self.conv(f"{prefix}.convs.1", [x], gelu_after=True, out=f"{prefix}.convs.1")
             return self.conv(
                 f"{prefix}.convs.2", [x], at=Parity.NON_ANCHOR, out=f"{prefix}.convs.2"
             )
@@ -385,7 +385,7 @@ class Operations(ABC):
         fused = self.conv(f"{prefix}.proj", [x])
         x = self.quantise(fused, f"{prefix}.proj")
         x = self.layer_norm(f"{prefix}.norm2", x, f"{prefix}.norm2")
-        x = self.conv(f"{prefix}.mlp.fc1", [x], activation=True, out=f"{prefix}.mlp.fc1")
+        x = self.conv(f"{prefix}.mlp.fc1", [x], gelu_after=True, out=f"{prefix}.mlp.fc1")
         return self.conv(f"{prefix}.mlp.fc2", [x], residual=fused, out=f"{prefix}.mlp.fc2")
 
     def inter_context(self, i: int, last: Act, starts: Sequence[Real] | None = None) -> Act:
@@ -459,8 +459,8 @@ class Operations(ABC):
         return projected
 
     def _hidden(self, prefix: str, x: Act) -> Act:
-        x = self.conv(f"{prefix}.mlp.0", [x], activation=True, out=f"{prefix}.mlp.0")
-        return self.depthwise(f"{prefix}.mlp.2", x, activation=True, out=f"{prefix}.mlp.2")
+        x = self.conv(f"{prefix}.mlp.0", [x], gelu_after=True, out=f"{prefix}.mlp.0")
+        return self.depthwise(f"{prefix}.mlp.2", x, gelu_after=True, out=f"{prefix}.mlp.2")
 
     def _last(self, prefix: str, hidden: Act, residual: Real | Act) -> Act:
         return self.conv(f"{prefix}.mlp.4", [hidden], residual=residual, out=f"{prefix}.mlp.4")

@@ -36,15 +36,15 @@ def synthesis(ops: Operations, y: Real) -> Any:
 
 def residual_block(ops: Operations, name: str, x: Act) -> Act:
     """:class:`mlic_fast.models.layers.ResidualBlock`."""
-    hidden = ops.conv(f"{name}.conv1", [x], activation=True, out=f"{name}.conv1")
+    hidden = ops.conv(f"{name}.conv1", [x], gelu_after=True, out=f"{name}.conv1")
     skip = f"{name}.skip"
     added = ops.conv(skip, [x]) if skip in ops.layers else x
-    return ops.conv(f"{name}.conv2", [hidden], activation=True, residual=added, out=name)
+    return ops.conv(f"{name}.conv2", [hidden], gelu_after=True, residual=added, out=name)
 
 
 def downsampling_block(ops: Operations, name: str, x: Act) -> Act:
     """:class:`mlic_fast.models.layers.ResidualBlockWithStride`."""
-    hidden = ops.strided_conv(f"{name}.conv1", x, activation=True, out=f"{name}.conv1")
+    hidden = ops.strided_conv(f"{name}.conv1", x, gelu_after=True, out=f"{name}.conv1")
 
     def network(at: slice) -> Act:
         r = ops.conv(f"{name}.conv2", [hidden.rows(at)])
@@ -58,7 +58,7 @@ def downsampling_block(ops: Operations, name: str, x: Act) -> Act:
 def upsampling_block(ops: Operations, name: str, x: Act) -> Act:
     """:class:`mlic_fast.models.layers.ResidualBlockUpsample`."""
     before = f"{name}.subpel_conv.0"
-    hidden = ops.conv(before, [x], activation=True, out=before)
+    hidden = ops.conv(before, [x], gelu_after=True, out=before)
     hidden = Act(ops.depth_to_space(hidden.q), hidden.exponent)
 
     def network(at: slice) -> Act:

@@ -180,7 +180,7 @@ class _CountingOps(SpecOps):
         partial: Float | Later | None = None,
         first: int | None = None,
         at: Parity | None = None,
-        activation: bool = False,
+        gelu_after: bool = False,
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
@@ -199,10 +199,10 @@ class _CountingOps(SpecOps):
         return np.zeros(shape, np.float32) if out is None else _zeros(shape)
 
     def strided_conv(
-        self, layer: str, x: Act, *, activation: bool = False, out: str | None = None
+        self, layer: str, x: Act, *, gelu_after: bool = False, out: str | None = None
     ) -> Any:
         every_second = Act(x.q[:, ::2, ::2], x.exponent)
-        return self.conv(layer, [every_second], activation=activation, out=out)
+        return self.conv(layer, [every_second], gelu_after=gelu_after, out=out)
 
     def squares(self, r: Float, out: str) -> list[Act]:
         return [_zeros(r.shape), _zeros(r.shape)]
@@ -212,7 +212,7 @@ class _CountingOps(SpecOps):
     ) -> Act:
         return _zeros(r.shape)
 
-    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
+    def depthwise(self, layer: str, x: Act, *, gelu_after: bool = False, out: str) -> Act:
         self.products += 9 * x.q.size
         return _zeros(x.q.shape)
 

@@ -200,8 +200,8 @@ def test_convolution_of_a_concatenation(kernel: int) -> None:
         assert np.array_equal(ops.conv("layer", inputs[2:], partial=part, at=parity), at)
     real = floats(whole.shape, 9.0)
     residual = Act(integers(whole.shape, seed=9), 6)
-    out = ops.conv("layer", inputs, activation=True, residual=residual, out="out")
-    other = ops.conv("layer", inputs, activation=True, residual=real)
+    out = ops.conv("layer", inputs, gelu_after=True, residual=residual, out="out")
+    other = ops.conv("layer", inputs, gelu_after=True, residual=real)
     assert out.exponent == 5
     assert out.q.dtype == np.int16
     for index in np.ndindex(whole.shape):
@@ -232,12 +232,12 @@ def test_depthwise_convolution() -> None:
     segment = Segment(integers((3, 3, 3, 1), 16383, 1), floats((3,), 1e-5))
     layer = Layer(floats((3,)), (segment,))
     ops = SpecOps(Model({"out": 6}, layer=layer))  # type: ignore[arg-type]
-    for activation in (False, True):
-        out = ops.depthwise("layer", x, activation=activation, out="out")
+    for gelu_after in (False, True):
+        out = ops.depthwise("layer", x, gelu_after=gelu_after, out="out")
         for b, row, column, c in np.ndindex(x.q.shape):
             one = Layer(layer.bias[c:], (Segment(segment.weight[c:], segment.scale[c:]),))
             r = one_conv([Act(x.q[..., c : c + 1], 4)], one, b, row, column, 0)
-            assert out.q[b, row, column, c] == one_quantise(one_gelu(r) if activation else r, 6)
+            assert out.q[b, row, column, c] == one_quantise(one_gelu(r) if gelu_after else r, 6)
 
 
 # -- norm and attention ----------------------------------------------------------------------

@@ -94,11 +94,11 @@ def test_conv(how: Any, size: Any, kernel: int, channels: Any, outputs: int) -> 
     for at in AT if size[2] % 2 == 0 else [None]:
         shape = (*size[:2], size[2] if at is None else size[2] // 2, outputs)
         check(model, how, "conv", "layer", inputs, at=at)
-        check(model, how, "conv", "layer", inputs[:1], at=at, activation=True, out="coarse")
+        check(model, how, "conv", "layer", inputs[:1], at=at, gelu_after=True, out="coarse")
         for residual in (real(*shape), act(*shape), act(*shape[:3], outputs + 3)):
             if isinstance(residual, Act):
                 residual = Act(residual.q[..., :outputs], residual.exponent)
-            kwargs = {"at": at, "activation": True, "residual": residual}
+            kwargs = {"at": at, "gelu_after": True, "residual": residual}
             check(model, how, "conv", "layer", inputs, out="fine", **kwargs)
             check(model, how, "conv", "layer", inputs[1:], partial=real(*shape), **kwargs)
 
@@ -112,7 +112,7 @@ def test_winograd(how: Any, size: Any, channels: int, outputs: int) -> None:
     assert exact.Weights(layer.segments[0].weight, how["isa"]).winograd is pairs
     wide = act(*size, channels + 5)
     x = Act(wide.q[..., 2 : 2 + channels], wide.exponent)
-    check(model, how, "conv", "layer", [x], activation=True, out="coarse")
+    check(model, how, "conv", "layer", [x], gelu_after=True, out="coarse")
     shape = (*size, outputs)
     check(model, how, "conv", "layer", [x], partial=real(*shape), residual=real(*shape))
     check(model, how, "conv", "layer", [x], residual=act(*shape), out="fine")
@@ -120,7 +120,7 @@ def test_winograd(how: Any, size: Any, channels: int, outputs: int) -> None:
     parts = (channels, 6, channels, 96)
     model = packed(layer=Layer(real(outputs), tuple(segment(outputs, 3, c) for c in parts)))
     inputs = [act(*size, c, exponent=7 + i) for i, c in enumerate(parts)]
-    kwargs = {"activation": True, "residual": real(*shape)}
+    kwargs = {"gelu_after": True, "residual": real(*shape)}
     check(model, how, "conv", "layer", inputs, **kwargs)
     check(model, how, "conv", "layer", inputs[1:], partial=real(*shape), out="coarse", **kwargs)
 
@@ -157,7 +157,7 @@ def test_strided_conv(how: Any, size: Any, kernel: int, channels: int, outputs: 
     check(model, how, "strided_conv", "layer", act(*size, channels))
     wide = act(*size, channels + 3)
     view = Act(wide.q[..., 1 : 1 + channels], wide.exponent)
-    check(model, how, "strided_conv", "layer", view, activation=True, out="fine")
+    check(model, how, "strided_conv", "layer", view, gelu_after=True, out="fine")
 
 
 @pytest.mark.parametrize("channels", [1, 7, 16, 192])
@@ -190,7 +190,7 @@ def test_conv_reaches_the_ends_of_int32(how: Any) -> None:
     model = packed(layer=Layer(np.zeros(20, f32), (Segment(w, np.ones(20, f32)),)))
     result = check(model, how, "conv", "layer", [x])
     assert np.abs(result).min() == f32(4095 * LARGEST_SUM)
-    check(model, how, "conv", "layer", [x], activation=True, out="fine")
+    check(model, how, "conv", "layer", [x], gelu_after=True, out="fine")
 
 
 def test_conv_takes_every_integer(how: Any) -> None:
@@ -215,7 +215,7 @@ def test_conv_of_any_number_of_channels_and_positions(how: Any) -> None:
         model = packed(layer=Layer(real(18), (segment(18, 1, channels), segment(18, 1, 33))))
         for width in (1, 15, 16, 17, 31, 33, 98):
             inputs = [act(1, 1, width, channels), act(1, 1, width, 33)]
-            check(model, how, "conv", "layer", inputs, activation=True, out="fine")
+            check(model, how, "conv", "layer", inputs, gelu_after=True, out="fine")
 
 
 def test_conv_takes_any_float(how: Any) -> None:
@@ -224,9 +224,9 @@ def test_conv_takes_any_float(how: Any) -> None:
     partial = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0, 7.5, 2.5], f32)
     partial = np.broadcast_to(partial, (1, 2, 2, 9))
     with np.errstate(all="ignore"):
-        for activation in (False, True):
+        for gelu_after in (False, True):
             check(
-                model, how, "conv", "layer", [], partial=partial, activation=activation, out="fine"
+                model, how, "conv", "layer", [], partial=partial, gelu_after=gelu_after, out="fine"
             )
 
 
@@ -267,7 +267,7 @@ def test_elementwise_over_channels(how: Any, size: Any) -> None:
         )
         x = act(*size, channels)
         check(model, how, "depthwise", "depthwise", x, out="coarse")
-        check(model, how, "depthwise", "depthwise", x, activation=True, out="fine")
+        check(model, how, "depthwise", "depthwise", x, gelu_after=True, out="fine")
         check(model, how, "layer_norm", "norm", x, "fine")
         check(model, how, "layer_norm", "norm", Act(np.full_like(x.q, -4095), -3), "fine")
         check(model, how, "quantise", real(*size, channels) * f32(300), "coarse")

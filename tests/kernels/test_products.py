@@ -66,14 +66,14 @@ def test_sums(
     spread: dict[str, Any] = {"inputs": inputs, "input_stride": channels}
 
     out = unwritten((*size, outputs), torch.float32, device)
-    products.conv(first, weights, Grid(*size), **spread, activation=True, out=out)
+    products.conv(first, weights, Grid(*size), **spread, gelu_after=True, out=out)
     expected = spec.gelu(expected_sum(xs, segments, exponents, bias))
     assert np.array_equal(out.cpu().numpy(), expected)
     twin = products.conv_twin(
         [torch.from_numpy(x.astype(np.int32)).to(device) for x in xs],
         weights,
         weights.bias,
-        activation=True,
+        gelu_after=True,
     )
     assert torch.equal(twin, out)
 
@@ -170,7 +170,7 @@ def test_pixel_shuffle(device: torch.device) -> None:
             Input(planes(x, device)),
             weights,
             Grid(*size),
-            activation=True,
+            gelu_after=True,
             out=out,
             out_scale=scale,
             shuffle=True,
@@ -226,12 +226,12 @@ def test_depthwise(device: torch.device, activated: bool) -> None:
         (*size, sum(widths)),
         device,
         lambda out: depthwise.depthwise(
-            x, weights, Grid(*size), activation=activated, out=out, out_scale=out_scale
+            x, weights, Grid(*size), gelu_after=activated, out=out, out_scale=out_scale
         ),
     )
     expected = [
         specification({"layer": layer}, {"out": to})
-        .depthwise("layer", Act(q, exponent), activation=activated, out="out")
+        .depthwise("layer", Act(q, exponent), gelu_after=activated, out="out")
         .q
         for layer, q, exponent, to in zip(layers, xs, exponents, outs, strict=True)
     ]

@@ -218,7 +218,7 @@ class KernelOps(SpecOps):
         partial: Float | Later | None = None,
         first: int | None = None,
         at: Parity | None = None,
-        activation: bool = False,
+        gelu_after: bool = False,
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
@@ -244,17 +244,17 @@ class KernelOps(SpecOps):
             inputs,
             used=used,
             partial=partial,
-            activation=activation,
+            gelu_after=gelu_after,
             residual=residual,
             out=out,
         )
 
     def strided_conv(
-        self, layer: str, x: Act, *, activation: bool = False, out: str | None = None
+        self, layer: str, x: Act, *, gelu_after: bool = False, out: str | None = None
     ) -> Any:
         batch, height, width, _ = x.q.shape
         shape = (batch, height // 2, width // 2)
-        return self._conv_at(_EVEN_POSITIONS, shape, layer, [x], activation=activation, out=out)
+        return self._conv_at(_EVEN_POSITIONS, shape, layer, [x], gelu_after=gelu_after, out=out)
 
     def _conv_at(
         self,
@@ -265,7 +265,7 @@ class KernelOps(SpecOps):
         *,
         used: slice = slice(None),
         partial: Float | None = None,
-        activation: bool = False,
+        gelu_after: bool = False,
         residual: Float | Act | None = None,
         out: str | None = None,
     ) -> Any:
@@ -288,7 +288,7 @@ class KernelOps(SpecOps):
             at=positions,
             bias=weights.bias if partial is None else None,
             partial=partial,
-            gelu=activation,
+            gelu=gelu_after,
             residual=added,
             residual_scale=_scale(-residual.exponent) if isinstance(residual, Act) else 0.0,
             out=r,
@@ -314,7 +314,7 @@ class KernelOps(SpecOps):
             self._parts[name] = narrowed  # last: other threads may look for it
         return name
 
-    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
+    def depthwise(self, layer: str, x: Act, *, gelu_after: bool = False, out: str) -> Act:
         weights = self._layer(layer)
         result, into = self._room(x.q.shape, out)
         self._kernels.depthwise(
@@ -323,7 +323,7 @@ class KernelOps(SpecOps):
             weights.segments[0].scale,
             _scale(-x.exponent),
             weights.bias,
-            gelu=activation,
+            gelu=gelu_after,
             **into,
         )
         return result

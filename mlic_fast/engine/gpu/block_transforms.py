@@ -71,9 +71,9 @@ class GpuTransforms(ExactTransforms):
         for index in range(count):
             names = ("mix_in", "depthwise", "mix_out", "expand", "contract")
             mix_in, depthwise, mix_out, expand, contract = (f"{stage}.{index}.{x}" for x in names)
-            x = ops.conv(mix_in, [q], activation=True, out=mix_in)
+            x = ops.conv(mix_in, [q], gelu_after=True, out=mix_in)
             x = ops.depthwise(depthwise, x, out=depthwise)
             q = ops.carried(mix_out, x, residual=r, out=stage)[1]
-            x = ops.conv(expand, [q], activation=True, out=expand)
+            x = ops.conv(expand, [q], gelu_after=True, out=expand)
             q = ops.carried(contract, x, residual=r, out=stage)[1]
         return r, q

@@ -211,7 +211,7 @@ def device_transforms(
     """Block transforms in exact arithmetic, residual ones on PyTorch's convolutions in a dtype."""
     if isinstance(model, PackedTransforms):
         return GpuTransforms(model, device)
-    if model.config.transforms == "blocks":
+    if model.config.transform_kind.exact_on_gpu:
         return GpuTransforms(pack_transforms(model), device)
     return FusedTransforms(model, dtype)
 

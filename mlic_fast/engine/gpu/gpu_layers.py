@@ -190,7 +190,7 @@ class GpuLayers(Operations):
         partial: Tensor | None = None,
         first: int | None = None,
         at: Parity | None = None,
-        activation: bool = False,
+        gelu_after: bool = False,
         residual: Tensor | Act | None = None,
         out: str | None = None,
     ) -> Any:
@@ -201,7 +201,7 @@ class GpuLayers(Operations):
             start += len(earlier)
         weights = self._weights([layer], start, [x.exponent for x in run])
         grid = self._grid(run[0])
-        options: dict[str, Any] = {"colour": _colour(at), "activation": activation}
+        options: dict[str, Any] = {"colour": _colour(at), "gelu_after": gelu_after}
         if isinstance(residual, Act):
             options.update(residual=residual.q.planes, residual_exponent=residual.exponent)
         elif residual is not None:
@@ -244,15 +244,15 @@ class GpuLayers(Operations):
             x.q,
             weights,
             grid,
-            activation=True,
+            gelu_after=True,
             out=r,
             out_scale=self._out_scale([out], [weights.outputs]),
             shuffle=True,
         )
         return Act(Input(r), self.exponents[out])
 
-    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
-        return self._depthwise([layer], x.q.planes, [x.exponent], activation, [out])[0]
+    def depthwise(self, layer: str, x: Act, *, gelu_after: bool = False, out: str) -> Act:
+        return self._depthwise([layer], x.q.planes, [x.exponent], gelu_after, [out])[0]
 
     def project(
         self,
@@ -286,7 +286,7 @@ class GpuLayers(Operations):
         layers: Sequence[str],
         x: Tensor,
         exponents: Sequence[int],
-        activation: bool,
+        gelu_after: bool,
         out: Sequence[str],
     ) -> list[Act]:
         weights = self._once(
@@ -301,7 +301,7 @@ class GpuLayers(Operations):
             x,
             weights,
             Grid(*x.shape[1:4]),
-            activation=activation,
+            gelu_after=gelu_after,
             out=r,
             out_scale=self._out_scale(out, outputs),
         )

@@ -154,6 +154,8 @@ class Recording(Generic[Result]):
 
 
 class Sized(Protocol):
+    """What a pool can hold: it says how many bytes of the device it takes."""
+
     @property
     def nbytes(self) -> int: ...
 

@@ -41,9 +41,9 @@ class CalibratingOps(SpecOps):
         return r if out is None else self.quantise(r, out)
 
     def strided_conv(
-        self, layer: str, x: Act, *, activation: bool = False, out: str | None = None
+        self, layer: str, x: Act, *, gelu_after: bool = False, out: str | None = None
     ) -> Any:
-        r = self._cpu.strided_conv(layer, x, activation=activation)
+        r = self._cpu.strided_conv(layer, x, gelu_after=gelu_after)
         return r if out is None else self.quantise(r, out)
 
     def quantise(self, r: Float, out: str) -> Act:

@@ -272,17 +272,17 @@ class _TransformCalibration(CalibratingOps):
             self.choose(out, largest * largest)
         return super().squares(r, out)
 
-    def depthwise(self, layer: str, x: Act, *, activation: bool = False, out: str) -> Act:
+    def depthwise(self, layer: str, x: Act, *, gelu_after: bool = False, out: str) -> Act:
         if out not in self.exponents:
             # First an exponent that fits any input with such a largest value.
             weights = self.layers[layer]
             real = np.abs(weights.segments[0].weight).sum((1, 2, 3)) * weights.segments[0].scale
             bound = real * np.abs(x.q).max() * power_of_two(-x.exponent) + np.abs(weights.bias)
             self.choose(out, bound.max())
-            q = self._cpu.depthwise(layer, x, activation=activation, out=out).q
+            q = self._cpu.depthwise(layer, x, gelu_after=gelu_after, out=out).q
             largest = (np.abs(q).max() + np.float32(0.5)) * power_of_two(-self.exponents[out])
             self.choose(out, largest)
-        return self._cpu.depthwise(layer, x, activation=activation, out=out)
+        return self._cpu.depthwise(layer, x, gelu_after=gelu_after, out=out)
 
 
 class _ChannelRanges(_TransformCalibration):
