@@ -1,8 +1,9 @@
 """How long a launch takes on an H200: a model, not a measurement.
 
 Its constants were measured on one H200 (``benchmarks/first_run.json`` says which; the first run on
-a GPU: docs/kernels.md): products by tile and steps of K, fitted to 464 timed launches of 58 shapes
-with a mean error of 7 %; other kernels by their times in traces of whole encodes and decodes.
+a GPU: docs/kernel-times.md): products by tile and steps of K, fitted to 464 timed launches of 58
+shapes with a mean error of 7 %; other kernels by their times in traces of whole encodes and
+decodes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How long a product takes on an H200, by its tile: what tiles and parts are chosen by.
 
 Fitted to 464 timed launches of 58 shapes with a mean error of 7 % (the first run on a GPU,
-docs/kernels.md). Times are no part of any result.
+docs/kernel-times.md). Times are no part of any result.
 """
 
 from __future__ import annotations

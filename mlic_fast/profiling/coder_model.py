@@ -4,7 +4,7 @@
 usual path of the code for sm_90, with the stalls and barriers that the compiler writes into each
 instruction and latencies of 24 (shuffle) to 30 (shared memory). Counted so, the coder of before has
 509 a step of the decoder and 430 of the encoder, which took 0.36 and 0.31 us on an H200: 0.71 and
-0.72 ns a cycle: docs/kernels.md. What all warps do is bound by instructions: 8 warps of a
+0.72 ns a cycle: docs/kernel-times.md. What all warps do is bound by instructions: 8 warps of a
 scheduler each.
 """
 
