@@ -81,6 +81,8 @@ class Choices:
         return found % limit
 
     def one_of(self, options: Sequence[Any]) -> Any:
+        if not options:
+            raise LookupError("nothing to choose from")
         return options[self.number(len(options))]
 
 
@@ -132,7 +134,7 @@ def _other(metadata: Any, choices: Choices) -> Any:
         else:
             fields[field] = choices.one_of([*ODD, "mlic", "mlic_plus", "blocks", "2023"])
         other = json.dumps(fields)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, LookupError):
         other = choices.one_of(["", "{}", "null", "[]", "NaN", 5])
     return {**metadata, key: other}
 
