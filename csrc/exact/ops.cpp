@@ -137,10 +137,6 @@ void pack_keys(const int16_t* k, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t de
   }
 }
 
-}  // namespace
-
-namespace {
-
 // Memory of a thread, kept for its next task.
 void* thread_scratch(ptrdiff_t bytes) {
   constexpr ptrdiff_t line_bytes = 64;

@@ -86,3 +86,16 @@ def floats(shape: tuple[int, ...], scale: float = 1.0, seed: int = 0) -> Float:
 def unwritten(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     poison = float("nan") if dtype.is_floating_point else POISON
     return torch.full(shape, poison, dtype=dtype, device=device)
+
+
+def inputs_of(
+    qkv: list[Int16], colours: tuple[int, int], device: torch.device
+) -> tuple[Input, Input, Input]:
+    q, k, v = (
+        read_at(x, colour, device) for x, colour in zip(qkv, (*colours, colours[1]), strict=True)
+    )
+    return q, k, v
+
+
+def qkv_of(values: str, shape: tuple[int, ...]) -> list[Int16]:
+    return [activation(values, shape, seed) for seed in range(3)]

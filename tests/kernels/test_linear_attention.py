@@ -7,12 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from planes_of import activation, poisoned_slice, read_at, result, specification, values_of
+from planes_of import (
+    activation,
+    inputs_of,
+    poisoned_slice,
+    qkv_of,
+    result,
+    specification,
+    values_of,
+)
 
 from mlic_fast.engine.arithmetic import Act, Int16
 from mlic_fast.kernels import configs
 from mlic_fast.kernels import linear_attention as module
-from mlic_fast.kernels.layouts import Input
 from mlic_fast.kernels.linear_attention import (
     begin,
     chunks_of,
@@ -55,19 +62,6 @@ def check(
     np.testing.assert_array_equal(twin.reshape(expected.shape), expected)
     np.testing.assert_array_equal(out, expected)
     return out
-
-
-def inputs_of(
-    qkv: list[Int16], colours: tuple[int, int], device: torch.device
-) -> tuple[Input, Input, Input]:
-    q, k, v = (
-        read_at(x, colour, device) for x, colour in zip(qkv, (*colours, colours[1]), strict=True)
-    )
-    return q, k, v
-
-
-def qkv_of(values: str, shape: tuple[int, ...]) -> list[Int16]:
-    return [activation(values, shape, seed) for seed in range(3)]
 
 
 @pytest.mark.parametrize(
