@@ -112,7 +112,7 @@ uint64_t compute(Case c, const Runner& run) {
       const auto out = exactly<int16_t>(size(n * c.channels));
       Depthwise d{};
       d.x = x.get();
-      d.pixel_stride = c.stride;
+      d.position_stride = c.stride;
       d.height = c.height;
       d.width = c.width;
       d.channels = c.channels;

@@ -71,7 +71,7 @@ void split_positions(const Conv& c, ptrdiff_t begin, ptrdiff_t count, int16_t* l
     const ptrdiff_t row = 2 * s.pairs;
     for (ptrdiff_t p = 0; p < kTileRows; ++p) {
       const ptrdiff_t n = begin + (p < count ? p : count - 1);
-      const int16_t* x = s.x + c.pixels[n] * s.pixel_stride;
+      const int16_t* x = s.x + c.corners[n] * s.position_stride;
       if (c.rows > 1) {
         for (int r = 0; r < c.rows; ++r) {
           memcpy(line + r * row, x + r * s.row_stride, static_cast<size_t>(row) * sizeof(int16_t));

@@ -82,7 +82,7 @@ class View {
     if (array.ndim() != 4 || array.shape(3) < 1) {
       throw std::invalid_argument(std::string(name) + " must be [B, H, W, C]");
     }
-    stride_ = pixel_stride();
+    stride_ = position_stride();
     if (stride_ == 0) {
       array_ = py::array(array.attr("copy")());
       stride_ = array.shape(3);
@@ -96,7 +96,7 @@ class View {
 
  private:
   // In elements; 0 where there is none.
-  py::ssize_t pixel_stride() const {
+  py::ssize_t position_stride() const {
     constexpr py::ssize_t size = sizeof(T);
     if (array_.shape(3) > 1 && array_.strides(3) != size) return 0;
     if (reinterpret_cast<uintptr_t>(array_.data()) % alignof(T) != 0) return 0;

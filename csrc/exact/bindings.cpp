@@ -17,6 +17,7 @@
 #include "exact/blocks.h"
 #include "exact/constants.h"
 #include "exact/dispatch.h"
+#include "exact/gdn.h"
 #include "exact/ops.h"
 #include "exact/pool.h"
 
@@ -116,7 +117,7 @@ class Kernels {
     const Contiguous<float> b(bias, {act.channels}, "the bias");
     exact::Depthwise d{};
     d.x = act.data;
-    d.pixel_stride = act.stride;
+    d.position_stride = act.stride;
     d.height = act.height;
     d.width = act.width;
     d.channels = act.channels;
@@ -250,33 +251,28 @@ class Kernels {
     run_.quantise(from.data(), out_scale, to, count);
   }
 
-  // r [B, H, W, C] -> [B, H, W, 2C].
-  void squares(const py::array& r, py::array out, float scale) const {
-    require(r.ndim() == 4, "the input must be [B, H, W, C]");
-    Shape shape = shape_of(r);
-    const Contiguous<float> from(r, shape, "the input");
-    const py::ssize_t channels = shape[3];
-    shape[3] *= 2;
-    int16_t* to = output<int16_t>(out, shape, "the output");
-    const py::gil_scoped_release release;
-    run_.squares(from.data(), shape[0] * shape[1] * shape[2], channels, scale, to);
-  }
-
   // Skip [B, H, W, C], or [B, H/2, W/2, 4C] to be spread: channel (2u + v) C + c.
-  void normalise(const py::array& r, const py::array& norm, const py::array& skip, bool inverse,
-                 py::array out, float out_scale) const {
+  void gdn(const py::array& r, const std::shared_ptr<exact::Weights>& gamma,
+           const py::array& scales, const py::array& beta, const py::array& skip,
+           float square_scale, bool inverse, py::array out, float out_scale) const {
     require(r.ndim() == 4, "the input must be [B, H, W, C]");
+    require(gamma != nullptr, "weights are missing");
+    require(gamma->layout() == run_.kernels->layout,
+            "weights are packed for another instruction set");
     const Shape shape = shape_of(r);
+    require(gamma->kernel() == 1 && gamma->channels() == shape[3] && gamma->outputs() == shape[3],
+            "weights must be 1x1 and have as many inputs and outputs as the input has channels");
     const Contiguous<float> from(r, shape, "the input");
-    const Contiguous<float> n(norm, shape, "the norm");
+    const Contiguous<float> s(scales, {shape[3]}, "scales");
+    const Contiguous<float> b(beta, {shape[3]}, "beta");
     const bool spread = shape_of(skip) != shape;
     require(!spread || (shape[1] % 2 == 0 && shape[2] % 2 == 0), "height and width must be even");
-    const Contiguous<float> s(
+    const Contiguous<float> added(
         skip, spread ? Shape{shape[0], shape[1] / 2, shape[2] / 2, 4 * shape[3]} : shape, "skip");
     int16_t* to = output<int16_t>(out, shape, "the output");
+    const exact::Gdn g{b.data(), gamma.get(), s.data(), square_scale, inverse, out_scale};
     const py::gil_scoped_release release;
-    run_.normalise(from.data(), n.data(), s.data(), spread, inverse, shape[0] * shape[1], shape[2],
-                   shape[3], out_scale, to);
+    exact::gdn(run_, g, from.data(), added.data(), spread, shape[0] * shape[1], shape[2], to);
   }
 
   void add_half_tanh(const py::array& r, int parity, py::array y) const {
@@ -468,9 +464,8 @@ void bind_exact(py::module_& parent) {
            "heads"_a, "query_scale"_a, "key_scale"_a, "value_exponent"_a, "out"_a, "out_scale"_a)
       .def("softmax_attention", &Kernels::softmax_attention, "q"_a, "k"_a, "v"_a, py::kw_only(),
            "heads"_a, "exclude"_a, "logit_scale"_a, "value_scale"_a, "out"_a, "out_scale"_a)
-      .def("squares", &Kernels::squares, "r"_a, py::kw_only(), "out"_a, "scale"_a)
-      .def("normalise", &Kernels::normalise, "r"_a, "norm"_a, "skip"_a, py::kw_only(), "inverse"_a,
-           "out"_a, "out_scale"_a)
+      .def("gdn", &Kernels::gdn, "r"_a, "gamma"_a, "scales"_a, "beta"_a, "skip"_a, py::kw_only(),
+           "square_scale"_a, "inverse"_a, "out"_a, "out_scale"_a)
       .def("quantise", &Kernels::quantise, "r"_a, py::kw_only(), "out"_a, "out_scale"_a)
       .def("add_half_tanh", &Kernels::add_half_tanh, "r"_a, "parity"_a, "y"_a)
       .def("colour", &Kernels::colour, "x"_a, "parity"_a, py::kw_only(), "out"_a)

@@ -1,7 +1,6 @@
 #include "exact/blocks.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -11,24 +10,11 @@
 namespace mlic::exact {
 namespace {
 
-// Positions of a tile: activations of 512 channels take 96 KiB, so all of a tile lies in the second
-// level cache, and the weights of a layer are read once for many positions.
-constexpr ptrdiff_t kTile = 96;
-
 constexpr ptrdiff_t kBlockSize = kColours * kBlock * kBlock;
 
-// Where position n of a tile lies in it, for Conv.
-constexpr std::array<ptrdiff_t, kTile> kPositions = [] {
-  std::array<ptrdiff_t, kTile> positions{};
-  for (ptrdiff_t n = 0; n < kTile; ++n) positions[static_cast<size_t>(n)] = n;
-  return positions;
-}();
-
-// Memory of a thread, kept for the next tile.
-int16_t* scratch(ptrdiff_t size) {
-  thread_local std::vector<int16_t> memory;
-  if (static_cast<ptrdiff_t>(memory.size()) < size) memory.resize(static_cast<size_t>(size));
-  return memory.data();
+// Room for the values of a tile, four times `channels` at each position.
+int16_t* tile_values(ptrdiff_t channels) {
+  return static_cast<int16_t*>(tile_memory(kTile * 4 * channels * ptrdiff_t{sizeof(int16_t)}));
 }
 
 // Runs the layer at the positions of one tile. Of c only the fields about outputs are set before.
@@ -44,13 +30,10 @@ void pointwise(const Kernels& kernels, const Pointwise& layer, const int16_t* x,
                         layer.scaling.unit};
   c.segments = &segment;
   c.segment_count = 1;
-  c.rows = 1;
   c.outputs = static_cast<int>(layer.weights->outputs());
-  c.pixels = kPositions.data();
   c.bias = layer.scaling.bias.data();
   c.out_scale = layer.scaling.out_scale;
-  const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
-  conv_panels(kernels, c, 0, panels, 0, count);
+  conv_in_tile(kernels, c, count);
 }
 
 void activated(const Kernels& kernels, const Pointwise& layer, const int16_t* x, ptrdiff_t count,
@@ -95,7 +78,7 @@ void mixing_blocks(const Runner& run, const std::vector<const MixingBlock*>& blo
   };
   const auto mix_in = [&](const MixingBlock& block, ptrdiff_t begin, ptrdiff_t count,
                           int16_t* out) {
-    int16_t* q = scratch(kTile * 4 * channels);
+    int16_t* q = tile_values(channels);
     kernels.quantise(x + begin * channels, block.in_scale, q, count * channels);
     activated(kernels, block.mix_in, q, count, out + begin * channels);
   };
@@ -105,7 +88,7 @@ void mixing_blocks(const Runner& run, const std::vector<const MixingBlock*>& blo
     const MixingBlock& block = *blocks[i];
     Depthwise d{};
     d.x = now;
-    d.pixel_stride = channels;
+    d.position_stride = channels;
     d.height = height;
     d.width = width;
     d.channels = channels;
@@ -117,7 +100,7 @@ void mixing_blocks(const Runner& run, const std::vector<const MixingBlock*>& blo
     d.out_scale = block.depthwise.out_scale;
     tiles([&](ptrdiff_t begin, ptrdiff_t count) {
       float* r = x + begin * channels;
-      int16_t* local = scratch(kTile * 4 * channels);
+      int16_t* local = tile_values(channels);
       int16_t* sum = local + kTile * channels;
       int16_t* expanded = local + kTile * 2 * channels;
       kernels.depthwise(d, begin, begin + count, local);

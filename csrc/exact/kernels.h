@@ -46,10 +46,10 @@ static inline ptrdiff_t tile_blocks(ptrdiff_t channels) {
 }
 
 // One input of a convolution. Position n of the output sees, for each of `rows` kernel rows,
-// 2 * pairs consecutive integers from x + pixels[n] * pixel_stride + row * row_stride.
+// 2 * pairs consecutive integers from x + corners[n] * position_stride + row * row_stride.
 struct Segment {
   const int16_t* x;
-  ptrdiff_t pixel_stride;
+  ptrdiff_t position_stride;
   ptrdiff_t row_stride;
   ptrdiff_t pairs;
   const void* weights;  // in the kernels' layout
@@ -62,7 +62,7 @@ struct Conv {
   int segment_count;
   int rows;
   int outputs;
-  const ptrdiff_t* pixels;
+  const ptrdiff_t* corners;  // position_stride apart, of the top left input of every position
   const float* bias;     // [outputs], or null
   const float* partial;  // [positions, outputs], or null
   bool gelu;
@@ -97,12 +97,12 @@ static inline ptrdiff_t conv_scratch(const Conv& c) {
 
 // A convolution of 3x3 over one input at all positions, by tiles of 2x2 of them, which are numbered
 // through all images; those at the right and lower edges may be cut.
-constexpr ptrdiff_t kWinogradTiles = 48;
+constexpr ptrdiff_t kWinogradTiles = 24;
 constexpr ptrdiff_t kWinogradChannels = 32;  // channels are a multiple of these
 
 struct Winograd {
   const int16_t* x;  // of images, without a border
-  ptrdiff_t pixel_stride;
+  ptrdiff_t position_stride;
   ptrdiff_t height, width, channels;
   // [panels][parts][16][pairs of the part's channels][columns of the panel][2]
   const int16_t* weights;
@@ -118,7 +118,7 @@ static inline ptrdiff_t winograd_scratch(const Winograd& s) {
 
 struct Depthwise {
   const int16_t* x;
-  ptrdiff_t pixel_stride;
+  ptrdiff_t position_stride;
   ptrdiff_t height, width, channels;
   const int32_t* weights;  // see depthwise_taps
   const float* bias;
@@ -131,7 +131,7 @@ struct Depthwise {
 
 struct LayerNorm {
   const int16_t* x;
-  ptrdiff_t pixel_stride;
+  ptrdiff_t position_stride;
   ptrdiff_t channels;
   const float* gain;
   const float* bias;
@@ -206,7 +206,7 @@ struct Kernels {
   // Positions begin .. end of the panels first .. last. `scratch` is conv_scratch() bytes, aligned
   // to 64, for tiles; else null.
   void (*conv)(const Conv&, int first, int last, ptrdiff_t begin, ptrdiff_t end, void* scratch);
-  // Tiles begin .. end of the panels first .. last; without segments, rows and pixels. `scratch` is
+  // Tiles begin .. end of the panels first .. last; without segments, rows and corners. `scratch` is
   // winograd_scratch() bytes. For weights in pairs.
   void (*winograd)(const Conv&, const Winograd&, int first, int last, ptrdiff_t begin,
                    ptrdiff_t end, void* scratch);

@@ -120,7 +120,7 @@ inline void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P]
   w += panel_first * kGroup * 2 * s.pairs * c.rows;
   w += (group - panel_first) * kGroup * 2;
   const int16_t* x[P];
-  for (int p = 0; p < P; ++p) x[p] = s.x + c.pixels[n[p]] * s.pixel_stride;
+  for (int p = 0; p < P; ++p) x[p] = s.x + c.corners[n[p]] * s.position_stride;
   for (int row = 0; row < c.rows; ++row) {
     dot(acc, x, s.pairs, w, step);
     w += s.pairs * step;
@@ -260,8 +260,8 @@ inline void depthwise_run(const Depthwise& d, ptrdiff_t begin, ptrdiff_t end, pt
   ptrdiff_t strides[3];
   for (int i = 0; i < 3; ++i) {
     const bool inside = y + i >= 1 && y + i <= d.height;
-    rows[i] = (inside ? d.x + (begin + (i - 1) * d.width - 1) * d.pixel_stride : d.zeros) + c;
-    strides[i] = inside ? d.pixel_stride : 0;
+    rows[i] = (inside ? d.x + (begin + (i - 1) * d.width - 1) * d.position_stride : d.zeros) + c;
+    strides[i] = inside ? d.position_stride : 0;
   }
 
   I sums[3][V];
@@ -313,7 +313,7 @@ void layer_norm(const LayerNorm& l, ptrdiff_t begin, ptrdiff_t end) {
   const ptrdiff_t channels = l.channels;
   const F scale = S::set(l.out_scale);
   for (ptrdiff_t n = begin; n < end; ++n) {
-    const int16_t* x = l.x + n * l.pixel_stride;
+    const int16_t* x = l.x + n * l.position_stride;
     int32_t sum = 0;
     int64_t squares = 0;
     for (ptrdiff_t c = 0; c < channels; ++c) {

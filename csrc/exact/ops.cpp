@@ -1,6 +1,7 @@
 #include "exact/ops.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -24,18 +25,18 @@ ptrdiff_t round_up(ptrdiff_t a, ptrdiff_t b) { return divide_up(a, b) * b; }
 // ---- Convolution ----
 
 // Index of the top left tap of every output position in inputs with a border of `border` zeros.
-std::vector<ptrdiff_t> pixel_indexes(const Act& x, Positions at, ptrdiff_t border) {
-  std::vector<ptrdiff_t> pixels;
-  pixels.reserve(static_cast<size_t>(x.positions()));
+std::vector<ptrdiff_t> corners_of(const Act& x, Positions at, ptrdiff_t border) {
+  std::vector<ptrdiff_t> corners;
+  corners.reserve(static_cast<size_t>(x.positions()));
   const bool all = at == Positions::kAll;
   const bool even = at == Positions::kEven;
   for (ptrdiff_t row = 0; row < x.batch * x.height; row += even ? 2 : 1) {
     const ptrdiff_t b = row / x.height;
     const ptrdiff_t start = (row + 2 * border * b) * (x.width + 2 * border);
     const ptrdiff_t first = all || even ? 0 : first_column(row, x.height, at);
-    for (ptrdiff_t j = first; j < x.width; j += all ? 1 : 2) pixels.push_back(start + j);
+    for (ptrdiff_t j = first; j < x.width; j += all ? 1 : 2) corners.push_back(start + j);
   }
-  return pixels;
+  return corners;
 }
 
 // A row of a copy with zeros around it and channels padded to `channels`.
@@ -137,24 +138,43 @@ void pack_keys(const int16_t* k, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t de
   }
 }
 
+// What memory of a thread is for: a task has both at once.
+enum class Memory { kKernel, kTile };
+
 // Memory of a thread, kept for its next task.
-void* thread_scratch(ptrdiff_t bytes) {
+template <Memory>
+void* thread_memory(ptrdiff_t bytes) {
   constexpr ptrdiff_t line_bytes = 64;
   struct alignas(line_bytes) Line {
     int8_t bytes[line_bytes];
   };
-  thread_local std::vector<Line> scratch;
+  thread_local std::vector<Line> memory;
   const auto lines = static_cast<size_t>(divide_up(bytes, line_bytes));
-  if (scratch.size() < lines) scratch.resize(lines);
-  return scratch.data();
+  if (memory.size() < lines) memory.resize(lines);
+  return memory.data();
 }
+
+// Where position n of a tile lies in it, for Conv.
+constexpr std::array<ptrdiff_t, kTile> kTilePositions = [] {
+  std::array<ptrdiff_t, kTile> positions{};
+  for (ptrdiff_t n = 0; n < kTile; ++n) positions[static_cast<size_t>(n)] = n;
+  return positions;
+}();
 
 }  // namespace
 
 void conv_panels(const Kernels& kernels, const Conv& c, int first, int last, ptrdiff_t begin,
                  ptrdiff_t end) {
-  void* scratch = kernels.layout == Layout::kTiles ? thread_scratch(conv_scratch(c)) : nullptr;
+  void* scratch = kernels.layout == Layout::kTiles ? thread_memory<Memory::kKernel>(conv_scratch(c)) : nullptr;
   kernels.conv(c, first, last, begin, end, scratch);
+}
+
+void* tile_memory(ptrdiff_t bytes) { return thread_memory<Memory::kTile>(bytes); }
+
+void conv_in_tile(const Kernels& kernels, Conv c, ptrdiff_t count) {
+  c.rows = 1;
+  c.corners = kTilePositions.data();
+  conv_panels(kernels, c, 0, panel_count((c.outputs + kGroup - 1) / kGroup), 0, count);
 }
 
 bool Runner::winograd(const std::vector<Input>& inputs, Positions at, const Conv& c) const {
@@ -173,7 +193,7 @@ bool Runner::winograd(const std::vector<Input>& inputs, Positions at, const Conv
   const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
   parallel_for(divide_up(tiles, chunk), threads, [&](ptrdiff_t task) {
     kernels->winograd(c, s, 0, panels, task * chunk, std::min((task + 1) * chunk, tiles),
-                      thread_scratch(winograd_scratch(s)));
+                      thread_memory<Memory::kKernel>(winograd_scratch(s)));
   });
   return true;
 }
@@ -196,10 +216,10 @@ void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t posi
   }
   std::vector<Segment> segments;
   std::vector<std::unique_ptr<int16_t[]>> copies;
-  std::vector<ptrdiff_t> pixels;
+  std::vector<ptrdiff_t> corners;
   c.rows = inputs.empty() ? 1 : static_cast<int>(inputs[0].weights->kernel());
   const ptrdiff_t border = c.rows / 2;
-  if (!inputs.empty()) pixels = pixel_indexes(inputs[0].x, at, border);
+  if (!inputs.empty()) corners = corners_of(inputs[0].x, at, border);
   for (const Input& input : inputs) {
     const Act& x = input.x;
     const ptrdiff_t channels = input.weights->padded_channels();
@@ -213,14 +233,14 @@ void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t posi
       rearrange(rows, rows * row < 1 << 16 ? 1 : threads,
                 [&](ptrdiff_t r) { copy_padded_row(x, border, channels, r, copy); });
       segment.x = copy;
-      segment.pixel_stride = channels;
+      segment.position_stride = channels;
       segment.row_stride = row;
     }
     segments.push_back(segment);
   }
   c.segments = segments.data();
   c.segment_count = static_cast<int>(segments.size());
-  c.pixels = pixels.data();
+  c.corners = corners.data();
 
   // Enough tasks to share out evenly, each of a multiple of every register tile's rows. With pairs
   // every panel is a task of its own, while its weights lie in the first level cache; for tiles the
@@ -528,35 +548,6 @@ void Runner::quantise(const float* r, float scale, int16_t* out, ptrdiff_t count
   parallel_for(divide_up(count, chunk), threads, [&](ptrdiff_t task) {
     const ptrdiff_t begin = task * chunk;
     kernels->quantise(r + begin, scale, out + begin, std::min(chunk, count - begin));
-  });
-}
-
-void Runner::squares(const float* r, ptrdiff_t positions, ptrdiff_t channels, float scale,
-                     int16_t* out) const {
-  parallel_for(divide_up(positions, kRun), threads, [&](ptrdiff_t task) {
-    const ptrdiff_t end = std::min((task + 1) * kRun, positions);
-    for (ptrdiff_t n = task * kRun; n < end; ++n) {
-      int16_t* high = out + 2 * n * channels;
-      kernels->squares(r + n * channels, scale, high, high + channels, channels);
-    }
-  });
-}
-
-void Runner::normalise(const float* r, const float* norm, const float* skip, bool spread,
-                       bool inverse, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t channels,
-                       float scale, int16_t* out) const {
-  parallel_for(rows, threads, [&](ptrdiff_t row) {
-    const ptrdiff_t first = row * width * channels;
-    if (!spread) {
-      kernels->normalise(r + first, norm + first, skip + first, inverse, scale, out + first,
-                         width * channels);
-      return;
-    }
-    const float* from = skip + (row / 2 * width * 2 + row % 2 * 2) * channels;
-    for (ptrdiff_t x = 0; x < width; x += 2, from += 4 * channels) {
-      const ptrdiff_t n = first + x * channels;
-      kernels->normalise(r + n, norm + n, from, inverse, scale, out + n, 2 * channels);
-    }
   });
 }
 

@@ -55,11 +55,22 @@ std::vector<int32_t> depthwise_taps(const int16_t* weights, ptrdiff_t channels);
 void conv_panels(const Kernels& kernels, const Conv& c, int first, int last, ptrdiff_t begin,
                  ptrdiff_t end);
 
+// Positions of a tile, the values of which a thread takes through several layers: activations of
+// 512 channels take 96 KiB, so all of a tile lies in the second level cache, and the weights of a
+// layer are read once for many positions.
+constexpr ptrdiff_t kTile = 96;
+
+// Memory of a thread for the values of its tile, kept for the next one.
+void* tile_memory(ptrdiff_t bytes);
+
+// A 1x1 convolution at positions 0 .. count of a tile; c lacks rows and corners.
+void conv_in_tile(const Kernels& kernels, Conv c, ptrdiff_t count);
+
 struct Runner {
   const Kernels* kernels;
   int threads;
 
-  // Fills in c's segments and pixels, and runs it. All inputs are of one size.
+  // Fills in c's segments and corners, and runs it. All inputs are of one size.
   void conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions, Conv c) const;
   // conv with fewer products; false, and nothing is done, where it cannot be.
   bool winograd(const std::vector<Input>& inputs, Positions at, const Conv& c) const;
@@ -89,14 +100,6 @@ struct Runner {
                const Latents& y) const;
 
   void quantise(const float* r, float scale, int16_t* out, ptrdiff_t count) const;
-  // r [positions, channels] -> the upper halves of all channels, then the lower ones.
-  void squares(const float* r, ptrdiff_t positions, ptrdiff_t channels, float scale,
-               int16_t* out) const;
-  // r, norm and `out` are [rows, width, channels]; skip is too, or [rows / 2, width / 2, 2, 2,
-  // channels] if `spread`, where the twos are row and column.
-  void normalise(const float* r, const float* norm, const float* skip, bool spread, bool inverse,
-                 ptrdiff_t rows, ptrdiff_t width, ptrdiff_t channels, float scale,
-                 int16_t* out) const;
   // y [batch, height, width, channels] += half_tanh(r) at one colour; r is squeezed.
   void add_half_tanh(const float* r, Positions at, ptrdiff_t rows, ptrdiff_t height,
                      ptrdiff_t width, ptrdiff_t channels, float* y) const;

@@ -40,12 +40,12 @@ void transform_inputs(const Winograd& s, ptrdiff_t begin, ptrdiff_t end, int16_t
   for (ptrdiff_t tile = begin; tile < end; ++tile, to += s.channels) {
     const ptrdiff_t left = 2 * (tile % across) - 1;
     const ptrdiff_t top = 2 * (tile / across % down) - 1;
-    const int16_t* image = s.x + tile / (across * down) * s.height * s.width * s.pixel_stride;
+    const int16_t* image = s.x + tile / (across * down) * s.height * s.width * s.position_stride;
     const int16_t* x[16];
     for (int i = 0; i < 16; ++i) {
       const ptrdiff_t row = top + i / 4, column = left + i % 4;
       const bool inside = row >= 0 && row < s.height && column >= 0 && column < s.width;
-      x[i] = inside ? image + (row * s.width + column) * s.pixel_stride : s.zeros;
+      x[i] = inside ? image + (row * s.width + column) * s.position_stride : s.zeros;
     }
     for (ptrdiff_t c = 0; c < s.channels; c += H) {
       Half rows[4][4];

@@ -200,6 +200,15 @@ class Operations(ABC):
 
     # What only residual transforms use.
 
+    def gdn(self, layer: str, r: Real, skip: Real, *, inverse: bool = False, out: str) -> Act:
+        """Generalised divisive normalisation (Ballé et al., 2016) of reals [B, H, W, C], plus skip.
+
+        ``layer`` gives the norm: 1x1, of squares in two parts. The other arguments are those of
+        :meth:`normalise`.
+        """
+        norm = self.conv(layer, self.squares(r, layer))
+        return self.normalise(r, norm, skip, inverse=inverse, out=out)
+
     def in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
         """The activation ``out`` that a network gives for rows of ``x``, on each side of which it
         sees ``halo`` more. A backend may cut all rows into bands.

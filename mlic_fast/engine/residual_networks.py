@@ -48,9 +48,8 @@ def downsampling_block(ops: Operations, name: str, x: Act) -> Act:
 
     def network(at: slice) -> Act:
         r = ops.conv(f"{name}.conv2", [hidden.rows(at)])
-        norm = ops.conv(f"{name}.gdn", ops.squares(r, f"{name}.gdn"))
         skip = ops.strided_conv(f"{name}.skip", x.rows(slice(2 * at.start, 2 * at.stop)))
-        return ops.normalise(r, norm, skip, out=name)
+        return ops.gdn(f"{name}.gdn", r, skip, out=name)
 
     return ops.in_bands(hidden, 2, network, name)
 
@@ -63,8 +62,7 @@ def upsampling_block(ops: Operations, name: str, x: Act) -> Act:
 
     def network(at: slice) -> Act:
         r = ops.conv(f"{name}.conv", [hidden.rows(at)])
-        norm = ops.conv(f"{name}.igdn", ops.squares(r, f"{name}.igdn"))
         skip = ops.conv(f"{name}.upsample.0", [x.rows(slice(at.start // 2, at.stop // 2))])
-        return ops.normalise(r, norm, skip, inverse=True, out=name)
+        return ops.gdn(f"{name}.igdn", r, skip, inverse=True, out=name)
 
     return ops.in_bands(hidden, 2, network, name)

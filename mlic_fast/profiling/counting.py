@@ -118,7 +118,7 @@ class Counter:
 
 
 _MULTIPLYING = {
-    *("conv", "strided_conv", "subpixel_conv", "depthwise", "add_prediction"),
+    *("conv", "strided_conv", "subpixel_conv", "depthwise", "gdn", "add_prediction"),
     *("window_attention", "linear_attention", "softmax_attention"),
     *("sums", "project", "mixing_blocks", "carried", "pixels"),
     *METHODS,

@@ -17,6 +17,7 @@
 
 #include "exact/blocks.h"
 #include "exact/dispatch.h"
+#include "exact/gdn.h"
 #include "exact/ops.h"
 #include "exact/weights.h"
 #include "rans/compressai.h"
@@ -257,8 +258,8 @@ void check_odd_reals() {
       c.gelu = gelu;
       c.out_act = act.data();
       c.out_scale = 4.0f;
-      const ptrdiff_t pixel = 0;
-      c.pixels = &pixel;
+      const ptrdiff_t corner = 0;
+      c.corners = &corner;
       c.rows = 1;
       const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
       conv_panels(*run.kernels, c, 0, panels, 0, 1);
@@ -285,30 +286,30 @@ void check_odd_reals() {
   });
 }
 
-// Squares, and what is divided by or multiplied with the roots of norms.
-void check_normalisation(ptrdiff_t channels, const Size& size) {
+void check_gdn(ptrdiff_t channels, const Size& size) {
   Generator g(9);
   const ptrdiff_t count = size.positions() * channels;
   auto r = g.reals(count, 300.0f);
   for (size_t i = 0; i < r.size(); i += 7) r[i] *= 1e-3f;
-  auto norm = g.reals(count, 2.0f);
-  for (float& value : norm) value = std::fabs(value) + 1e-6f;
+  auto gamma = g.weights(channels, channels);
+  for (int16_t& weight : gamma) weight = static_cast<int16_t>(std::abs(weight));
+  auto beta = g.reals(channels, 2.0f);
+  for (float& value : beta) value = std::fabs(value) + 1e-6f;
+  const std::vector<float> scales(static_cast<size_t>(channels), 1e-4f);
   const auto skip = g.reals(count, 50.0f);
-  check("normalise " + std::to_string(channels) + " " + size.text(),
-        [&](Runner run, Result& result) {
-          std::vector<int16_t> parts(2 * r.size());
-          run.squares(r.data(), size.positions(), channels, 64.0f, parts.data());
-          result.add(parts);
-          std::vector<int16_t> act(r.size());
-          for (const bool inverse : {false, true}) {
-            for (const bool spread : {false, true}) {
-              if (spread && size.height % 2 != 0) continue;
-              run.normalise(r.data(), norm.data(), skip.data(), spread, inverse,
-                            size.batch * size.height, size.width, channels, 4.0f, act.data());
-              result.add(act);
-            }
-          }
-        });
+  check("gdn " + std::to_string(channels) + " " + size.text(), [&](Runner run, Result& result) {
+    const Weights weights(gamma.data(), channels, 1, channels, run.kernels->layout, run.threads);
+    std::vector<int16_t> act(r.size());
+    for (const bool inverse : {false, true}) {
+      for (const bool spread : {false, true}) {
+        if (spread && size.height % 2 != 0) continue;
+        const Gdn how{beta.data(), &weights, scales.data(), 64.0f, inverse, 4.0f};
+        gdn(run, how, r.data(), skip.data(), spread, size.batch * size.height, size.width,
+            act.data());
+        result.add(act);
+      }
+    }
+  });
 }
 
 void check_channels(ptrdiff_t channels, const Size& size, bool extreme) {
@@ -329,7 +330,7 @@ void check_channels(ptrdiff_t channels, const Size& size, bool extreme) {
     check("depthwise " + name + (gelu ? " gelu" : ""), [&](Runner run, Result& result) {
       Depthwise d{};
       d.x = x.data();
-      d.pixel_stride = channels + 1;
+      d.position_stride = channels + 1;
       d.height = size.height;
       d.width = size.width;
       d.channels = channels;
@@ -609,7 +610,7 @@ int main() {
   check_odd_reals();
   for (const Size& size : kSizes) {
     for (const ptrdiff_t channels : {1, 7, 32}) check_latents(channels, size);
-    for (const ptrdiff_t channels : {1, 7, 32}) check_normalisation(channels, size);
+    for (const ptrdiff_t channels : {1, 7, 32}) check_gdn(channels, size);
     check_blocks(34, size);
   }
   check_blocks(64, {1, 9, 23});  // more positions than a tile

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from mlic_fast._C import exact
 from mlic_fast.coder import SCALES
 from mlic_fast.engine.arithmetic import (
-    SQUARE_BITS,
     WINDOW,
     Act,
     Float,
@@ -137,21 +136,19 @@ class KernelOps(SpecOps):
 
     # -- residual transforms ------------------------------------------------------------------
 
-    def squares(self, r: Float, out: str) -> list[Act]:
-        exponent = self._square_exponent(out)
-        channels = r.shape[-1]
-        q = np.empty((*r.shape[:3], 2 * channels), np.int16)
-        self._kernels.squares(r, out=q, scale=_scale(exponent))
-        return [
-            Act(q[..., :channels], exponent - SQUARE_BITS),
-            Act(q[..., channels:], exponent),
-        ]
-
-    def normalise(
-        self, r: Float, norm: Float, skip: Float, *, inverse: bool = False, out: str
-    ) -> Act:
+    def gdn(self, layer: str, r: Float, skip: Float, *, inverse: bool = False, out: str) -> Act:
+        weights = self.layers[layer]
         result, into = self._room(r.shape, out)
-        self._kernels.normalise(r, norm, skip, inverse=inverse, **into)
+        self._kernels.gdn(
+            r,
+            self._weights[layer][0],
+            weights.segments[0].scale,
+            weights.bias,
+            skip,
+            square_scale=_scale(self._square_exponent(layer)),
+            inverse=inverse,
+            **into,
+        )
         return result
 
     # -- block transforms ---------------------------------------------------------------------
