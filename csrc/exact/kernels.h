@@ -63,8 +63,8 @@ struct Conv {
   int rows;
   int outputs;
   const ptrdiff_t* corners;  // position_stride apart, of the top left input of every position
-  const float* bias;     // [outputs], or null
-  const float* partial;  // [positions, outputs], or null
+  const float* bias;         // [outputs], or null
+  const float* partial;      // [positions, outputs], or null
   bool gelu;
   const float* residual;        // [positions, outputs], or null
   const int16_t* residual_act;  // likewise, with a stride between positions
@@ -95,8 +95,9 @@ static inline ptrdiff_t conv_scratch(const Conv& c) {
   return 2 * conv_blocks(c) * (conv_tiles(c) * kTileBytes + kTileChannels);
 }
 
-// A convolution of 3x3 over one input at all positions, by tiles of 2x2 of them, which are numbered
-// through all images; those at the right and lower edges may be cut.
+// A convolution of 3x3 or 5x5 over one input at all positions, by tiles of 2x2 of them, which are
+// numbered through all images; those at the right and lower edges may be cut. A tile reads `shifts`
+// x `shifts` windows of 4x4 inputs, each two rows or columns from the next.
 constexpr ptrdiff_t kWinogradTiles = 24;
 constexpr ptrdiff_t kWinogradChannels = 32;  // channels are a multiple of these
 
@@ -104,16 +105,35 @@ struct Winograd {
   const int16_t* x;  // of images, without a border
   ptrdiff_t position_stride;
   ptrdiff_t height, width, channels;
-  // [panels][parts][16][pairs of the part's channels][columns of the panel][2]
+  // [panels][parts][winograd_products()][pairs of the part's channels][columns of the panel][2]
   const int16_t* weights;
-  ptrdiff_t part;  // channels of each part but the last
+  ptrdiff_t shifts;  // 1 for 3x3, 2 for 5x5
+  ptrdiff_t part;    // channels of each part but the last
   const float* scales;
   float unit;
   const int16_t* zeros;  // [channels]
 };
 
-static inline ptrdiff_t winograd_scratch(const Winograd& s) {
-  return kWinogradTiles * (12 * kPanelGroups * kGroup * 4 + 16 * s.channels * 2);
+// Whether a row (or column) of a window has weights: the last window's do. Those before it have two
+// taps in place of three, and no use for the last row.
+static inline bool winograd_uses(ptrdiff_t shifts, ptrdiff_t shift, ptrdiff_t row) {
+  return shift == shifts - 1 || row < 3;
+}
+
+// For each of the 4x4 rows and columns of a window, row by row, the shifts that use it.
+static inline ptrdiff_t winograd_products(ptrdiff_t shifts) {
+  const ptrdiff_t used = 4 + 3 * (shifts - 1);
+  return used * used;
+}
+
+static inline ptrdiff_t winograd_row(ptrdiff_t part) {
+  return (part + kWinogradChannels - 1) / kWinogradChannels * kWinogradChannels;
+}
+
+static inline ptrdiff_t winograd_scratch(const Winograd& s, int outputs) {
+  const ptrdiff_t columns = (outputs + kGroup - 1) / kGroup * kGroup;
+  return kWinogradTiles * (16 * kPanelGroups * kGroup * 4 + 4 * columns * 4 +
+                           s.shifts * s.shifts * 16 * winograd_row(s.part) * 2);
 }
 
 struct Depthwise {
@@ -206,10 +226,9 @@ struct Kernels {
   // Positions begin .. end of the panels first .. last. `scratch` is conv_scratch() bytes, aligned
   // to 64, for tiles; else null.
   void (*conv)(const Conv&, int first, int last, ptrdiff_t begin, ptrdiff_t end, void* scratch);
-  // Tiles begin .. end of the panels first .. last; without segments, rows and corners. `scratch` is
-  // winograd_scratch() bytes. For weights in pairs.
-  void (*winograd)(const Conv&, const Winograd&, int first, int last, ptrdiff_t begin,
-                   ptrdiff_t end, void* scratch);
+  // Tiles begin .. end; without segments, rows and corners. `scratch` is winograd_scratch() bytes.
+  // For weights in pairs.
+  void (*winograd)(const Conv&, const Winograd&, ptrdiff_t begin, ptrdiff_t end, void* scratch);
   // Positions begin .. end, out of batch * height * width, into out [end - begin, channels].
   void (*depthwise)(const Depthwise&, ptrdiff_t begin, ptrdiff_t end, int16_t* out);
   void (*layer_norm)(const LayerNorm&, ptrdiff_t begin, ptrdiff_t end);

@@ -165,7 +165,8 @@ constexpr std::array<ptrdiff_t, kTile> kTilePositions = [] {
 
 void conv_panels(const Kernels& kernels, const Conv& c, int first, int last, ptrdiff_t begin,
                  ptrdiff_t end) {
-  void* scratch = kernels.layout == Layout::kTiles ? thread_memory<Memory::kKernel>(conv_scratch(c)) : nullptr;
+  void* scratch =
+      kernels.layout == Layout::kTiles ? thread_memory<Memory::kKernel>(conv_scratch(c)) : nullptr;
   kernels.conv(c, first, last, begin, end, scratch);
 }
 
@@ -184,16 +185,23 @@ bool Runner::winograd(const std::vector<Input>& inputs, Positions at, const Conv
   const WinogradWeights* weights = input.weights->winograd(threads);
   if (weights == nullptr) return false;
   const auto zeros = std::make_unique<int16_t[]>(static_cast<size_t>(x.channels));
-  const Winograd s{
-      x.data,        x.stride,     x.height,   x.width,    x.channels, weights->data.get(),
-      weights->part, input.scales, input.unit, zeros.get()};
+  const Winograd s{x.data,
+                   x.stride,
+                   x.height,
+                   x.width,
+                   x.channels,
+                   weights->data.get(),
+                   input.weights->kernel() / 2,
+                   weights->part,
+                   input.scales,
+                   input.unit,
+                   zeros.get()};
   const ptrdiff_t tiles = x.batch * divide_up(x.height, 2) * divide_up(x.width, 2);
   const ptrdiff_t chunk =
       round_up(divide_up(tiles, threads == 1 ? 1 : ptrdiff_t{4} * threads), kWinogradTiles);
-  const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
   parallel_for(divide_up(tiles, chunk), threads, [&](ptrdiff_t task) {
-    kernels->winograd(c, s, 0, panels, task * chunk, std::min((task + 1) * chunk, tiles),
-                      thread_memory<Memory::kKernel>(winograd_scratch(s)));
+    kernels->winograd(c, s, task * chunk, std::min((task + 1) * chunk, tiles),
+                      thread_memory<Memory::kKernel>(winograd_scratch(s, c.outputs)));
   });
   return true;
 }

@@ -32,7 +32,7 @@ bool fits_int32(const int16_t* w, ptrdiff_t count) {
 // As wide as a weight's integers.
 constexpr int kWinogradLimit = std::numeric_limits<int16_t>::max();
 
-// Weights of 3x3 as rows and columns of g0, g0 + g1 + g2, g0 - g1 + g2, g2.
+// Weights of at most 3x3 as rows and columns of g0, g0 + g1 + g2, g0 - g1 + g2, g2.
 void transform(const int (&g)[9], int (&to)[16]) {
   int rows[4][3];
   for (int j = 0; j < 3; ++j) {
@@ -129,42 +129,52 @@ void Weights::pack_tiles(const int16_t* w, int group) {
   }
 }
 
-int16_t Weights::at(ptrdiff_t output, ptrdiff_t tap, ptrdiff_t channel) const {
-  const int groups = static_cast<int>((outputs_ + kGroup - 1) / kGroup);
-  const ptrdiff_t group = output / kGroup;
-  Panel panel = panel_of(groups, static_cast<int>(group / kPanelGroups));
-  for (int i = static_cast<int>(group / kPanelGroups); panel.first + panel.groups <= group;) {
-    panel = panel_of(groups, ++i);
-  }
+const int16_t* Weights::packed(ptrdiff_t first, ptrdiff_t columns, ptrdiff_t tap,
+                               ptrdiff_t channel) const {
   const ptrdiff_t taps = kernel_ * kernel_, row = padded_channels();
-  const ptrdiff_t first = ptrdiff_t{panel.first} * kGroup;
-  const ptrdiff_t columns = ptrdiff_t{panel.groups} * kGroup;
   const ptrdiff_t pair = (tap * row + channel) / 2;
-  return static_cast<const int16_t*>(
-      data_.get())[first * taps * row + (pair * columns + output - first) * 2 + channel % 2];
+  return static_cast<const int16_t*>(data_.get()) + first * taps * row + pair * columns * 2 +
+         channel % 2;
+}
+
+template <class F>
+void Weights::for_panels(int threads, const F& f) const {
+  const int groups = static_cast<int>((outputs_ + kGroup - 1) / kGroup);
+  parallel_for(panel_count(groups), threads, [&](ptrdiff_t index) {
+    const Panel panel = panel_of(groups, static_cast<int>(index));
+    f(ptrdiff_t{panel.first} * kGroup, ptrdiff_t{panel.groups} * kGroup);
+  });
 }
 
 // The most channels of which four times a sum of products, with whatever activations, fits int32; 0
 // if they are too few.
-ptrdiff_t Weights::winograd_part() const {
+ptrdiff_t Weights::winograd_part(int threads) const {
   constexpr auto limit = static_cast<int64_t>(std::numeric_limits<int32_t>::max()) / 4 /
                          static_cast<int64_t>(kActivationLimit);
-  std::vector<int64_t> until(static_cast<size_t>(outputs_ * (channels_ + 1)));
-  for (ptrdiff_t o = 0; o < outputs_; ++o) {
-    int64_t* sums = until.data() + o * (channels_ + 1);
+  // Of the magnitudes of a column's weights, by the channels before: [columns][channels + 1].
+  const ptrdiff_t columns = (outputs_ + kGroup - 1) / kGroup * kGroup;
+  std::vector<int64_t> sums(static_cast<size_t>(columns * (channels_ + 1)));
+  for_panels(threads, [&](ptrdiff_t first, ptrdiff_t count) {
     for (ptrdiff_t c = 0; c < channels_; ++c) {
-      sums[c + 1] = sums[c];
-      for (ptrdiff_t tap = 0; tap < 9; ++tap) sums[c + 1] += std::abs(int{at(o, tap, c)});
+      int64_t* to = sums.data() + first * (channels_ + 1) + c;
+      for (ptrdiff_t column = 0; column < count; ++column, to += channels_ + 1) to[1] = to[0];
+      for (ptrdiff_t tap = 0; tap < kernel_ * kernel_; ++tap) {
+        const int16_t* from = packed(first, count, tap, c);
+        to = sums.data() + first * (channels_ + 1) + c;
+        for (ptrdiff_t column = 0; column < count; ++column, to += channels_ + 1) {
+          to[1] += std::abs(int{from[2 * column]});
+        }
+      }
     }
-  }
+  });
   for (ptrdiff_t parts = 1;; ++parts) {
     const ptrdiff_t part = ((channels_ + parts - 1) / parts + 1) / 2 * 2;
-    if (part < kWinogradChannels / 2) return 0;
+    if (part < kWinogradChannels / 4) return 0;
     bool fits = true;
-    for (ptrdiff_t o = 0; o < outputs_; ++o) {
-      const int64_t* sums = until.data() + o * (channels_ + 1);
+    for (ptrdiff_t column = 0; column < columns; ++column) {
+      const int64_t* until = sums.data() + column * (channels_ + 1);
       for (ptrdiff_t c = 0; c < channels_; c += part) {
-        fits &= sums[std::min(c + part, channels_)] - sums[c] <= limit;
+        fits &= until[std::min(c + part, channels_)] - until[c] <= limit;
       }
     }
     if (fits) return part;
@@ -172,38 +182,60 @@ ptrdiff_t Weights::winograd_part() const {
 }
 
 WinogradWeights Weights::make_winograd(int threads) const {
-  if (layout_ != Layout::kPairs || kernel_ != 3 || channels_ % kWinogradChannels != 0) return {};
-  const ptrdiff_t part = winograd_part();
+  if (layout_ != Layout::kPairs || (kernel_ != 3 && kernel_ != 5)) return {};
+  if (channels_ % kWinogradChannels != 0) return {};
+  const ptrdiff_t part = winograd_part(threads);
   if (part == 0) return {};
-  const int groups = static_cast<int>((outputs_ + kGroup - 1) / kGroup);
+  const ptrdiff_t shifts = kernel_ / 2, products = winograd_products(shifts);
+  const ptrdiff_t all_columns = (outputs_ + kGroup - 1) / kGroup * kGroup;
   WinogradWeights made{nullptr, part};
   made.data.reset(static_cast<int16_t*>(
-      allocate(ptrdiff_t{groups} * kGroup * 16 * channels_ * ptrdiff_t{sizeof(int16_t)})));
+      allocate(all_columns * products * channels_ * ptrdiff_t{sizeof(int16_t)})));
   std::atomic<bool> fits{true};
-  parallel_for(panel_count(groups), threads, [&](ptrdiff_t index) {
-    const Panel panel = panel_of(groups, static_cast<int>(index));
-    const ptrdiff_t first = ptrdiff_t{panel.first} * kGroup;
-    const ptrdiff_t columns = ptrdiff_t{panel.groups} * kGroup;
-    int16_t* to = made.data.get() + first * 16 * channels_;
+  for_panels(threads, [&](ptrdiff_t first, ptrdiff_t columns) {
+    int16_t* panel = made.data.get() + first * products * channels_;
     for (ptrdiff_t c = 0; c < channels_; ++c) {
       const ptrdiff_t begin = c / part * part;
       const ptrdiff_t pairs = std::min(part, channels_ - begin) / 2;
+      // Of this channel, product 0, column 0.
+      int16_t* to = panel + products * begin * columns + (c - begin) / 2 * columns * 2 + c % 2;
       for (ptrdiff_t column = 0; column < columns; ++column) {
-        int g[9] = {}, transformed[16];
-        for (int tap = 0; tap < 9 && first + column < outputs_; ++tap) {
-          g[tap] = at(first + column, tap, c);
-        }
-        transform(g, transformed);
-        for (ptrdiff_t i = 0; i < 16; ++i) {
-          if (std::abs(transformed[i]) > kWinogradLimit) fits = false;
-          to[16 * begin * columns + ((i * pairs + (c - begin) / 2) * columns + column) * 2 +
-             c % 2] = static_cast<int16_t>(transformed[i]);
+        if (!transform_weights(first, columns, column, c, pairs * columns * 2, to + 2 * column)) {
+          fits = false;
         }
       }
     }
   });
   if (!fits) made.data.reset();
   return made;
+}
+
+bool Weights::transform_weights(ptrdiff_t first, ptrdiff_t columns, ptrdiff_t column,
+                                ptrdiff_t channel, ptrdiff_t step, int16_t* to) const {
+  const ptrdiff_t shifts = kernel_ / 2;
+  int transformed[4][16];
+  for (ptrdiff_t window = 0; window < shifts * shifts; ++window) {
+    int g[9];
+    for (ptrdiff_t tap = 0; tap < 9; ++tap) {
+      const ptrdiff_t down = window / shifts, right = window % shifts;
+      const ptrdiff_t row = 2 * down + tap / 3, side = 2 * right + tap % 3;
+      const bool used = (down == shifts - 1 || tap / 3 < 2) && (right == shifts - 1 || tap % 3 < 2);
+      g[tap] = used ? packed(first, columns, row * kernel_ + side, channel)[2 * column] : 0;
+    }
+    transform(g, transformed[window]);
+  }
+  bool fits = true;
+  for (ptrdiff_t i = 0; i < 16; ++i) {
+    for (ptrdiff_t window = 0; window < shifts * shifts; ++window) {
+      if (!winograd_uses(shifts, window / shifts, i / 4)) continue;
+      if (!winograd_uses(shifts, window % shifts, i % 4)) continue;
+      const int value = transformed[window][i];
+      fits &= std::abs(value) <= kWinogradLimit;
+      *to = static_cast<int16_t>(value);
+      to += step;
+    }
+  }
+  return fits;
 }
 
 const WinogradWeights* Weights::winograd(int threads) const {

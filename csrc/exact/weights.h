@@ -14,7 +14,7 @@ struct Free {
   void operator()(void* p) const;
 };
 
-// The weights of a 3x3 convolution as Kernels::winograd reads them; no data where the convolution
+// The weights of a convolution as Kernels::winograd reads them; no data where the convolution
 // cannot be done so.
 struct WinogradWeights {
   std::unique_ptr<int16_t, Free> data;
@@ -46,9 +46,17 @@ class Weights {
   // w: [outputs, taps * channels]
   void pack_pairs(const int16_t* w, Panel panel);
   void pack_tiles(const int16_t* w, int group);
-  int16_t at(ptrdiff_t output, ptrdiff_t tap, ptrdiff_t channel) const;
-  ptrdiff_t winograd_part() const;
+  // Of the panel with columns first .. first + columns, the weight of the first one; each column's
+  // is two integers from the last. For weights in pairs.
+  const int16_t* packed(ptrdiff_t first, ptrdiff_t columns, ptrdiff_t tap, ptrdiff_t channel) const;
+  // f(first, columns) of every panel, zero columns beyond the outputs among them.
+  template <class F>
+  void for_panels(int threads, const F& f) const;
+  ptrdiff_t winograd_part(int threads) const;
   WinogradWeights make_winograd(int threads) const;
+  // Of a column and channel, winograd_products() integers, `step` apart; false if they do not fit.
+  bool transform_weights(ptrdiff_t first, ptrdiff_t columns, ptrdiff_t column, ptrdiff_t channel,
+                         ptrdiff_t step, int16_t* to) const;
 
   ptrdiff_t outputs_, kernel_, channels_;
   Layout layout_;

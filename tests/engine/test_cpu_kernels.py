@@ -104,9 +104,10 @@ def test_conv(how: Any, size: Any, kernel: int, channels: Any, outputs: int) -> 
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 2, 2), (2, 5, 7), (1, 1, 40), (1, 13, 22)])
-@pytest.mark.parametrize(("channels", "outputs"), [(96, 37), (160, 100), (192, 16)])
-def test_winograd(how: Any, size: Any, channels: int, outputs: int) -> None:
-    layer = Layer(real(outputs), (segment(outputs, 3, channels),))
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize(("channels", "outputs"), [(64, 37), (160, 100), (192, 16)])
+def test_winograd(how: Any, size: Any, kernel: int, channels: int, outputs: int) -> None:
+    layer = Layer(real(outputs), (segment(outputs, kernel, channels),))
     model = packed(layer=layer)
     pairs = how["isa"] != "amx"
     assert exact.Weights(layer.segments[0].weight, how["isa"]).winograd is pairs
@@ -118,36 +119,43 @@ def test_winograd(how: Any, size: Any, channels: int, outputs: int) -> None:
     check(model, how, "conv", "layer", [x], residual=act(*shape), out="fine")
     # Of several inputs those that can be are computed so, whichever they are.
     parts = (channels, 6, channels, 96)
-    model = packed(layer=Layer(real(outputs), tuple(segment(outputs, 3, c) for c in parts)))
+    segments = tuple(segment(outputs, kernel, c) for c in parts)
+    model = packed(layer=Layer(real(outputs), segments))
     inputs = [act(*size, c, exponent=7 + i) for i, c in enumerate(parts)]
     kwargs = {"gelu_after": True, "residual": real(*shape)}
     check(model, how, "conv", "layer", inputs, **kwargs)
     check(model, how, "conv", "layer", inputs[1:], partial=real(*shape), out="coarse", **kwargs)
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_winograd_reaches_the_ends_of_int32(how: Any, sign: int) -> None:
+def test_winograd_reaches_the_ends_of_int32(how: Any, kernel: int, sign: int) -> None:
     """All parts together, and each for itself; with signs so that products wrap around."""
     channels, outputs = 160, 16
-    w = rng.integers(0, 2, (outputs, 3, 3, channels)) * 2 - 1
-    w *= LARGEST_SUM // (9 * channels)
+    w = rng.integers(0, 2, (outputs, kernel, kernel, channels)) * 2 - 1
+    w *= LARGEST_SUM // (kernel**2 * channels)
     w = w.astype(np.int16)
     layer = Layer(real(outputs), (Segment(w, np.ones(outputs, f32)),))
     assert exact.Weights(w, how["isa"]).winograd is (how["isa"] != "amx")
     # At the centre of image o, output o is as large as it can be.
     q = np.sign(w).astype(np.int16) * np.int16(4095 * sign)
     sums = check(packed(layer=layer), how, "conv", "layer", [Act(q, 0)])
-    assert abs(sums[np.arange(outputs), 1, 1, np.arange(outputs)]).min() > 0.99 * 2**31
+    centre = kernel // 2
+    assert abs(sums[np.arange(outputs), centre, centre, np.arange(outputs)]).min() > 0.99 * 2**31
 
 
 def test_weights_that_do_not_fit_are_multiplied_directly(how: Any) -> None:
     """Nine that add up to more than 16 bits; channels of which few fill a quarter of int32."""
-    for value, channels, step in [(4000, 64, 16), (1800, 32, 1)]:
-        w = np.zeros((20, 3, 3, channels), np.int16)
-        w[..., ::step] = value
+    for kernel, value, channels in [
+        (3, 4000, slice(None, None, 16)),
+        (3, 3600, slice(8)),
+        (5, 2500, slice(8)),
+    ]:
+        w = np.zeros((20, kernel, kernel, 64), np.int16)
+        w[..., channels] = value
         assert not exact.Weights(w, how["isa"]).winograd
         model = packed(layer=Layer(real(20), (Segment(w, real(20)),)))
-        check(model, how, "conv", "layer", [act(1, 5, 6, channels)])
+        check(model, how, "conv", "layer", [act(1, 5, 6, 64)])
 
 
 @pytest.mark.parametrize("size", [(1, 2, 2), (2, 4, 6), (1, 12, 34)], ids=str)

@@ -168,7 +168,7 @@ struct ConvCase {
 
 const ConvCase kConvs[] = {
     {1, {6, 64}, 100}, {1, {5}, 3},   {1, {192}, 48},  {3, {8, 5}, 37},
-    {3, {32}, 64},     {3, {96}, 40}, {5, {3, 2}, 17},
+    {3, {32}, 64},     {3, {96}, 40}, {5, {3, 2}, 17}, {5, {96, 64}, 36},
 };
 
 void check_conv(const ConvCase& shape, const Size& size, bool extreme) {
