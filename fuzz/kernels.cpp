@@ -6,6 +6,7 @@
 
 #include "exact/constants.h"
 #include "exact/dispatch.h"
+#include "exact/gdn.h"
 #include "exact/ops.h"
 #include "exact/weights.h"
 #include "passes.h"
@@ -81,7 +82,7 @@ uint64_t compute(Case c, const Runner& run) {
   const ptrdiff_t n = c.positions();
   const float unit = std::ldexp(1.0f, -c.exponent);
   const float scale = std::ldexp(1.0f, 9 - c.exponent % 8);
-  switch (c.operation % 6) {
+  switch (c.operation % 7) {
     case 0: {  // convolution
       const auto x = c.activations(n * c.stride);
       const auto w = c.weights(c.outputs, c.kernel * c.kernel * c.channels);
@@ -143,6 +144,20 @@ uint64_t compute(Case c, const Runner& run) {
       return hash_of(out.get(), 2 * size(n * c.channels)) ^
              hash_of(indexes.get(), size(n * c.channels));
     }
+    case 6: {  // GDN
+      const auto r = c.reals(n * c.channels, 300.0f), skip = c.reals(n * c.channels, 50.0f);
+      const auto gamma = c.weights(c.channels, c.channels);
+      for (ptrdiff_t i = 0; i < c.channels * c.channels; ++i) {
+        gamma[i] = static_cast<int16_t>(std::abs(gamma[i]));
+      }
+      const Weights weights(gamma.get(), c.channels, 1, c.channels, run.kernels->layout, 1);
+      const auto beta = c.reals(c.channels, 2.0f), scales = c.reals(c.channels, 1e-4f);
+      const bool spread = c.height % 2 == 0 && c.width % 2 == 0 && c.flags & 16;
+      const auto out = exactly<int16_t>(size(n * c.channels));
+      gdn(run, {beta.get(), &weights, scales.get(), 64.0f, (c.flags & 8) != 0, scale}, r.get(),
+          skip.get(), spread, c.batch * c.height, c.width, out.get());
+      return hash_of(out.get(), 2 * size(n * c.channels));
+    }
     default: {  // attention over positions
       const int heads = 1 + c.flags / 8 % 2;
       const ptrdiff_t dim = heads * (1 + (c.channels - 1) % kMaxDepth);
@@ -151,7 +166,7 @@ uint64_t compute(Case c, const Runner& run) {
         return Act{qkv.get() + i * dim, c.batch, c.height, c.width, dim, 3 * dim};
       };
       const auto out = exactly<int16_t>(size(n * dim));
-      if (c.operation % 6 == 4) {
+      if (c.operation % 7 == 4) {
         run.linear_attention(part(0), part(1), part(2), heads, unit, unit, c.exponent, scale,
                              out.get());
       } else {
@@ -176,7 +191,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   c.channels = 1 + bytes.byte() % 70;
   c.outputs = 1 + bytes.byte() % 70;
   const uint8_t more = bytes.byte();
-  c.kernel = c.channels > 24 ? 1 : 1 + 2 * (more % 3);
+  c.kernel = 1 + 2 * (more % 3);
+  if (c.channels % kWinogradChannels == 0) {
+    c.height = 1 + c.height % 6;
+    c.width = 1 + c.width % 8;
+  } else if (c.channels > 24) {
+    c.kernel = 1;
+  }
   c.stride = c.channels + more / 16 % 4;
   c.exponent = more % 16;
   c.noise = Noise(bytes.word());
