@@ -348,13 +348,15 @@ def _draw_history(points: list[Moment], path: Path) -> None:
     figure = new_figure(9, 3.6)
     axes = figure.subplots()
     series = dict.fromkeys((p.model, p.engine, p.threads) for p in points)
+    labels = list(dict.fromkeys(f"{p.date}\n{p.commit}" for p in points))
     for colour, key in zip(PALETTE, series, strict=False):
         for way, style in zip(WAYS, ("o-", "s--"), strict=True):
             mine = [p for p in points if (p.model, p.engine, p.threads) == key]
             times = [p.result["engines"][p.engine][way].get("times_floor") for p in mine]
-            labels = [f"{p.date}\n{p.commit}" for p in mine]
+            at = [labels.index(f"{p.date}\n{p.commit}") for p in mine]
             name = f"{MODELS[key[0]]}, {key[1]}, {threads_of(key[2])}, {way}"
-            axes.plot(labels, times, style, color=colour, label=name)
+            axes.plot(at, times, style, color=colour, label=name)
+    axes.set_xticks(range(len(labels)), labels)
     axes.set(ylabel="times the floor", title="Whole codec, 768x512", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))

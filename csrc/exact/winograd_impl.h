@@ -179,7 +179,7 @@ void add_part(const Winograd& s, const Panel& panel, ptrdiff_t first, ptrdiff_t 
   transform_outputs(memory.m, tiles, columns, outputs);
 }
 
-// Where the outputs of tiles lie that are no cut off at an edge: their positions and sums.
+// Where the outputs of tiles lie that are not cut off at an edge: their positions and sums.
 struct TileOutputs {
   ptrdiff_t positions[4 * kWinogradTiles];
   int tiles[4 * kWinogradTiles];  // index in outputs, in steps of a panel's columns
