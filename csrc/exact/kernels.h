@@ -70,7 +70,7 @@ struct Conv {
   const int16_t* residual_act;  // likewise, with a stride between positions
   ptrdiff_t residual_stride;
   float residual_scale;
-  float* out_float;  // one of the two may be null; out_float may be the residual
+  float* out_float;  // one of the two may be null; out_float may be residual or partial
   int16_t* out_act;
   float out_scale;
 };

@@ -178,21 +178,47 @@ void conv_in_tile(const Kernels& kernels, Conv c, ptrdiff_t count) {
   conv_panels(kernels, c, 0, panel_count((c.outputs + kGroup - 1) / kGroup), 0, count);
 }
 
-bool Runner::winograd(const std::vector<Input>& inputs, Positions at, const Conv& c) const {
-  if (inputs.size() != 1 || at != Positions::kAll) return false;
-  const Input& input = inputs[0];
+void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions,
+                  Conv c) const {
+  if (inputs.empty()) return direct(inputs, at, positions, c);
+  const auto fewer = [&](const Input& input) {
+    return at == Positions::kAll ? input.weights->winograd(threads) : nullptr;
+  };
+  // Each input that takes fewer products, and all others between two of those, onto one sum.
+  std::unique_ptr<float[]> sums;
+  for (auto begin = inputs.begin(), end = begin; begin != inputs.end(); begin = end) {
+    const WinogradWeights* weights = fewer(*end++);
+    while (weights == nullptr && end != inputs.end() && fewer(*end) == nullptr) ++end;
+    Conv part = c;
+    if (end != inputs.end()) {
+      if (sums == nullptr) sums = buffer<float>(positions * c.outputs);
+      part = {};
+      part.outputs = c.outputs;
+      part.bias = c.bias;
+      part.partial = c.partial;
+      part.out_float = sums.get();
+    }
+    if (weights != nullptr) {
+      winograd(*begin, *weights, part);
+    } else {
+      direct({begin, end}, at, positions, part);
+    }
+    c.bias = nullptr;
+    c.partial = sums.get();
+  }
+}
+
+void Runner::winograd(const Input& input, const WinogradWeights& weights, const Conv& c) const {
   const Act& x = input.x;
-  const WinogradWeights* weights = input.weights->winograd(threads);
-  if (weights == nullptr) return false;
   const auto zeros = std::make_unique<int16_t[]>(static_cast<size_t>(x.channels));
   const Winograd s{x.data,
                    x.stride,
                    x.height,
                    x.width,
                    x.channels,
-                   weights->data.get(),
+                   weights.data.get(),
                    input.weights->kernel() / 2,
-                   weights->part,
+                   weights.part,
                    input.scales,
                    input.unit,
                    zeros.get()};
@@ -203,25 +229,10 @@ bool Runner::winograd(const std::vector<Input>& inputs, Positions at, const Conv
     kernels->winograd(c, s, task * chunk, std::min((task + 1) * chunk, tiles),
                       thread_memory<Memory::kKernel>(winograd_scratch(s, c.outputs)));
   });
-  return true;
 }
 
-void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions,
-                  Conv c) const {
-  if (winograd(inputs, at, c)) return;
-  if (inputs.size() > 1 && at == Positions::kAll && inputs[0].weights->winograd(threads)) {
-    // The first input with fewer products, then the others onto its sums.
-    const auto sums = buffer<float>(positions * c.outputs);
-    Conv first{};
-    first.outputs = c.outputs;
-    first.bias = c.bias;
-    first.partial = c.partial;
-    first.out_float = sums.get();
-    conv({inputs[0]}, at, positions, first);
-    c.bias = nullptr;
-    c.partial = sums.get();
-    return conv({inputs.begin() + 1, inputs.end()}, at, positions, c);
-  }
+void Runner::direct(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions,
+                    Conv c) const {
   std::vector<Segment> segments;
   std::vector<std::unique_ptr<int16_t[]>> copies;
   std::vector<ptrdiff_t> corners;

@@ -72,8 +72,9 @@ struct Runner {
 
   // Fills in c's segments and corners, and runs it. All inputs are of one size.
   void conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions, Conv c) const;
-  // conv with fewer products; false, and nothing is done, where it cannot be.
-  bool winograd(const std::vector<Input>& inputs, Positions at, const Conv& c) const;
+  // The same of one input at all positions with fewer products, and of inputs with all products.
+  void winograd(const Input& input, const WinogradWeights& weights, const Conv& c) const;
+  void direct(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions, Conv c) const;
   // d lacks the weights, here [3, 3, channels], and the zeros.
   void depthwise(const int16_t* weights, ptrdiff_t batch, Depthwise d, int16_t* out) const;
   void layer_norm(const LayerNorm& l, ptrdiff_t positions) const;
