@@ -91,11 +91,13 @@ def check(data: bytes) -> None:
     called = next((word for word in arguments if not word.startswith("-")), None)
     if called in COSTLY:  # no further than their options
         arguments.append("--no-such-option")
-    out, error = io.StringIO(), io.StringIO()
+    # Standard output takes bytes, too.
+    out, error = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         try:
             code = main(arguments)
         except SystemExit as ended:  # of argparse
             code = ended.code
     assert code in (0, 1, 2), (code, arguments)
-    assert code == 0 or error.getvalue() or out.getvalue(), arguments
+    out.flush()
+    assert code == 0 or error.getvalue() or out.buffer.tell(), arguments
