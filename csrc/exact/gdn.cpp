@@ -1,7 +1,6 @@
 #include "exact/gdn.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "exact/constants.h"
 #include "exact/pool.h"
