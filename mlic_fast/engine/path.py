@@ -23,9 +23,9 @@ from mlic_fast.engine.operations import (
 from mlic_fast.models.parity import Parity
 
 PARITIES = (Parity.ANCHOR, Parity.NON_ANCHOR)
-#: Side branches: PARTS is needed by later passes of a slice, AHEAD by the next slice, INTER and
-#: LOCAL are contexts beside others.
-PARTS, AHEAD, INTER, LOCAL = "parts", "ahead", "inter", "local"
+#: Side branches: PARTS is needed by later passes of a slice, AHEAD by the contexts of the next
+#: slice, RESIDUAL by its residual predictions, INTER and LOCAL are contexts beside others.
+PARTS, AHEAD, RESIDUAL, INTER, LOCAL = "parts", "ahead", "residual", "inter", "local"
 
 
 class PassCoder(Protocol):
@@ -67,14 +67,12 @@ def code_latents(
 
 @dataclass(frozen=True)
 class _Sums:
-    """Partial sums of first layers over inputs that a slice has long before it is coded.
+    """Partial sums of the contexts' first layers over all slices before but the last.
 
-    These inputs are mu_h and all slices before but the last. The sums are kept until the slice is
-    done, since side branches read them.
+    They are kept until the slice is done, since side branches read them.
     """
 
-    residual: list[Real]
-    channel: list[Real] | None = None
+    channel: Real | None = None
     inter: list[Real] | None = None
 
 
@@ -90,7 +88,8 @@ class _Passes:
         self.hyper_parts = {Parity.ANCHOR: self._hyper_parts(Parity.ANCHOR, range(1))}
         with ops.aside(PARTS):
             self.hyper_parts[Parity.NON_ANCHOR] = self._hyper_parts(Parity.NON_ANCHOR, range(1))
-            self.sums = self._sums(0)
+            self.residual_sums = self._residual_sums(0)
+        self.sums = _Sums()
         if config.slices > 1:
             with ops.aside(AHEAD):
                 for parity in PARITIES:
@@ -100,16 +99,37 @@ class _Passes:
         layers = [entropy_parameters_layer(i, parity, 0) for i in slices]
         return self.ops.sums(layers, [self.hyper], at=parity)
 
+    def _known(self, i: int) -> list[Act]:
+        """What slice i knows long before it is coded: all slices before but the last."""
+        return self.latents.q[: max(0, i - 1)]
+
     def _sums(self, i: int) -> _Sums:
-        ops, known = self.ops, self.latents.q[: max(0, i - 1)]
-        residual = ops.sums(_residual_layers(i), [self.hyper_means, *known])
+        ops, known = self.ops, self._known(i)
         if not known:
-            return _Sums(residual)
-        channel = ops.sums([channel_context_layer(i)], known)
+            return _Sums()
+        (channel,) = ops.sums([channel_context_layer(i)], known)
         if ops.config.variant == "mlic":
-            return _Sums(residual, channel)
+            return _Sums(channel)
         layers = [f"{prefix}.0" for prefix in inter_context_prefixes(i)]
-        return _Sums(residual, channel, ops.sums(layers, known))
+        return _Sums(channel, ops.sums(layers, known))
+
+    def _residual_sums(self, i: int) -> list[Real]:
+        """Of the residual predictions' first layers over mu_h too; kept as the others are."""
+        return self.ops.sums(_residual_layers(i), [self.hyper_means, *self._known(i)])
+
+    def _begin_next(self, i: int, parity: Parity) -> None:
+        """The sums of slice i, if there is one, beside a pass of the slice before.
+
+        A pass leaves most of the GPU idle, and a decoder's range coder after it nearly all.
+        """
+        if i == self.ops.config.slices:
+            return
+        if parity is Parity.ANCHOR:
+            with self.ops.aside(AHEAD):
+                self.sums = self._sums(i)
+        else:
+            with self.ops.aside(RESIDUAL):
+                self.residual_sums = self._residual_sums(i)
 
     def code_slice(self, i: int, code: PassCoder, y: Real | None) -> None:
         """Both passes of slice i. (MLIC, section 3; the float twin is MlicModel.code_latents.)"""
@@ -117,20 +137,22 @@ class _Passes:
         last = latents.q[i - 1] if i else None
         if last:
             ops.join(AHEAD)
-        sums, residual_parts = self.sums, self.sums.residual
+        sums, residual_sums = self.sums, self.residual_sums
+        residual_parts = residual_sums
         starts = {parity: parts[i] for parity, parts in self.hyper_parts.items()}
         shared: list[Act] = []
         contexts: list[Any] = []
         if last:
             with ops.aside(INTER):
                 shared = self._inter_context(i, last, sums)
-            shared.append(ops.channel_context(i, last, sums.channel[0] if sums.channel else None))
+            shared.append(ops.channel_context(i, last, sums.channel))
             contexts = [ops.context_at(shared[-1], Parity.ANCHOR)]
             if ops.config.variant != "mlic":
                 contexts = [ops.context_ahead(i, Parity.ANCHOR, len(shared), *contexts)]
             with ops.aside(PARTS):
+                ops.join(RESIDUAL)
                 residual_parts = ops.sums(
-                    _residual_layers(i), [last], partials=sums.residual, first=i
+                    _residual_layers(i), [last], partials=residual_sums, first=i
                 )
                 q, k = ops.intra_queries_and_keys(i, last)
             ops.join(INTER)
@@ -146,16 +168,13 @@ class _Passes:
                 if last:
                     contexts.append(ops.squeeze(ops.intra_context(i, q, k, anchors), parity))
                 ops.join(LOCAL)
+            self._begin_next(i + 1, parity)
             indexes, means, symbols = ops.entropy_parameters(i, parity, starts[parity], contexts, y)
             if parity is Parity.ANCHOR:
                 contexts = []  # large
-                # From here on the GPU is nearly idle: the range coder takes little of it.
                 if shared:
                     with ops.aside(PARTS):
                         starts[Parity.NON_ANCHOR] = self._shared_part(i, shared)
-                if i + 1 < ops.config.slices:
-                    with ops.aside(AHEAD):
-                        self.sums = self._sums(i + 1)
             symbols = code(i, parity, indexes, means, symbols)
             if not ops.branches:
                 shared = []
