@@ -207,6 +207,14 @@ class Lane:
         )
 
 
+def lanes_that_stay(lanes: int) -> int:
+    return min(max(lanes // 4, 2), 32)
+
+
+def retirements_of(lanes: int) -> int:
+    return 0 if lanes == 2 else 1 + retirements_of(lanes_that_stay(lanes))
+
+
 class Payload:
     """Section 4: decodes one pass after the other."""
 
@@ -214,11 +222,11 @@ class Payload:
         self.tables = tables
         self.runs = [run_tables_of(number, table) for number, table in enumerate(tables)]
         self.group_size = min(lanes, 32)
-        self.tail_lanes = min(max(lanes // 8, 2), 32)
         groups = lanes // self.group_size
         source = Bytes(payload)
         lengths = [source.take_leb128(2**32 - 1) for _ in range(groups - 1)]
-        self.before_tail = source.take_leb128(2**32 - 1) if lanes > 2 else 0
+        # Symbols until lanes retire, for each time that they do.
+        self.until = [source.take_leb128(2**32 - 1) for _ in range(retirements_of(lanes))]
         nibbles = source.take(lanes // 2)
         sizes = [16 + (nibbles[lane // 2] >> 4 * (lane % 2) & 15) for lane in range(lanes)]
         bits = int.from_bytes(source.take((sum(sizes) + 7) // 8), "little")
@@ -235,20 +243,28 @@ class Payload:
         for words in self.words:
             words.reverse()  # so that pop() takes the next
         self.spare = 0
-        self.has_retired = False
         self.retire_if_due()
 
     def retire_if_due(self) -> None:
-        """Section 4, "The tail"."""
-        if self.before_tail > 0 or self.has_retired:
-            return
-        retired = self.states[self.tail_lanes :]
-        if any(self.words[1:]) or any(state >= 2**17 for state in retired):
-            raise Corrupt("retired lanes")
-        self.spare = len(retired) if not self.words[0] else 0
-        self.words = [self.words[0] + [state % 2**16 for state in reversed(retired)]]
-        self.states = self.states[: self.tail_lanes]
-        self.has_retired = True
+        """Section 4, "Lanes that retire"."""
+        while self.until and self.until[0] == 0:
+            self.until.pop(0)
+            stay = lanes_that_stay(len(self.states))
+            retired, self.states = self.states[stay:], self.states[:stay]
+            sizes = [state.bit_length() - 17 for state in retired]
+            bits = at = 0
+            for value, count in (
+                *((size, 4) for size in sizes[:-1]),
+                *((state % 2 ** (16 + k), 16 + k) for state, k in zip(retired, sizes, strict=True)),
+            ):
+                bits += value << at
+                at += count
+            if any(self.words[1:]) or at % 16 != 0:
+                raise Corrupt("retired lanes")
+            given = [bits >> 16 * i & 0xFFFF for i in range(at // 16)]
+            if len(self.words[0]) <= self.spare:
+                self.spare += len(given)
+            self.words = [self.words[0] + given[::-1]]
 
     def renormalise(self, lane: int) -> None:
         if self.states[lane] < 2**16:
@@ -290,9 +306,9 @@ class Payload:
         begin = 0
         while begin < len(values):
             end = len(values)
-            if not self.has_retired:
-                end = min(end, begin + self.before_tail)
-                self.before_tail -= end - begin
+            if self.until:
+                end = min(end, begin + self.until[0])
+                self.until[0] -= end - begin
             self.decode_part(range(begin, end), index_at, values)
             self.retire_if_due()
             begin = end
@@ -415,8 +431,8 @@ class Payload:
 
     def digest(self) -> int:
         """Section 4, "The end"."""
-        if not self.has_retired:
-            raise Corrupt("no tail")
+        if self.until:
+            raise Corrupt("lanes that have not retired")
         (words,) = self.words
         if len(words) > self.spare or any(words):
             raise Corrupt("words are left")

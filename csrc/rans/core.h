@@ -44,21 +44,39 @@ MLIC_HD bool is_lane_count(uint32_t lanes) {
 
 MLIC_HD uint32_t groups_of(uint32_t lanes) { return lanes < kGroupLanes ? 1 : lanes / kGroupLanes; }
 
-// Lanes that code the last symbols. The others have retired by then: an encoder, which goes
-// backwards, starts them late, each from a word that was written before, so that their starts cost
+// Lanes retire towards the end, until two are left: this many code on. An encoder, which goes
+// backwards, starts the others late, from what was written before, so that their starts cost
 // nothing.
 MLIC_HD uint32_t tail_of(uint32_t lanes) {
-  const uint32_t part = lanes / 8;
+  const uint32_t part = lanes / 4;
   return part < kMinLanes ? kMinLanes : part < kGroupLanes ? part : kGroupLanes;
 }
 
-// A lane costs half a byte at its end, and two bytes at its start if it is one of the tail's, 0.8
-// in all: 0.1 to 0.2 % of the payload.
-constexpr uint64_t kLaneBytes = 400;
+constexpr uint32_t kMaxRetirements = 3;  // 1024 -> 32 -> 8 -> 2
+
+MLIC_HD uint32_t retirements_of(uint32_t lanes) {
+  uint32_t count = 0;
+  for (; lanes > kMinLanes; lanes = tail_of(lanes)) ++count;
+  return count;
+}
+
+// The lanes after some retirements.
+MLIC_HD uint32_t lanes_after(uint32_t lanes, uint32_t retirements) {
+  while (retirements-- > 0) lanes = tail_of(lanes);
+  return lanes;
+}
+
+// A lane costs its share in the length of its group, which is two bytes for 32 lanes, and the numbers
+// of symbols before lanes retire take 2 to 5 bytes, so that lanes take at most 0.2 % of the payload.
+// A GPU gains nothing from more than 512.
+constexpr uint64_t kLaneBytes = 50;
+constexpr uint64_t kFewBytes = 2000;
+constexpr uint32_t kMostChosenLanes = 512;
 
 MLIC_HD uint32_t choose_lanes(uint64_t payload_bytes) {
   uint32_t lanes = kMinLanes;
-  while (lanes < kMaxLanes && payload_bytes >= 2 * lanes * kLaneBytes) lanes *= 2;
+  if (payload_bytes < kFewBytes) return lanes;
+  while (lanes < kMostChosenLanes && payload_bytes >= 2 * lanes * kLaneBytes) lanes *= 2;
   return lanes;
 }
 
@@ -77,6 +95,15 @@ MLIC_HD uint32_t size_of_state(uint32_t x) {
 MLIC_HD uint32_t low_bits(uint32_t x, uint32_t size) {
   return x & ((1u << (kWordBits + size)) - 1);
 }
+
+// What the lanes that retire give back, in bits: the size of each but the last, then the low bits
+// of each. An encoder starts them from so many bits that were written before, the last one with the
+// size that makes whole words of them.
+constexpr uint32_t kMostGivenBits = kSizeBits + 2 * kWordBits - 1;  // of a lane
+
+// Bits that the symbols coded on the lanes that stay should have, for each of all lanes: a lane
+// that retires gives back 27.5 on average.
+constexpr uint32_t kStartBits = 28;
 
 // ---- Tables ----
 

@@ -84,7 +84,8 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
   groups_.resize(groups_of(lanes));
   std::vector<size_t> lengths(groups_.size());  // in words
   for (size_t i = 0; i + 1 < lengths.size(); ++i) lengths[i] = reader.leb128();
-  if (tail_of(lanes) < lanes) until_tail_ = reader.leb128();
+  parts_.resize(retirements_of(lanes));
+  for (uint32_t& symbols : parts_) symbols = reader.leb128();
   read_states(reader, lanes);
   if (reader.left() % 2 != 0) {
     throw CorruptStream(Error::kHalfWord);
@@ -94,7 +95,7 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
   if (listed > words) throw_too_short();
   lengths.back() = words - listed;
 
-  const uint32_t room = lanes - tail_of(lanes);
+  const size_t room = size_t{lanes} * kMostGivenBits / kWordBits;
   words_.resize(room + words + kGroupLanes);
   uint16_t* next = words_.data() + room;
   for (size_t i = 0; i < words; ++i) next[i] = reader.little_endian<uint16_t>();
@@ -102,7 +103,7 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
     groups_[i] = {next, next + lengths[i]};
     next += lengths[i];
   }
-  if (until_tail_ == 0) retire();
+  while (retired_ < parts_.size() && parts_[retired_] == 0) retire();
 }
 
 void Decoder::read_states(Reader& reader, uint32_t lanes) {
@@ -116,23 +117,38 @@ void Decoder::read_states(Reader& reader, uint32_t lanes) {
   if (bits.rest() != 0) throw CorruptStream(Error::kState);
 }
 
-// The lanes beyond the tail's give back the words that they were started from.
+// The lanes that do not stay give back the bits that they were started from.
 void Decoder::retire() {
   const auto lanes = static_cast<uint32_t>(states_.size()), tail = tail_of(lanes);
   const auto is_consumed = [](const Group& group) { return group.next == group.end; };
-  Group& first = groups_[0];
-  spare_ = is_consumed(first) ? lanes - tail : 0;
   bool ends = std::all_of(groups_.begin() + 1, groups_.end(), is_consumed);
-  uint16_t* words = words_.data() + (first.next - words_.data());
-  for (uint32_t lane = lanes; lane-- > tail;) {
-    ends &= states_[lane] >> kWordBits == 1;
-    *--words = static_cast<uint16_t>(states_[lane]);
+  std::vector<uint16_t> given;
+  uint64_t bits = 0;
+  uint32_t count = 0;
+  const auto give = [&](uint32_t value, uint32_t more) {
+    bits |= uint64_t{value} << count;
+    for (count += more; count >= kWordBits; count -= kWordBits, bits >>= kWordBits) {
+      given.push_back(static_cast<uint16_t>(bits));
+    }
+  };
+  for (uint32_t lane = tail; lane + 1 < lanes; ++lane)
+    give(size_of_state(states_[lane]), kSizeBits);
+  for (uint32_t lane = tail; lane < lanes; ++lane) {
+    const uint32_t size = size_of_state(states_[lane]);
+    give(low_bits(states_[lane], size), kWordBits + size);
   }
+  ends &= count == 0;
   if (!ends) throw CorruptStream(Error::kEnd);
+  Group& first = groups_[0];
+  // Where an encoder had too few words, zeros stood for them.
+  const auto returned = static_cast<ptrdiff_t>(given.size());
+  if (first.end - first.next <= spare_) spare_ += returned;
+  uint16_t* words = words_.data() + (first.next - words_.data()) - returned;
+  std::copy(given.begin(), given.end(), words);
   first.next = words;
   states_.resize(tail);
   groups_.resize(1);
-  retired_ = true;
+  ++retired_;
 }
 
 void Decoder::check_open() const {
@@ -156,14 +172,16 @@ void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
   corrupt_ = true;  // unless the end is reached
   std::fill(symbols, symbols + count, 0);
   const auto end = static_cast<uint32_t>(count);
-  uint32_t tail = retired_ ? 0 : end;
-  if (!retired_ && until_tail_ <= end) tail = until_tail_;
-  decode_part({0, tail}, symbols);
-  if (!retired_) {
-    until_tail_ -= tail;
-    if (until_tail_ == 0) retire();
+  for (uint32_t begin = 0; begin < end;) {
+    uint32_t part_end = end;
+    if (retired_ < parts_.size()) {
+      part_end = begin + std::min(end - begin, parts_[retired_]);
+      parts_[retired_] -= part_end - begin;
+    }
+    decode_part({begin, part_end}, symbols);
+    while (retired_ < parts_.size() && parts_[retired_] == 0) retire();
+    begin = part_end;
   }
-  decode_part({tail, end}, symbols);
   corrupt_ = false;
 }
 
@@ -371,7 +389,7 @@ uint32_t Decoder::finish() {
   finished_ = true;
   const uint32_t low = states_[0] - kLowest, high = states_[1] - kLowest;
   const Group& words = groups_[0];
-  const bool ends = retired_ && words.end - words.next <= spare_ &&
+  const bool ends = retired_ == parts_.size() && words.end - words.next <= spare_ &&
                     std::count(words.next, words.end, 0) == words.end - words.next &&
                     std::count(states_.begin() + 2, states_.end(), kLowest) ==
                         static_cast<ptrdiff_t>(states_.size() - 2);

@@ -73,9 +73,9 @@ class Decoder {
   std::vector<uint32_t> escapes_;    // places, of the current part
   std::vector<RunList> run_lists_;   // of the current section
   std::mutex mutex_;
-  uint32_t until_tail_ = 0;  // symbols
-  bool retired_ = false;
-  ptrdiff_t spare_ = 0;  // words that may be left at the end, all zero
+  std::vector<uint32_t> parts_;  // symbols that are left before each retirement
+  size_t retired_ = 0;           // how often lanes have retired
+  ptrdiff_t spare_ = 0;          // words that may be left at the end, all zero
   bool finished_ = false;
   bool corrupt_ = false;
 };

@@ -166,23 +166,32 @@ void Encoder::add_plain(Pass& pass) {
   }
 }
 
-// Where the symbols begin that give the words that lanes are started from: as many bits as a word
-// for each lane.
-Encoder::Part Encoder::begin_of_tail() const {
-  uint64_t missing = uint64_t{kBit} * kWordBits * lanes_;
+// Where the lanes retire that stay no longer, the first retirement first: the symbols from there on
+// have the bits that all later starts of lanes take.
+std::vector<Encoder::Cut> Encoder::find_cuts() const {
+  std::vector<Cut> cuts(retirements_of(lanes_), Cut{0, 0});
+  size_t cut = cuts.size();
+  uint64_t wanted = 0;  // costs from here to the end
+  const auto want_more = [&] {
+    if (cut == 0) return false;
+    wanted += uint64_t{kBit} * kStartBits * lanes_after(lanes_, static_cast<uint32_t>(--cut));
+    return true;
+  };
+  if (!want_more()) return cuts;
   for (size_t p = passes_.size(); p-- > 0;) {
     const Pass& pass = passes_[p];
     for (size_t i = pass.lists.size(); i-- > 0;) {
       const List& list = pass.lists[i];
       const uint64_t cost = pass.costs[i];
-      if (cost >= missing) {
-        const uint64_t symbols = (missing * (list.end - list.begin) + cost - 1) / cost;
-        return {p, list.end - static_cast<uint32_t>(symbols), 0};
+      while (cost >= wanted) {
+        const uint64_t symbols = (wanted * (list.end - list.begin) + cost - 1) / cost;
+        cuts[cut] = {p, list.end - static_cast<uint32_t>(symbols)};
+        if (!want_more()) return cuts;
       }
-      missing -= cost;
+      wanted -= cost;
     }
   }
-  return {0, 0, 0};
+  return cuts;
 }
 
 // Codes events in the reverse of the decoder's order, each group's words from the back of a buffer
@@ -249,24 +258,41 @@ class Encoder::Writer {
     x = encode_bits(x, value, bits);
   }
 
-  // Starts the lanes from number tail on, from words as far as there are any.
-  void start_lanes(size_t tail) {
+  // Starts the lanes from number tail on, from bits of words as far as there are any.
+  void start_lanes(size_t tail, size_t lanes) {
     Words& words = words_[0];
-    for (size_t lane = tail; lane < states_.size(); ++lane) {
-      const bool any = words.front < words.buffer.size();
-      states_[lane] = kLowest + (any ? words.buffer[words.front++] : 0);
+    size_t at = 0;
+    const auto take = [&](uint32_t count) {
+      uint64_t bits = 0;
+      for (size_t i = at / kWordBits; kWordBits * i < at + count; ++i) {
+        const size_t word = words.front + i;
+        const uint64_t value = word < words.buffer.size() ? words.buffer[word] : 0;
+        bits |= value << kWordBits * (i - at / kWordBits);
+      }
+      bits >>= at % kWordBits;
+      at += count;
+      return static_cast<uint32_t>(bits & ((uint64_t{1} << count) - 1));
+    };
+    uint32_t all = 0;
+    for (size_t lane = tail; lane + 1 < lanes; ++lane) {
+      states_[lane] = take(kSizeBits);
+      all += kSizeBits + states_[lane];
     }
+    states_[lanes - 1] = (0u - all) % kWordBits;
+    for (size_t lane = tail; lane < lanes; ++lane) {
+      const uint32_t size = states_[lane];
+      states_[lane] = kLowest << size | take(kWordBits + size);
+    }
+    words.front = std::min(words.front + at / kWordBits, words.buffer.size());
   }
 
-  // until_tail: symbols before those that the tail codes.
-  std::vector<uint8_t> payload(uint64_t until_tail) const {
+  // parts: how many symbols are coded before each retirement, and after the one before.
+  std::vector<uint8_t> payload(const std::vector<uint64_t>& parts) const {
     std::vector<uint8_t> bytes;
     for (size_t g = 0; g + 1 < words_.size(); ++g) {
       append_leb128(bytes, words_[g].buffer.size() - words_[g].front);
     }
-    if (tail_of(static_cast<uint32_t>(states_.size())) < states_.size()) {
-      append_leb128(bytes, until_tail);
-    }
+    for (const uint64_t symbols : parts) append_leb128(bytes, symbols);
     append_states(bytes);
     for (const Words& words : words_) {
       for (size_t i = words.front; i < words.buffer.size(); ++i) {
@@ -406,27 +432,28 @@ void Encoder::put_part(Writer& writer, Runs& runs, Part part, uint32_t lanes) co
 }
 
 std::vector<uint8_t> Encoder::write(uint32_t digest) const {
-  const uint32_t tail = tail_of(lanes_);
   Writer writer(tables_->encoder_entries(), lanes_, digest);
-  const Part cut = tail < lanes_ ? begin_of_tail() : Part{0, 0, 0};
-  uint64_t until_tail = 0;
-  {
-    Runs runs(tables_->view(), tail);
-    for (size_t p = passes_.size(); p-- > cut.pass;) {
-      put_part(writer, runs, {p, p == cut.pass ? cut.begin : 0, passes_[p].count}, tail);
+  const std::vector<Cut> cuts = find_cuts();
+  std::vector<uint64_t> parts(cuts.size());
+  Cut end{passes_.size(), 0};
+  for (size_t number = cuts.size() + 1; number-- > 0;) {
+    const uint32_t lanes = lanes_after(lanes_, static_cast<uint32_t>(number));
+    const Cut begin = number == 0 ? Cut{0, 0} : cuts[number - 1];
+    uint64_t symbols = 0;
+    Runs runs(tables_->view(), lanes);
+    for (size_t p = std::min(end.pass + 1, passes_.size()); p-- > begin.pass;) {
+      const Part part = {p, p == begin.pass ? begin.place : 0,
+                         p == end.pass ? end.place : passes_[p].count};
+      put_part(writer, runs, part, lanes);
+      symbols += part.end - part.begin;
     }
-  }
-  writer.start_lanes(tail);
-  if (!passes_.empty()) {
-    Runs runs(tables_->view(), lanes_);
-    until_tail = cut.begin;
-    put_part(writer, runs, {cut.pass, 0, cut.begin}, lanes_);
-    for (size_t p = cut.pass; p-- > 0;) {
-      until_tail += passes_[p].count;
-      put_part(writer, runs, {p, 0, passes_[p].count}, lanes_);
+    if (number < cuts.size()) parts[number] = symbols;
+    if (number > 0) {
+      writer.start_lanes(lanes, lanes_after(lanes_, static_cast<uint32_t>(number) - 1));
     }
+    end = begin;
   }
-  return writer.payload(until_tail);
+  return writer.payload(parts);
 }
 
 std::vector<uint8_t> Encoder::finish(uint32_t digest) {

@@ -52,13 +52,18 @@ class Encoder {
     uint32_t begin;
     uint32_t end;
   };
+  // A place of a pass.
+  struct Cut {
+    size_t pass;
+    uint32_t place;
+  };
   class Writer;  // collects the words of all groups
   class Runs;    // collects the events of runs of each lane
 
   void check_open() const;
   void add_runs(Pass& pass);
   void add_plain(Pass& pass);
-  Part begin_of_tail() const;
+  std::vector<Cut> find_cuts() const;
   std::vector<uint8_t> write(uint32_t digest) const;
   void put_part(Writer& writer, Runs& runs, Part part, uint32_t lanes) const;
 

@@ -124,38 +124,39 @@ def test_a_huge_length_allocates_nothing():
         Decoder(gaussian_tables(), b"\xff" * 300, 64)
 
 
-def test_the_tail():
-    """The symbols before it, the lanes that retire, what they give back."""
-    tables, start = gaussian_tables(), 1 << 16
+def test_lanes_that_retire():
+    """The symbols before they do, and what they give back."""
+    # Without words a lane is started from zeros, the last one from as many as make whole words.
+    tables, start, last = gaussian_tables(), 1 << 16, 1 << 28
     indexes = np.full(3, 24, np.uint8)
 
-    def decode(tail: int, states: list[int], words: bytes = b"") -> None:
-        decoder = Decoder(tables, bytes([tail]) + pack_states(states) + words, len(states))
+    def decode(before: int, states: list[int], words: bytes = b"") -> None:
+        decoder = Decoder(tables, bytes([before]) + pack_states(states) + words, len(states))
         decoder.decode(indexes)
         assert decoder.finish() == 0
 
-    # Three zeros of a plain table, all of them or the last two on lanes 0 and 1.
+    # Three zeros of a plain table, all of them or the last two on lanes 0 and 1 alone.
     frequencies = tables.frequencies[tables.sizes[:24].sum() :][: tables.sizes[24]].tolist()
     zero = -int(tables.minima[24])
 
-    def before(x: int) -> int:
+    def put_zero(x: int) -> int:
         f = frequencies[zero]
         return (x // f << 14) + x % f + sum(frequencies[:zero])
 
-    once, twice = before(start), before(before(start))
-    good = [twice, once, start, start]
+    once, twice = put_zero(start), put_zero(put_zero(start))
+    good = [twice, once, start, last]
     decode(0, good)
     decode(1, good)
-    decode(3, [once, once, once, start])
-    for tail, states, words in (
-        (4, [once, once, once, start], b""),  # never
-        (0, [*good[:3], start | 5], b""),  # a word is left
-        (0, [*good[:3], start << 1], b""),  # a lane retires that is not at its start
+    decode(3, [once, once, once, last])
+    for before, states, words in (
+        (4, [once, once, once, last], b""),  # never
+        (0, [*good[:3], last | 5], b""),  # a word is left
+        (0, [*good[:3], last << 1], b""),  # a bit of a word
         (0, good, b"\0\0"),  # words of the payload must be used
         (1, [start, *good[1:]], b""),  # the first symbol takes a word, and there is none
     ):
         with pytest.raises(CorruptStreamError):
-            decode(tail, states, words)
+            decode(before, states, words)
     with pytest.raises(CorruptStreamError, match="length"):
         Decoder(tables, b"\x80\x00" + pack_states(good), 4)
     with pytest.raises(CorruptStreamError, match="states"):

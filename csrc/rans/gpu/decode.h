@@ -47,30 +47,73 @@ MLIC_DEVICE uint32_t read_bits(const uint8_t* bytes, uint32_t at, uint32_t count
   return static_cast<uint32_t>(value >> at % 8 & ((uint64_t{1} << count) - 1));
 }
 
-// Lanes beyond the tail's give back the words that they were started from. bad_end must be zero
+// Word number `number` of what the lanes from tail on give back, `gone` of them. The bits before
+// the low bits of each are in the scan.
+MLIC_DEVICE uint32_t given_word(const Scan& scan, const uint32_t* states, uint32_t gone,
+                                uint32_t number) {
+  const uint32_t begin = number * kWordBits, sizes = kSizeBits * (gone - 1);
+  uint32_t word = 0, found = 0;
+  for (; found < kWordBits && begin + found < sizes; found += kSizeBits) {
+    word |= size_of_state(states[(begin + found) / kSizeBits]) << found;
+  }
+  if (found == kWordBits) return word;
+  uint32_t lane = 0, above = gone;  // the lane of the next bit, by halves
+  while (above - lane > 1) {
+    const uint32_t middle = (lane + above) / 2;
+    if (scan.before(middle) <= begin + found - sizes) {
+      lane = middle;
+    } else {
+      above = middle;
+    }
+  }
+  for (; found < kWordBits; ++lane) {
+    const uint32_t at = begin + found - sizes - scan.before(lane);
+    const uint32_t size = size_of_state(states[lane]);
+    word |= low_bits(states[lane], size) >> at << found;
+    found += kWordBits + size - at;
+  }
+  return word & 0xffff;
+}
+
+// The lanes that do not stay give back the bits that they were started from. bad_end must be zero
 // before, and may be read after the next phase.
 template <class Block>
-MLIC_DEVICE void retire(Block& block, uint32_t& bad_end, DecoderState& state, uint16_t* words) {
-  const uint32_t lanes = state.lanes, tail = tail_of(lanes);
-  const uint32_t next = state.next[0] - (lanes - tail);
+MLIC_DEVICE void retire(Block& block, Scan& scan, uint32_t& bad_end, DecoderState& state,
+                        uint16_t* words) {
+  const uint32_t lanes = state.lanes, tail = tail_of(lanes), gone = lanes - tail;
+  const uint32_t next = state.next[0], left = state.end[0] - next;
+  const uint32_t* states = state.states + tail;
   block.each([&](uint32_t thread) {
-    if (thread >= tail && thread < lanes) {
-      const uint32_t x = state.states[thread];
-      words[next + thread - tail] = static_cast<uint16_t>(x);
-      if (x >> kWordBits != 1) atomic_or(bad_end, 1);
-    }
+    scan.values[thread] = thread < gone ? kWordBits + size_of_state(states[thread]) : 0;
     if (thread > 0 && thread < groups_of(lanes) && state.next[thread] != state.end[thread]) {
       atomic_or(bad_end, 1);
     }
   });
+  sum_up(block, scan);
+  const uint32_t bits = kSizeBits * (gone - 1) + scan.total, count = bits / kWordBits;
+  block.each([&](uint32_t thread) {
+    for (uint32_t i = thread; i < count; i += kBlockThreads) {
+      words[next - count + i] = static_cast<uint16_t>(given_word(scan, states, gone, i));
+    }
+  });
   block.each([&](uint32_t thread) {
     if (thread != 0) return;
-    state.spare = state.next[0] == state.end[0] ? lanes - tail : 0;
-    state.next[0] = next;
+    // Where an encoder had too few words, zeros stood for them.
+    if (left <= state.spare) state.spare += count;
+    state.next[0] = next - count;
     state.lanes = tail;
-    state.until_tail = kRetired;
-    if (bad_end != 0) state.error = static_cast<uint32_t>(Error::kEnd);
+    ++state.retired;
+    if (bad_end != 0 || bits % kWordBits != 0) state.error = static_cast<uint32_t>(Error::kEnd);
   });
+}
+
+// All retirements before which no symbols are left.
+template <class Block>
+MLIC_DEVICE void retire_if_due(Block& block, Scan& scan, uint32_t& bad_end, DecoderState& state,
+                               uint16_t* words) {
+  while (state.error == 0 && state.retired < state.retirements && state.until[state.retired] == 0) {
+    retire(block, scan, bad_end, state, words);
+  }
 }
 
 template <class Block>
@@ -92,7 +135,7 @@ MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args)
     if (thread != 0) return;
     Error error = Error::kNone;
     if (!usable) error = size > args.capacity ? Error::kCapacity : Error::kLaneCount;
-    uint32_t at = 0, until_tail = 0;
+    uint32_t at = 0;
     uint64_t listed = 0;
     const uint32_t groups = usable ? groups_of(lanes) : 0;
     for (uint32_t g = 0; g + 1 < groups && error == Error::kNone; ++g) {
@@ -104,11 +147,13 @@ MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args)
       state.end[g] = kReturnedWords + static_cast<uint32_t>(listed);
     }
     if (groups > 0) state.next[groups - 1] = kReturnedWords + static_cast<uint32_t>(listed);
-    if (error == Error::kNone && tail_of(lanes) < lanes) {
-      error = read_leb128(shared.header, header, at, until_tail);
+    const uint32_t retirements = usable ? retirements_of(lanes) : 0;
+    for (uint32_t i = 0; i < retirements && error == Error::kNone; ++i) {
+      error = read_leb128(shared.header, header, at, state.until[i]);
     }
     state.lanes = lanes;
-    state.until_tail = lesser(until_tail, kRetired - 1);
+    state.retirements = retirements;
+    state.retired = state.spare = 0;
     shared.header_size = at;
     shared.listed = listed;
     shared.error = static_cast<uint32_t>(error);
@@ -175,7 +220,7 @@ MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args)
     state.end[groups_of(lanes) - 1] = kReturnedWords + word_count;
     state.error = static_cast<uint32_t>(error);
   });
-  if (state.error == 0 && state.until_tail == 0) retire(block, shared.bad_end, state, words);
+  retire_if_due(block, shared.bits, shared.bad_end, state, words);
 }
 
 // ---- A pass ----
@@ -770,15 +815,16 @@ MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, StagedTables st
     uint32_t begin = 0;
     MLIC_NO_UNROLL
     while (begin < size && state.error == 0) {
-      const bool in_tail = state.until_tail == kRetired;
-      const uint32_t end = in_tail ? size : begin + lesser(size - begin, state.until_tail);
+      const bool is_last = state.retired == state.retirements;
+      const uint32_t left = size - begin;
+      const uint32_t end = begin + (is_last ? left : lesser(left, state.until[state.retired]));
       decode_part<kStaged>(block, shared, staged, args, state, begin, end);
       block.each([&](uint32_t thread) {
         if (thread != 0) return;
         if (shared.failure != kNoFailure) state.error = shared.failure & 0xff;
-        if (!in_tail) state.until_tail -= end - begin;
+        if (!is_last) state.until[state.retired] -= end - begin;
       });
-      if (state.error == 0 && state.until_tail == 0) retire(block, shared.bad_end, state, words);
+      retire_if_due(block, shared.lists.scan, shared.bad_end, state, words);
       begin = end;
     }
   }
@@ -834,8 +880,10 @@ MLIC_DEVICE void finish(Block& block, FinishShared& shared, const FinishArgs& ar
   if (state.error == 0) {
     block.each([&](uint32_t thread) {
       const uint32_t left = state.end[0] - state.next[0];
-      bool bad = state.until_tail != kRetired || left > state.spare;
-      bad |= !bad && thread < left && words[state.next[0] + thread] != 0;
+      bool bad = state.retired != state.retirements || left > state.spare;
+      for (uint32_t i = thread; !bad && i < left; i += kBlockThreads) {
+        bad = words[state.next[0] + i] != 0;
+      }
       if (thread < state.lanes) bad |= state.states[thread] - kLowest > (thread < 2 ? 0xffff : 0);
       if (bad) atomic_or(shared.bad_end, 1);
     });

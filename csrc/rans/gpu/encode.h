@@ -153,12 +153,18 @@ MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& 
 
 // ---- Collect ----
 
-// The number of lanes and the beginning of the tail, which follow from the costs of all lists.
+// A place of a pass.
+struct Cut {
+  uint32_t pass;
+  uint32_t place;
+};
+
+// The number of lanes and where they retire, which follow from the costs of all lists.
 struct Plan {
   uint32_t error;
   uint32_t lanes;
-  uint32_t tail_pass;
-  uint32_t tail_place;
+  uint32_t retirements;
+  Cut cuts[kMaxRetirements];
 };
 
 // The input of a plan, loaded by many threads.
@@ -179,30 +185,38 @@ MLIC_DEVICE void make_plan(Block& block, PlanShared& shared, const EncodeArgs& a
   });
   block.each([&](uint32_t thread) {
     if (thread != 0) return;
-    Plan& plan = shared.plan = {0, args.lanes, 0, 0};
+    Plan& plan = shared.plan = {};
+    plan.lanes = args.lanes;
     uint64_t cost = 0;
     for (uint32_t p = 0; p < list.count; ++p) {
       plan.error |= shared.errors[p];
       cost += shared.costs[p];
     }
     if (plan.lanes == 0) plan.lanes = choose_lanes(cost / (8 * kBit));
-    if (tail_of(plan.lanes) == plan.lanes) return;
-    uint64_t missing = uint64_t{kBit} * kWordBits * plan.lanes;
+    plan.retirements = retirements_of(plan.lanes);
+    uint32_t cut = plan.retirements;
+    uint64_t wanted = 0;  // costs from here to the end
+    const auto want_more = [&] {
+      if (cut == 0) return false;
+      wanted += uint64_t{kBit} * kStartBits * lanes_after(plan.lanes, --cut);
+      return true;
+    };
+    if (!want_more()) return;
     for (uint32_t p = list.count; p-- > 0;) {
-      if (shared.costs[p] < missing) {
-        missing -= shared.costs[p];
+      if (shared.costs[p] < wanted) {
+        wanted -= shared.costs[p];
         continue;
       }
       const PassInfo& info = info_of(args, image, p);
       for (uint32_t i = list.passes[p].range.count; i-- > 0;) {
         const uint32_t symbols = info.ends[i] - (i == 0 ? 0 : info.ends[i - 1]);
-        if (info.costs[i] >= missing) {
-          const uint64_t some = (missing * symbols + info.costs[i] - 1) / info.costs[i];
-          plan.tail_pass = p;
-          plan.tail_place = info.ends[i] - static_cast<uint32_t>(some);
-          return;
+        const uint64_t own = info.costs[i];
+        while (own >= wanted) {
+          const uint64_t some = (wanted * symbols + own - 1) / own;
+          plan.cuts[cut] = {p, info.ends[i] - static_cast<uint32_t>(some)};
+          if (!want_more()) return;
         }
-        missing -= info.costs[i];
+        wanted -= own;
       }
     }
   });
@@ -215,10 +229,17 @@ struct Part {
   uint32_t lanes;
 };
 
+// The place of a pass where part number `number` begins.
+MLIC_DEVICE uint32_t begin_of(const Plan& plan, uint32_t pass, uint32_t size, uint32_t number) {
+  if (number == 0) return 0;
+  if (number > plan.retirements) return size;
+  const Cut& cut = plan.cuts[number - 1];
+  return pass < cut.pass ? size : pass == cut.pass ? cut.place : 0;
+}
+
 MLIC_DEVICE Part part_of(const Plan& plan, uint32_t pass, uint32_t size, uint32_t number) {
-  uint32_t cut = pass < plan.tail_pass ? size : pass == plan.tail_pass ? plan.tail_place : 0;
-  if (tail_of(plan.lanes) == plan.lanes) cut = 0;
-  return number == 0 ? Part{0, cut, plan.lanes} : Part{cut, size, tail_of(plan.lanes)};
+  return {begin_of(plan, pass, size, number), begin_of(plan, pass, size, number + 1),
+          lanes_after(plan.lanes, number)};
 }
 
 MLIC_DEVICE Part runs_of(const Part& part, uint32_t runs_end) {
@@ -242,7 +263,7 @@ struct CollectShared {
   uint32_t trailing[kBlockThreads];  // zeros at the end of a stretch
   uint32_t all_zero[kBlockThreads];  // and it has nothing else, nor does a list begin in it
   uint32_t counts[kBlockThreads];    // events of a stretch
-  uint32_t below;                    // escapes before the tail
+  uint32_t escapes[kParts];
 };
 
 // Consecutive symbols of a lane of a part, by their numbers among the lane's.
@@ -392,30 +413,37 @@ MLIC_DEVICE void collect(Block& block, CollectShared& shared, const EncodeArgs& 
   make_plan(block, shared.plan, args, list, image);
   if (shared.plan.plan.error != 0) return;
   const uint32_t size = pass.shape.size();
-  const uint32_t cut = part_of(shared.plan.plan, p, size, 0).end;
+  const Plan& plan = shared.plan.plan;
   block.each([&](uint32_t thread) {
     for (uint32_t i = thread; i < pass.range.count; i += kBlockThreads) {
       shared.ends[i] = info.ends[i];
       shared.tables[i] = info.tables[i];
     }
-    if (thread == 0) shared.below = 0;
+    if (thread < kParts) shared.escapes[thread] = 0;
   });
   block.each([&](uint32_t thread) {
-    uint32_t below = 0;
-    for (uint32_t i = thread; i < info.escapes; i += kBlockThreads) below += escapes[i] < cut;
-    if (below > 0) atomic_add(shared.below, below);
+    for (uint32_t i = thread; i < info.escapes; i += kBlockThreads) {
+      uint32_t number = 0;
+      while (escapes[i] >= begin_of(plan, p, size, number + 1)) ++number;
+      atomic_add(shared.escapes[number], 1);
+    }
   });
   MLIC_NO_UNROLL
   for (uint32_t number = 0; number < kParts; ++number) {
-    const Part part = part_of(shared.plan.plan, p, size, number);
+    const Part part = part_of(plan, p, size, number);
     const Part runs = runs_of(part, info.runs_end);
-    collect_events(block, shared, tables, sorted, runs, events_of(args, image, pass, part, number),
-                   info.steps[number]);
+    uint32_t* steps = info.steps + number_of_group(number, 0);
+    if (runs.begin < runs.end) {
+      collect_events(block, shared, tables, sorted, runs,
+                     events_of(args, image, pass, part, number), steps);
+    } else {
+      block.each([&](uint32_t thread) {
+        if (thread < groups_of(runs.lanes)) steps[thread] = 0;
+      });
+    }
   }
   block.each([&](uint32_t thread) {
-    if (thread != 0) return;
-    info.parts[0] = shared.below;
-    info.parts[1] = info.escapes - shared.below;
+    if (thread < kParts) info.parts[thread] = shared.escapes[thread];
   });
 }
 
@@ -432,6 +460,9 @@ constexpr uint32_t kPageWords = (kPageBytes - 8) / 2;
 constexpr uint32_t kNoPage = ~0u;
 static_assert(sizeof(Page) == kPageBytes, "a page must be as large as the host allocates");
 
+// The most that lanes are started from, and some to be loaded with the last.
+constexpr uint32_t kFrontWords = kReturnedWords + 2;
+
 struct WriteShared {
   uint32_t error;
   uint32_t lanes;
@@ -445,10 +476,11 @@ struct WriteShared {
   PlanShared plan;
   uint32_t runs_ends[kMaxPasses];  // of each pass, as in its PassInfo
   uint32_t escapes[kMaxPasses][kParts];
-  uint32_t steps[kMaxPasses][kParts][kMaxGroups];
-  uint32_t until_tail;  // symbols
-  Scan bits;            // of the states
+  uint32_t steps[kMaxPasses][kPartGroups];
+  uint32_t until[kMaxRetirements];  // symbols before each, and after the one before
+  Scan bits;                        // of the states
   uint32_t packed_states[kMaxLanes];
+  uint16_t front[kFrontWords];      // words that lanes are started from
   uint32_t first_byte[kMaxGroups];  // in the payload
   uint8_t header[kHeaderBytes];
 };
@@ -488,20 +520,32 @@ class WordWriter {
 
   MLIC_DEVICE uint32_t total() const { return total_; }
 
-  // Starts the lanes from number first on, from words of an earlier phase as far as there are any.
-  MLIC_DEVICE void start_lanes(uint32_t first, uint32_t lanes) {
-    while (first < lanes) {
-      const uint32_t here = page_ == nullptr ? kWarpLanes : kPageWords - front_;
-      const uint32_t count = lesser(lesser(here, kWarpLanes), lanes - first);
+  // Words that the group would have next in decoding, of an earlier phase; zeros after the last.
+  MLIC_DEVICE void peek(uint32_t count, uint16_t* words) {
+    const Page* page = page_;
+    uint32_t front = front_;
+    for (uint32_t at = 0; at < count;) {
+      const uint32_t here = page == nullptr ? count - at : lesser(kPageWords - front, count - at);
       warp_.each([&](uint32_t lane) {
-        if (lane >= count) return;
-        const uint32_t word = page_ == nullptr ? 0 : page_->words[front_ + lane];
-        shared_.states[first + lane] = kLowest + word;
+        for (uint32_t i = lane; i < here; i += kWarpLanes) {
+          words[at + i] = page == nullptr ? 0 : page->words[front + i];
+        }
       });
-      first += count;
-      if (page_ == nullptr) continue;
-      total_ -= count;
-      front_ += count;
+      at += here;
+      front += here;
+      if (page == nullptr || front < kPageWords) continue;
+      page = page_at(page->previous);
+      front = page == nullptr ? 0 : page->front;
+    }
+  }
+
+  // Takes so many of them away, as far as there are any.
+  MLIC_DEVICE void drop(uint32_t count) {
+    while (count > 0 && page_ != nullptr) {
+      const uint32_t here = lesser(kPageWords - front_, count);
+      count -= here;
+      total_ -= here;
+      front_ += here;
       if (front_ == kPageWords) open(page_->previous);
     }
   }
@@ -516,9 +560,13 @@ class WordWriter {
   }
 
  private:
+  MLIC_DEVICE Page* page_at(uint32_t number) const {
+    return number == kNoPage ? nullptr : pages_of(args_, image_) + number;
+  }
+
   MLIC_DEVICE void open(uint32_t number) {
-    page_ = number == kNoPage ? nullptr : pages_of(args_, image_) + number;
-    front_ = number == kNoPage ? 0 : page_->front;
+    page_ = page_at(number);
+    front_ = page_ == nullptr ? 0 : page_->front;
   }
 
   MLIC_DEVICE uint32_t number() const {
@@ -628,7 +676,7 @@ class StepReader {
     const uint32_t first = warp_.index() * width_;
     count_ = width_;
     if (section_ % 2 == 0) {
-      left_ = shared_.steps[p][number_][warp_.index()];
+      left_ = shared_.steps[p][number_of_group(number_, warp_.index())];
       from_ = events_of(args_, image_, pass, part, number_);
     } else {
       const uint32_t symbols = part.end - runs.end;
@@ -692,7 +740,8 @@ MLIC_DEVICE bool put_escapes(Warp& warp, WriteShared& shared, WordWriter<Warp>& 
                              typename Warp::template Lanes<uint32_t>& x) {
   const PassInfo& info = info_of(args, image, p);
   const uint64_t at = image * args.symbols_stride + pass.symbols_before;
-  const uint32_t* places = args.escapes + at + (number == 0 ? 0 : shared.escapes[p][0]);
+  const uint32_t* places = args.escapes + at;
+  for (uint32_t i = 0; i < number; ++i) places += shared.escapes[p][i];
   const uint32_t escaped = shared.escapes[p][number];
   const uint32_t width = lesser(lanes, kGroupLanes), first = warp.index() * width;
   if (escaped <= first) return true;
@@ -744,35 +793,73 @@ MLIC_DEVICE void encode_parts(Warp& warp, WriteShared& shared, const EncodeArgs&
   });
 }
 
-// The tail, the start of the lanes that it does without, then all else.
+// Some bits of words, at most 32.
+MLIC_DEVICE uint32_t bits_at(const uint16_t* words, uint32_t at, uint32_t count) {
+  const uint16_t* from = words + at / kWordBits;
+  const uint64_t bits = uint64_t{from[0]} | uint64_t{from[1]} << 16 | uint64_t{from[2]} << 32;
+  return static_cast<uint32_t>(bits >> at % kWordBits & ((uint64_t{1} << count) - 1));
+}
+
+// Starts the lanes from number tail on, from bits of the first group's words as far as there are
+// any.
+template <class Block>
+MLIC_DEVICE void start_lanes(Block& block, WriteShared& shared, const EncodeArgs& args,
+                             uint32_t image, uint32_t tail, uint32_t lanes) {
+  using Warp = typename Block::Warp;
+  const uint32_t gone = lanes - tail, sizes = kSizeBits * (gone - 1);
+  const auto with_writer = [&](auto&& use) {
+    block.each_warp([&](Warp& warp) {
+      if (warp.index() != 0) return;
+      WordWriter<Warp> writer(warp, shared, args, image);
+      use(writer);
+      writer.close();
+    });
+  };
+  with_writer([&](WordWriter<Warp>& writer) {
+    writer.peek(gone * kMostGivenBits / kWordBits + 2, shared.front);
+  });
+  // The last one's is not written: its size makes whole words of the bits of all.
+  const auto size_of = [&](uint32_t thread) {
+    return thread + 1 < gone ? bits_at(shared.front, kSizeBits * thread, kSizeBits) : 0;
+  };
+  block.each([&](uint32_t thread) {
+    shared.bits.values[thread] = thread < gone ? kWordBits + size_of(thread) : 0;
+  });
+  sum_up(block, shared.bits);
+  const uint32_t bits = sizes + shared.bits.total, of_last = (0 - bits) % kWordBits;
+  block.each([&](uint32_t thread) {
+    if (thread >= gone) return;
+    const uint32_t size = thread + 1 < gone ? size_of(thread) : of_last;
+    const uint32_t low =
+        bits_at(shared.front, sizes + shared.bits.before(thread), kWordBits + size);
+    shared.states[tail + thread] = kLowest << size | low;
+  });
+  with_writer([&](WordWriter<Warp>& writer) { writer.drop((bits + of_last) / kWordBits); });
+}
+
+// The symbols that two lanes code alone, the start of others, and so on to the first symbols.
 template <class Block>
 MLIC_DEVICE void encode(Block& block, WriteShared& shared, const EncodeArgs& args,
                         const PassList& list) {
   using Warp = typename Block::Warp;
-  const uint32_t image = block.column(), tail = tail_of(shared.lanes);
+  const uint32_t image = block.column();
   block.each([&](uint32_t thread) {
-    const uint32_t digest = args.digests[image];  // its carriers are lanes 0 and 1
-    if (thread < tail) {
-      shared.states[thread] = kLowest + (thread == 0   ? digest & 0xffff
-                                         : thread == 1 ? digest >> 16
-                                                       : 0);
+    const uint32_t digest = args.digests[image];
+    if (thread < kMinLanes) {
+      shared.states[thread] = kLowest + (thread == 0 ? digest & 0xffff : digest >> 16);
     }
     if (thread < kMaxGroups) {
       shared.words[thread] = 0;
       shared.last_page[thread] = kNoPage;
     }
   });
-  // Both go through one piece of code, since it is large.
+  // All go through one piece of code, since it is large.
   MLIC_NO_UNROLL
-  for (uint32_t number = kParts; number-- > 0;) {
+  for (uint32_t number = shared.plan.plan.retirements + 1; number-- > 0;) {
     block.each_warp([&](Warp& warp) { encode_parts(warp, shared, args, list, image, number); });
     if (number == 0 || shared.overflow != 0) return;
-    block.each_warp([&](Warp& warp) {
-      if (warp.index() != 0) return;
-      WordWriter<Warp> writer(warp, shared, args, image);
-      writer.start_lanes(tail, shared.lanes);
-      writer.close();
-    });
+    start_lanes(block, shared, args, image, lanes_after(shared.lanes, number),
+                lanes_after(shared.lanes, number - 1));
   }
 }
 
@@ -785,7 +872,9 @@ MLIC_DEVICE void append_leb128(WriteShared& shared, uint32_t& at, uint32_t value
 MLIC_DEVICE void lay_out(WriteShared& shared, uint32_t groups, uint32_t capacity) {
   uint32_t at = 0;
   for (uint32_t g = 0; g + 1 < groups; ++g) append_leb128(shared, at, shared.words[g]);
-  if (tail_of(shared.lanes) < shared.lanes) append_leb128(shared, at, shared.until_tail);
+  for (uint32_t i = 0; i < shared.plan.plan.retirements; ++i) {
+    append_leb128(shared, at, shared.until[i]);
+  }
   shared.header_size = at;
   uint64_t size = at + shared.lanes * kSizeBits / 8 + (shared.bits.total + 7) / 8;
   for (uint32_t g = 0; g < groups; ++g) {
@@ -867,21 +956,25 @@ MLIC_DEVICE void write(Block& block, WriteShared& shared, const EncodeArgs& args
   block.await_launch_before();
   make_plan(block, shared.plan, args, list, image);
   block.each([&](uint32_t thread) {
-    for (uint32_t i = thread; i < list.count * kParts * kMaxGroups; i += kBlockThreads) {
-      const uint32_t p = i / (kParts * kMaxGroups), number = i / kMaxGroups % kParts;
+    for (uint32_t i = thread; i < list.count * kPartGroups; i += kBlockThreads) {
+      const uint32_t p = i / kPartGroups, group = i % kPartGroups;
       const PassInfo& info = info_of(args, image, p);
-      shared.steps[p][number][i % kMaxGroups] = info.steps[number][i % kMaxGroups];
-      if (i % kMaxGroups == 0) shared.escapes[p][number] = info.parts[number];
-      if (i % kMaxGroups == 0) shared.runs_ends[p] = info.runs_end;
+      shared.steps[p][group] = info.steps[group];
+      if (group < kParts) shared.escapes[p][group] = info.parts[group];
+      if (group == 0) shared.runs_ends[p] = info.runs_end;
+    }
+    const Plan& plan = shared.plan.plan;
+    if (thread < plan.retirements) {
+      uint32_t symbols = 0;
+      for (uint32_t p = 0; p < list.count; ++p) {
+        const Part part = part_of(plan, p, list.passes[p].shape.size(), thread);
+        symbols += part.end - part.begin;
+      }
+      shared.until[thread] = symbols;
     }
     if (thread != 0) return;
-    const Plan& plan = shared.plan.plan;
     shared.lanes = plan.lanes;
     shared.error = plan.error;
-    shared.until_tail = 0;
-    for (uint32_t p = 0; p < list.count; ++p) {
-      shared.until_tail += part_of(plan, p, list.passes[p].shape.size(), 0).end;
-    }
     shared.pages = shared.overflow = shared.size = 0;
   });
   const uint32_t groups = groups_of(shared.lanes);

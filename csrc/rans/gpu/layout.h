@@ -9,12 +9,13 @@
 namespace mlic::rans::device {
 
 constexpr uint32_t kMaxGroups = kMaxLanes / kGroupLanes;
-constexpr uint32_t kMaxChannels = 1024;            // of a pass: a thread of the block each
-constexpr uint32_t kMaxPasses = 64;                // of one payload
-constexpr uint32_t kPageBytes = 1024;              // the encoder's words are collected in pages
-constexpr uint32_t kHeaderBytes = 5 * kMaxGroups;  // lengths of groups and passes take at most
+constexpr uint32_t kMaxChannels = 1024;  // of a pass: a thread of the block each
+constexpr uint32_t kMaxPasses = 64;      // of one payload
+constexpr uint32_t kPageBytes = 1024;    // the encoder's words are collected in pages
+// Lengths of groups and of parts take at most
+constexpr uint32_t kHeaderBytes = 5 * (kMaxGroups + kMaxRetirements);
 // Words that lanes give back when they retire go before those of the payload.
-constexpr uint32_t kReturnedWords = kMaxLanes;
+constexpr uint32_t kReturnedWords = kMaxLanes * kMostGivenBits / kWordBits;
 
 // ---- Tables ----
 
@@ -156,14 +157,14 @@ struct PayloadHeader {
   uint64_t offset;  // of its first byte among those of the batch
 };
 
-constexpr uint32_t kRetired = ~0u;
-
 // Of one image, between the passes.
 struct DecoderState {
   uint32_t error;
-  uint32_t lanes;       // those of the tail alone, once the others have retired
-  uint32_t until_tail;  // symbols; kRetired after them
-  uint32_t spare;       // words that may be left at the end, all zero
+  uint32_t lanes;                   // that have not retired
+  uint32_t retirements;             // how many there are of them,
+  uint32_t retired;                 // and how many have been
+  uint32_t until[kMaxRetirements];  // symbols left before each
+  uint32_t spare;                   // words that may be left at the end, all zero
   uint32_t states[kMaxLanes];
   uint32_t next[kMaxGroups];  // the group's next word
   uint32_t end[kMaxGroups];   // and the one after its last
@@ -224,17 +225,27 @@ struct PassList {
   EncodePass passes[kMaxPasses];
 };
 
-// A pass is coded in one part, or in two if the tail begins in it.
-constexpr uint32_t kParts = 2;
+// A pass is coded in one part, or in several if lanes retire in it. Part number n is coded on the
+// lanes that are left after n retirements.
+constexpr uint32_t kParts = kMaxRetirements + 1;
 
 // Where the events [steps, lanes] of a part begin, by the place where the part begins: each event
 // takes a symbol, or is the second event of one.
 MLIC_HD uint64_t events_before(uint32_t place, uint32_t part) {
-  return 2 * (uint64_t{place} + part * kMaxLanes);
+  const uint32_t lanes = part == 0 ? 0 : kMaxLanes + (part - 1) * kGroupLanes;
+  return 2 * (uint64_t{place} + lanes);
 }
 
 // Room for the events of a pass.
-MLIC_HD uint64_t event_room(uint64_t size) { return 2 * (size + kMaxLanes + kGroupLanes); }
+MLIC_HD uint64_t event_room(uint64_t size) {
+  return 2 * (size + kMaxLanes + kMaxRetirements * kGroupLanes);
+}
+
+// The number of a group of a part: all parts but the first have one group.
+constexpr uint32_t kPartGroups = kMaxGroups + kMaxRetirements;
+MLIC_HD uint32_t number_of_group(uint32_t part, uint32_t group) {
+  return part == 0 ? group : kMaxGroups + part - 1;
+}
 
 struct PassInfo {
   uint32_t error;
@@ -242,10 +253,10 @@ struct PassInfo {
   uint32_t escapes;        // how many
   uint32_t parts[kParts];  // and of each part
   uint64_t cost;
-  uint64_t costs[kMaxChannels];        // of each list, in 1/kBit bit
-  uint32_t ends[kMaxChannels];         // of each list
-  uint16_t tables[kMaxChannels];       // of each list, counted from the first of the pass
-  uint32_t steps[kParts][kMaxGroups];  // events of the lane that has most of them
+  uint64_t costs[kMaxChannels];   // of each list, in 1/kBit bit
+  uint32_t ends[kMaxChannels];    // of each list
+  uint16_t tables[kMaxChannels];  // of each list, counted from the first of the pass
+  uint32_t steps[kPartGroups];    // events of the lane that has most of them
 };
 
 struct EncodeResult {
