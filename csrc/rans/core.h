@@ -66,9 +66,9 @@ MLIC_HD uint32_t lanes_after(uint32_t lanes, uint32_t retirements) {
   return lanes;
 }
 
-// A lane costs its share in the length of its group, which is two bytes for 32 lanes, and the numbers
-// of symbols before lanes retire take 2 to 5 bytes, so that lanes take at most 0.2 % of the payload.
-// A GPU gains nothing from more than 512.
+// A lane costs its share in the length of its group, which is two bytes for 32 lanes, and the
+// numbers of symbols before lanes retire take 2 to 5 bytes, so that lanes take at most 0.2 % of the
+// payload. A GPU gains nothing from more than 512.
 constexpr uint64_t kLaneBytes = 50;
 constexpr uint64_t kFewBytes = 2000;
 constexpr uint32_t kMostChosenLanes = 512;
@@ -101,9 +101,15 @@ MLIC_HD uint32_t low_bits(uint32_t x, uint32_t size) {
 // size that makes whole words of them.
 constexpr uint32_t kMostGivenBits = kSizeBits + 2 * kWordBits - 1;  // of a lane
 
-// Bits that the symbols coded on the lanes that stay should have, for each of all lanes: a lane
-// that retires gives back 27.5 on average.
-constexpr uint32_t kStartBits = 28;
+// Bits that the symbols after a retirement should have for each lane that retires, which gives back
+// 27.5 on average.
+constexpr uint32_t kStartBits = 30;
+
+// The bits for a retirement that leaves so many others before it.
+MLIC_HD uint64_t start_bits(uint32_t lanes, uint32_t retirements) {
+  const uint32_t before = lanes_after(lanes, retirements);
+  return uint64_t{kStartBits} * (before - tail_of(before));
+}
 
 // ---- Tables ----
 

@@ -174,7 +174,7 @@ std::vector<Encoder::Cut> Encoder::find_cuts() const {
   uint64_t wanted = 0;  // costs from here to the end
   const auto want_more = [&] {
     if (cut == 0) return false;
-    wanted += uint64_t{kBit} * kStartBits * lanes_after(lanes_, static_cast<uint32_t>(--cut));
+    wanted += kBit * start_bits(lanes_, static_cast<uint32_t>(--cut));
     return true;
   };
   if (!want_more()) return cuts;

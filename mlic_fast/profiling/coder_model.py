@@ -35,9 +35,12 @@ BEGIN, FINISH = 3500, 1500
 SORT, SORT_SYMBOL = 3000, 1000 / 1024
 COLLECT, COLLECT_SYMBOL = 3000, 600 / 1024
 WRITE, WRITE_PASS = 5000, 300
-#: Events a byte of the payload (2.37 to 2.51 on photographs of all rates), what the lane with the
-#: most of them has beyond the mean, and the share of events in runs.
-EVENTS_A_BYTE, IMBALANCE, RUNS_SHARE = 2.46, 1.1, 0.76
+#: Events a byte of the payload (2.37 to 2.51 on photographs of all rates), the share of them in
+#: runs, and what the lane with the most of them has beyond that: a share, and so many steps in runs
+#: a pass for lists that end (12 to 18 on two photographs at three rates with 64 to 512 lanes).
+EVENTS_A_BYTE, RUNS_SHARE, IMBALANCE, LIST_ENDS = 2.46, 0.76, 1.05, 17
+#: Bits that an encoder has coded for each lane that retires (csrc/rans/core.h).
+START_BITS = 30
 
 Array = npt.NDArray[Any]
 
@@ -62,9 +65,19 @@ class CoderTime:
 def lanes_of(payload_bytes: float) -> int:
     """The number of lanes that an encoder gives a payload (docs/format.md, section 6)."""
     lanes = 2
-    while lanes < 1024 and payload_bytes >= 800 * lanes:
+    while payload_bytes >= 2000 and lanes < 512 and payload_bytes >= 100 * lanes:
         lanes *= 2
     return lanes
+
+
+def steps_after_retirements(lanes: int) -> float:
+    """Steps of the symbols that are coded when lanes have retired."""
+    steps = 0.0
+    while lanes > 2:
+        left = min(max(lanes // 4, 2), 32)
+        steps += START_BITS / 8 * EVENTS_A_BYTE * (lanes - left) / left
+        lanes = left
+    return steps
 
 
 def time_of_steps(passes: int, symbols: float, run_steps: float, plain_steps: float) -> CoderTime:
@@ -90,8 +103,10 @@ def predict(payload_bytes: float, passes: int, symbols: float) -> CoderTime:
         passes: 1 + 2 S of a model of S slices.
         symbols: of all passes together.
     """
-    steps = EVENTS_A_BYTE * IMBALANCE * payload_bytes / lanes_of(payload_bytes)
-    return time_of_steps(passes, symbols, RUNS_SHARE * steps, (1 - RUNS_SHARE) * steps)
+    lanes = lanes_of(payload_bytes)
+    steps = EVENTS_A_BYTE * IMBALANCE * payload_bytes / lanes + steps_after_retirements(lanes)
+    runs = RUNS_SHARE * steps + LIST_ENDS * passes
+    return time_of_steps(passes, symbols, runs, (1 - RUNS_SHARE) * steps)
 
 
 def coder_time(
@@ -106,14 +121,15 @@ def coder_time(
         lanes: as in the stream's header; by default what an encoder chooses for such symbols.
 
     Returns:
-        A step is an event of the lane that has most of them in a pass. The tail, which few lanes
-        code, is not counted (25 steps or so).
+        A step is an event of the lane that has most of them in a pass. What few lanes code when
+        the others have retired is added by :func:`steps_after_retirements`, to the runs.
     """
     if lanes is None:
         bits = sum(float(tables.bits(np.ravel(s), np.ravel(i)).sum()) for s, i in passes)
         lanes = lanes_of(bits / 8)
     counts = [count_events(tables, np.ravel(s), np.ravel(i), lanes) for s, i in passes]
     run_steps, plain_steps = (sum(int(part[k].max(initial=0)) for part in counts) for k in range(2))
+    run_steps += round(steps_after_retirements(lanes))
     symbols = sum(s.size for s, _ in passes)
     return time_of_steps(len(passes), symbols, run_steps, plain_steps)
 

@@ -198,7 +198,7 @@ MLIC_DEVICE void make_plan(Block& block, PlanShared& shared, const EncodeArgs& a
     uint64_t wanted = 0;  // costs from here to the end
     const auto want_more = [&] {
       if (cut == 0) return false;
-      wanted += uint64_t{kBit} * kStartBits * lanes_after(plan.lanes, --cut);
+      wanted += kBit * start_bits(plan.lanes, --cut);
       return true;
     };
     if (!want_more()) return;
