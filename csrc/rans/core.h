@@ -86,9 +86,13 @@ constexpr uint32_t kWordBits = 16;
 constexpr uint32_t kSizeBits = 4;  // of a state: how many bits it has beyond 17
 
 MLIC_HD uint32_t size_of_state(uint32_t x) {
+#ifdef __CUDA_ARCH__
+  return 31 - kWordBits - static_cast<uint32_t>(__clz(static_cast<int>(x)));
+#else
   uint32_t size = 0;
   while (x >> kWordBits >> size > 1) ++size;
   return size;
+#endif
 }
 
 // The bits below the leading one, of which there are kWordBits + size.

@@ -53,11 +53,13 @@ MLIC_DEVICE uint32_t given_word(const Scan& scan, const uint32_t* states, uint32
                                 uint32_t number) {
   const uint32_t begin = number * kWordBits, sizes = kSizeBits * (gone - 1);
   uint32_t word = 0, found = 0;
+  MLIC_NO_UNROLL
   for (; found < kWordBits && begin + found < sizes; found += kSizeBits) {
     word |= size_of_state(states[(begin + found) / kSizeBits]) << found;
   }
   if (found == kWordBits) return word;
   uint32_t lane = 0, above = gone;  // the lane of the next bit, by halves
+  MLIC_NO_UNROLL
   while (above - lane > 1) {
     const uint32_t middle = (lane + above) / 2;
     if (scan.before(middle) <= begin + found - sizes) {
@@ -66,6 +68,7 @@ MLIC_DEVICE uint32_t given_word(const Scan& scan, const uint32_t* states, uint32
       above = middle;
     }
   }
+  MLIC_NO_UNROLL
   for (; found < kWordBits; ++lane) {
     const uint32_t at = begin + found - sizes - scan.before(lane);
     const uint32_t size = size_of_state(states[lane]);
@@ -78,7 +81,7 @@ MLIC_DEVICE uint32_t given_word(const Scan& scan, const uint32_t* states, uint32
 // The lanes that do not stay give back the bits that they were started from. bad_end must be zero
 // before, and may be read after the next phase.
 template <class Block>
-MLIC_DEVICE void retire(Block& block, Scan& scan, uint32_t& bad_end, DecoderState& state,
+MLIC_CALLED void retire(Block& block, Scan& scan, uint32_t& bad_end, DecoderState& state,
                         uint16_t* words) {
   const uint32_t lanes = state.lanes, tail = tail_of(lanes), gone = lanes - tail;
   const uint32_t next = state.next[0], left = state.end[0] - next;
@@ -92,6 +95,7 @@ MLIC_DEVICE void retire(Block& block, Scan& scan, uint32_t& bad_end, DecoderStat
   sum_up(block, scan);
   const uint32_t bits = kSizeBits * (gone - 1) + scan.total, count = bits / kWordBits;
   block.each([&](uint32_t thread) {
+    MLIC_NO_UNROLL
     for (uint32_t i = thread; i < count; i += kBlockThreads) {
       words[next - count + i] = static_cast<uint16_t>(given_word(scan, states, gone, i));
     }
@@ -111,6 +115,7 @@ MLIC_DEVICE void retire(Block& block, Scan& scan, uint32_t& bad_end, DecoderStat
 template <class Block>
 MLIC_DEVICE void retire_if_due(Block& block, Scan& scan, uint32_t& bad_end, DecoderState& state,
                                uint16_t* words) {
+  MLIC_NO_UNROLL
   while (state.error == 0 && state.retired < state.retirements && state.until[state.retired] == 0) {
     retire(block, scan, bad_end, state, words);
   }

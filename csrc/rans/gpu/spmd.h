@@ -21,10 +21,13 @@
 
 #ifdef __CUDACC__
 #define MLIC_DEVICE __device__ __forceinline__
+// What is seldom needed: inside of its caller it would take registers from what is not.
+#define MLIC_CALLED __device__ __noinline__
 #define MLIC_UNROLL _Pragma("unroll")
 #define MLIC_NO_UNROLL _Pragma("unroll 1")
 #else
 #define MLIC_DEVICE inline
+#define MLIC_CALLED inline
 #define MLIC_UNROLL
 #define MLIC_NO_UNROLL
 #endif
