@@ -285,6 +285,7 @@ inline Decoded decode_on_device(const uint8_t* data, size_t size, uint32_t lanes
     args.scratch = scratch.get();
     args.words_stride = words_stride;
     args.scratch_stride = static_cast<uint32_t>(largest);
+    args.blocks = 1u << pass.size() % 4;
     launch.decode(args, 1, {});
     decoded.symbols.emplace_back(symbols.get(), symbols.get() + pass.size());
   }

@@ -151,14 +151,26 @@ class DeviceDecoder(_Coder):
         batch: number of payloads.
         capacity: bytes of the largest payload.
         symbols: of the largest pass of one image.
+        blocks: blocks of threads that sort the symbols of a pass, 1, 2, 4 or 8; by default as many
+            as pay for its size. GPUs without clusters (before compute capability 9.0) have one.
 
     Attributes:
         results: int32 [batch, 2] on the device, written by `finish`: an error number, 0 if there is
             none, and the digest (its 32 bits).
     """
 
-    def __init__(self, tables: DeviceTables, *, batch: int, capacity: int, symbols: int) -> None:
+    def __init__(
+        self,
+        tables: DeviceTables,
+        *,
+        batch: int,
+        capacity: int,
+        symbols: int,
+        blocks: int | None = None,
+    ) -> None:
         super().__init__(tables, batch, capacity, symbols)
+        if blocks not in (None, 1, 2, 4, 8):
+            raise ValueError("blocks must be 1, 2, 4 or 8")
         self._payloads_at = batch * _core.HEADER_BYTES
         self._input = self._empty(self._payloads_at + batch * self.capacity)
         self.results = self._empty(batch, 2, dtype=torch.int32)
@@ -173,6 +185,7 @@ class DeviceDecoder(_Coder):
         states, words, scratch = (x.data_ptr() for x in self._scratch)
         self._core = _core.Decoder(
             **self._common(),
+            blocks=blocks or 0,
             headers=self._input.data_ptr(),
             payloads=self._input.data_ptr() + self._payloads_at,
             states=states,

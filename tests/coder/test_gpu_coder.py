@@ -70,6 +70,7 @@ class Decoding:
         batch: int,
         device: str,
         capacity: int = 1 << 16,
+        blocks: int | None = None,
     ) -> None:
         self.passes, self.device = passes, device
         self.decoder = DeviceDecoder(
@@ -77,7 +78,10 @@ class Decoding:
             batch=batch,
             capacity=capacity,
             symbols=max((symbols[0].size for symbols, _ in passes), default=0),
+            blocks=blocks,
         )
+        for scratch in self.decoder._scratch:  # which may hold anything
+            scratch.fill_(0x5A)
 
     def __call__(self, payloads: list[bytes], lanes: list[int]) -> list[np.ndarray]:
         self.decoder.load(payloads, lanes)
@@ -95,13 +99,18 @@ class Decoding:
 
 
 def assert_same_coder(
-    tables: Tables, passes: list[Pass], lanes: int | None, digests: list[int], device: str
+    tables: Tables,
+    passes: list[Pass],
+    lanes: int | None,
+    digests: list[int],
+    device: str,
+    blocks: int | None = None,
 ) -> list[tuple[bytes, int]]:
     expected = [
         encode_on_host(tables, passes, b, lanes, digest) for b, digest in enumerate(digests)
     ]
     assert encode_on_device(tables, passes, lanes, digests, device) == expected
-    decoding = Decoding(tables, passes, len(digests), device)
+    decoding = Decoding(tables, passes, len(digests), device, blocks=blocks)
     payloads, chosen = zip(*expected, strict=True)
     for decoded, (symbols, _) in zip(decoding(payloads, chosen), passes, strict=True):
         assert np.array_equal(decoded, symbols)
@@ -136,10 +145,10 @@ def tables_and_passes(draw):
 
 
 @settings(max_examples=300, deadline=None)
-@given(tables_and_passes(), st.sampled_from([*LANES, None]))
-def test_round_trip(case, lanes):
+@given(tables_and_passes(), st.sampled_from([*LANES, None]), st.sampled_from([None, 1, 2, 8]))
+def test_round_trip(case, lanes, blocks):
     tables, passes, digests = case
-    assert_same_coder(tables, passes, lanes, digests, "cpu")
+    assert_same_coder(tables, passes, lanes, digests, "cpu", blocks)
 
 
 def gaussian_passes(seed: int, batch: int, sizes: list[tuple[int, int]]) -> list[Pass]:
@@ -164,6 +173,18 @@ def gaussian_passes(seed: int, batch: int, sizes: list[tuple[int, int]]) -> list
 def test_gaussian_tables(device, lanes):
     passes = gaussian_passes(1, 2, [(96, 32), (96, 32), (1, 32), (35, 7), (300, 5), (64, 192)])
     assert_same_coder(gaussian_tables(), passes, lanes, [0xDEADBEEF, 3], device)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4, 8, None])
+def test_blocks(device, blocks):
+    """Passes that leave some blocks of a cluster without symbols, or one with a single one."""
+    sizes = [(1, 1), (1023, 1), (32, 32), (41, 25), (3, 683), (30, 1000), (4097, 1)]
+    passes = gaussian_passes(6, 2, sizes)
+    rng = np.random.default_rng(7)
+    for positions, channels in [(1, 3), (100, 61), (9, 57)]:
+        z = rng.standard_normal((2, positions, channels)) * SCALES[3 : 3 + channels]
+        passes.insert(2, (np.rint(z).astype(np.int32), 3))
+    assert_same_coder(gaussian_tables(), passes, 64, [1, 2], device, blocks)
 
 
 def test_channels_beyond_shared_memory(device):
@@ -240,13 +261,14 @@ class Comparison:
         device: str,
         batch: int = 1,
         capacity: int = 1 << 16,
+        blocks: int | None = None,
     ) -> None:
         repeated: list[Pass] = [
             (np.repeat(s, batch, 0), i if isinstance(i, int) else np.repeat(i, batch, 0))
             for s, i in passes
         ]
         self.tables, self.passes, self.batch = tables, passes, batch
-        self.decoding = Decoding(tables, repeated, batch, device, capacity)
+        self.decoding = Decoding(tables, repeated, batch, device, capacity, blocks)
         self.seen: set[str] = set()
 
     def __call__(self, payloads: list[bytes], lanes: list[int]) -> None:
@@ -267,7 +289,8 @@ class Comparison:
                 assert (error, digest, symbols) == (0, *expected)
 
 
-DAMAGED_LANES = [2, 8, 32, 64, 1024]
+#: With blocks of threads.
+DAMAGED_LANES = [(2, 1), (8, 8), (32, 2), (64, None), (1024, 4)]
 
 
 @pytest.fixture(scope="module")
@@ -296,11 +319,11 @@ def damaged(rng: np.random.Generator, payload: bytes) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("lanes", DAMAGED_LANES)
-def test_damage(damage_case, device, lanes):
+@pytest.mark.parametrize(("lanes", "blocks"), DAMAGED_LANES)
+def test_damage(damage_case, device, lanes, blocks):
     tables, passes = damage_case
     payload, _ = encode_on_host(tables, passes, 0, lanes, 0xC0FFEE)
-    compare = Comparison(tables, passes, device, batch=16)
+    compare = Comparison(tables, passes, device, batch=16, blocks=blocks)
     rng = np.random.default_rng(lanes)
     for _ in range(40):
         # The sound ones decode beside the damaged and after them.
@@ -394,6 +417,7 @@ def test_bad_arguments(device):
         lambda: decoder.load([bytes(8), bytes(101)], [2, 2]),
         lambda: DeviceEncoder(tables, batch=1, capacity=100, symbols=1, lanes=3),
         lambda: DeviceDecoder(tables, batch=0, capacity=100, symbols=1),
+        lambda: DeviceDecoder(tables, batch=1, capacity=100, symbols=1, blocks=3),
     ):
         with pytest.raises(ValueError):
             call()
@@ -419,6 +443,26 @@ def test_an_index_without_a_table(device):
     decoder.finish()
     with pytest.raises(ValueError, match="index"):
         decoder.digests()
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 8])
+@pytest.mark.parametrize("at", [0, 3000, 8100])
+def test_an_index_without_a_table_in_any_block(device, blocks, at):
+    """Zeros for its image alone, whichever block has the index."""
+    tables = gaussian_tables()
+    passes = gaussian_passes(8, 2, [(8, 1024), (1, 100)])
+    payload, lanes = encode_on_host(tables, passes, 1, None, 5)
+    decoding = Decoding(tables, passes, 2, device, blocks=blocks)
+    (symbols, indexes), (more, _) = passes
+    assert isinstance(indexes, np.ndarray)
+    indexes[0].flat[at] = 64
+    first, second = decoding([payload] * 2, [lanes] * 2)
+    assert not first[0].any() and not second[0].any()
+    assert np.array_equal(first[1], symbols[1]) and np.array_equal(second[1], more[1])
+    bad, sound = decoding.decoder.results.cpu().numpy().view(np.uint32)
+    with pytest.raises(ValueError, match="index"):
+        _C.gpu_coder.check(int(bad[0]))
+    assert sound.tolist() == [0, 5]
 
 
 def test_encoder_starts_again(device):

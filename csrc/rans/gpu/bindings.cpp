@@ -44,8 +44,9 @@ TableRange range_of(const TableImage& image, uintptr_t indexes, PassShape shape,
 class Decoder {
  public:
   Decoder(std::shared_ptr<const TableImage> image, uintptr_t tables, int device, uint32_t batch,
-          uint32_t capacity, uint32_t symbols, uintptr_t headers, uintptr_t payloads,
-          uintptr_t states, uintptr_t words, uintptr_t scratch, uintptr_t results)
+          uint32_t capacity, uint32_t symbols, uint32_t blocks, uintptr_t headers,
+          uintptr_t payloads, uintptr_t states, uintptr_t words, uintptr_t scratch,
+          uintptr_t results)
       : image_(std::move(image)),
         launchers_(launchers_for(device)),
         device_(device),
@@ -62,6 +63,7 @@ class Decoder {
     decode_.scratch = at<uint32_t>(scratch);
     decode_.words_stride = begin_.words_stride;
     decode_.scratch_stride = symbols;
+    decode_.blocks = blocks;
     finish_ = {begin_.states, begin_.words, at<DecodeResult>(results), begin_.words_stride};
   }
 
@@ -210,9 +212,9 @@ void bind_rans_device(py::module_& module) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   py::class_<Decoder>(m, "Decoder")
       .def(py::init<std::shared_ptr<const TableImage>, uintptr_t, int, uint32_t, uint32_t, uint32_t,
-                    uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>(),
-           "image"_a, "tables"_a, "device"_a, "batch"_a, "capacity"_a, "symbols"_a, "headers"_a,
-           "payloads"_a, "states"_a, "words"_a, "scratch"_a, "results"_a)
+                    uint32_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>(),
+           "image"_a, "tables"_a, "device"_a, "batch"_a, "capacity"_a, "symbols"_a, "blocks"_a,
+           "headers"_a, "payloads"_a, "states"_a, "words"_a, "scratch"_a, "results"_a)
       .def("begin", &Decoder::begin, "stream"_a, release)
       .def("decode", &Decoder::decode, "symbols"_a, "indexes"_a, "shape"_a, "first"_a, "stream"_a,
            release)

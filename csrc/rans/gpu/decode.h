@@ -1,5 +1,6 @@
-// The decoder's kernels, each for a block an image: begin parses a payload, decode_pass turns
-// indexes into symbols, finish checks the end. Whatever the payload's bytes are, nothing is read
+// The decoder's kernels: begin parses a payload, decode_pass turns indexes into symbols, finish
+// checks the end. A block does that for an image, but that all blocks of a cluster sort the symbols
+// of a pass and put them back. Whatever the payload's bytes are, nothing is read
 // outside of its buffer, every loop is bounded, and the outcome is the C++ decoder's: symbols, or
 // the same error.
 #pragma once
@@ -232,18 +233,31 @@ MLIC_DEVICE void begin(Block& block, BeginShared& shared, const BeginArgs& args)
 
 struct DecodeShared {
   Lists lists;
+  // Kept here, as they depend on what fits the shared memory: found anew they would take time in
+  // every step.
+  uint8_t* ranks;    // of each place
+  int8_t* bytes;     // the symbol of each place: where the ranks are, or where all blocks see it
+  uint32_t* within;  // of the block's part of the symbols
   uint64_t failure;  // the first in the order of the stream
   uint32_t has_escapes;
   uint32_t bad_end;
+  uint32_t gives_zeros;  // as the payload is damaged
 };
 
-// The tables of the pass, by rank, and room for its symbols. Cells and bounds are counted from the
-// first of the pass.
+// The tables of the pass, by rank, and room for ranks and `within`. Cells and bounds are counted
+// from the first of the pass. What does not fit the shared memory is null.
 struct StagedTables {
   StagedList* lists;
   uint32_t* bounds;
-  Cell* cells;    // in shared memory, or null if they do not fit
-  int8_t* bytes;  // in shared memory, or null likewise
+  Cell* cells;
+  uint8_t* ranks;
+  uint32_t* within;
+};
+
+// Of a block.
+struct DecodeMemory {
+  DecodeShared& shared;
+  StagedTables staged;
 };
 
 // The least symbol that the table of a list, of runs or not, has no place for.
@@ -254,7 +268,7 @@ MLIC_DEVICE int64_t beyond(const StagedList& list, bool of_runs) {
 
 // Value of a byte whose symbol does not fit.
 constexpr int32_t kFar = -128;
-// The byte of a plain symbol is its rank until it is decoded, or this if its rank is no smaller.
+// The rank of a plain symbol's place is this if it is no smaller.
 constexpr uint32_t kFarRank = 255;
 
 constexpr uint64_t kNoFailure = ~uint64_t{0};
@@ -370,7 +384,7 @@ class GroupDecoder {
         args_(args),
         state_(state),
         scratch_(args.scratch + static_cast<size_t>(image) * kDecoderScratch * args.scratch_stride),
-        cells_(kStaged ? staged.cells : args.tables.cells),
+        cells_(kStaged ? hold_shared(staged.cells) : args.tables.cells),
         lanes_(state.lanes),
         shift_(lowest_bit(state.lanes)),
         width_(lesser(lanes_, kGroupLanes)),
@@ -394,6 +408,7 @@ class GroupDecoder {
   MLIC_DEVICE bool decode_runs(uint32_t begin, uint32_t end) {
     if (begin == end) return true;
     const uint32_t last_rank = shared_.lists.runs - 1;
+    int8_t* bytes = shared_.bytes;
     Lanes<uint32_t> place, stop, rank, longest, bound, seldom;
     Lanes<ListHead> list, next;
     Lanes<CellTable> own;  // values of the list, or of that of the pending one
@@ -463,7 +478,7 @@ class GroupDecoder {
         value[lane] = value_of(own[lane], staged_.lists[own_rank].head.classes(), number);
         const uint32_t at = is_value ? place[lane] - lanes_ : place[lane] + (zeros << shift_);
         if (is_on & !full & !further) {
-          staged_.bytes[at] = static_cast<int8_t>(is_value ? value[lane] : classes.symbol(kind));
+          bytes[at] = static_cast<int8_t>(is_value ? value[lane] : classes.symbol(kind));
         }
         place[lane] = is_run ? at + (full ? 0 : lanes_) : place[lane];
         const bool beyond_byte =
@@ -497,12 +512,12 @@ class GroupDecoder {
 
   // Ranks are loaded ahead by two steps, tables by one.
   MLIC_DEVICE bool decode_plain(uint32_t begin, uint32_t end) {
+    const uint8_t* ranks = shared_.ranks;
+    int8_t* bytes = shared_.bytes;
     Lanes<uint32_t> rank;
     Lanes<bool> is_far_rank;
     Lanes<CellTable> table, next_table;
-    const auto rank_at = [&](uint32_t place) {
-      return place < end ? static_cast<uint8_t>(staged_.bytes[place]) : 0u;
-    };
+    const auto rank_at = [&](uint32_t place) { return place < end ? ranks[place] : 0u; };
     const auto table_at = [&](uint32_t number) { return load_whole(&staged_.lists[number].table); };
     // Ranks that a byte has no room for.
     const auto find_table = [&](uint32_t place, uint32_t number) {
@@ -538,7 +553,7 @@ class GroupDecoder {
       };
       warp_.each([&](uint32_t lane) {
         if (on(lane) & !is_escape(lane)) {
-          staged_.bytes[k + lane] = static_cast<int8_t>(symbol(lane));
+          bytes[k + lane] = static_cast<int8_t>(symbol(lane));
         }
       });
       const uint32_t some = warp_.ballot([&](uint32_t lane) {
@@ -592,7 +607,7 @@ class GroupDecoder {
   }
   MLIC_DEVICE static bool is_far(int32_t symbol) { return (symbol <= kFar) | (symbol > 127); }
   MLIC_DEVICE void put(uint32_t place, int32_t symbol) {
-    staged_.bytes[place] = static_cast<int8_t>(is_far(symbol) ? kFar : symbol);
+    shared_.bytes[place] = static_cast<int8_t>(is_far(symbol) ? kFar : symbol);
     if (is_far(symbol)) scratch(kValues)[place] = static_cast<uint32_t>(symbol);
   }
   MLIC_DEVICE void mark(uint32_t place) {
@@ -713,12 +728,12 @@ MLIC_DEVICE void decode_part(Block& block, DecodeShared& shared, const StagedTab
   });
 }
 
-// Sets up everything that depends on no payload. This may run before the previous launch has ended.
+// Sets up what depends on no payload but the ranks of the tables, which are known. This may run
+// before the previous launch has ended.
 template <bool kStaged, class Block>
 MLIC_DEVICE void stage(Block& block, DecodeShared& shared, const StagedTables& staged,
                        const DecodeArgs& args) {
   const TableRange& range = args.range;
-  rank_tables(block, shared.lists, args.tables.tables + range.first, range);
   block.each([&](uint32_t thread) {
     for (uint32_t i = thread; i < range.count; i += kBlockThreads) {
       const DeviceTable& table = args.tables.tables[range.first + i];
@@ -758,23 +773,20 @@ MLIC_DEVICE void stage(Block& block, DecodeShared& shared, const StagedTables& s
   });
 }
 
-// The ends of the lists, and the bytes of all places: zero, or ranks.
+// The ends of the lists, and the ranks of all plain places.
 template <class Block>
-MLIC_DEVICE void fill_bytes(Block& block, const Lists& lists, const StagedTables& staged,
-                            uint32_t count, uint32_t size, uint32_t* marks) {
+MLIC_DEVICE void fill_ranks(Block& block, const DecodeShared& shared, const StagedTables& staged,
+                            uint32_t count, uint32_t size) {
+  const Lists& lists = shared.lists;
+  const uint32_t zeros = lists.runs_end() / 4;  // words that no plain symbol touches
   const uint32_t words = (size + 3) / 4;
-  const uint32_t own = (words + kBlockThreads - 1) / kBlockThreads;
+  const uint32_t own = (words - zeros + kBlockThreads - 1) / kBlockThreads;
   block.each([&](uint32_t thread) {
     for (uint32_t i = thread; i < count; i += kBlockThreads) {
       staged.lists[i].head.end = lists.ends[i];
     }
-    for (uint32_t i = thread; i < (size + 31) / 32; i += kBlockThreads) marks[i] = 0;
-    const uint32_t end = lesser((thread + 1) * own, words);
-    auto* bytes = reinterpret_cast<uint32_t*>(staged.bytes);
-    const uint32_t zeros = lists.runs_end() / 4;  // words that no plain symbol touches
-    for (uint32_t i = thread * own; i < lesser(end, zeros); ++i) bytes[i] = 0;
-    if (end <= zeros) return;
-    const uint32_t begin = thread * own < zeros ? zeros : thread * own;
+    const uint32_t begin = zeros + thread * own, end = lesser(begin + own, words);
+    if (begin >= end) return;
     uint32_t rank = 0, above = count;  // the list of the first place, by halves
     while (above - rank > 1) {
       const uint32_t middle = (rank + above) / 2;
@@ -784,6 +796,7 @@ MLIC_DEVICE void fill_bytes(Block& block, const Lists& lists, const StagedTables
         above = middle;
       }
     }
+    auto* ranks = reinterpret_cast<uint32_t*>(shared.ranks);
     for (uint32_t i = begin; i < end; ++i) {
       uint32_t word = 0;
       MLIC_UNROLL
@@ -791,18 +804,57 @@ MLIC_DEVICE void fill_bytes(Block& block, const Lists& lists, const StagedTables
         while (rank + 1 < count && 4 * i + k >= lists.ends[rank]) ++rank;
         if (rank >= lists.runs) word |= lesser(rank, kFarRank) << 8 * k;
       }
-      bytes[i] = word;
+      ranks[i] = word;
     }
   });
 }
 
+// Before anything is decoded, all symbols are zero and no place has an escape.
+template <class Block>
+MLIC_DEVICE void clear(Block& block, Share part, int8_t* bytes, uint32_t* marks) {
+  auto* words = reinterpret_cast<uint32_t*>(bytes);
+  block.each([&](uint32_t thread) {
+    MLIC_NO_UNROLL
+    for (uint32_t i = part.begin / 4 + thread; i < (part.end + 3) / 4; i += kBlockThreads) {
+      words[i] = 0;
+    }
+    MLIC_NO_UNROLL
+    for (uint32_t i = part.begin / 32 + thread; i < (part.end + 31) / 32; i += kBlockThreads) {
+      marks[i] = 0;
+    }
+  });
+}
+
+// All symbols of a pass, by one block.
 template <bool kStaged, class Block>
-MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, StagedTables staged,
-                             const DecodeArgs& args) {
-  const uint32_t image = block.column();
+MLIC_DEVICE void decode_symbols(Block& block, DecodeShared& shared, const StagedTables& staged,
+                                const DecodeArgs& args, DecoderState& state) {
   const uint32_t size = args.shape.size();
+  uint16_t* words = args.words + static_cast<size_t>(block.column()) * args.words_stride;
+  // One piece of code for all parts, as it is large.
+  uint32_t begin = 0;
+  MLIC_NO_UNROLL
+  while (begin < size && state.error == 0) {
+    const bool is_last = state.retired == state.retirements;
+    const uint32_t left = size - begin;
+    const uint32_t end = begin + (is_last ? left : lesser(left, state.until[state.retired]));
+    decode_part<kStaged>(block, shared, staged, args, state, begin, end);
+    block.each([&](uint32_t thread) {
+      if (thread != 0) return;
+      if (shared.failure != kNoFailure) state.error = shared.failure & 0xff;
+      if (!is_last) state.until[state.retired] -= end - begin;
+    });
+    retire_if_due(block, shared.lists.scan, shared.bad_end, state, words);
+    begin = end;
+  }
+}
+
+// All blocks sort their parts of the symbols, the first decodes, all put back what is theirs.
+template <bool kStaged, class Cluster>
+MLIC_DEVICE void decode_pass(Cluster& cluster, const DecodeArgs& args) {
+  using Block = typename Cluster::Block;
+  const uint32_t image = cluster.column(), blocks = cluster.blocks(), size = args.shape.size();
   DecoderState& state = args.states[image];
-  uint16_t* words = args.words + static_cast<size_t>(image) * args.words_stride;
   int32_t* symbols = args.symbols + static_cast<size_t>(image) * size;
   const uint8_t* indexes =
       args.indexes == nullptr ? nullptr : args.indexes + static_cast<size_t>(image) * size;
@@ -810,61 +862,83 @@ MLIC_DEVICE void decode_pass(Block& block, DecodeShared& shared, StagedTables st
     const size_t number = static_cast<size_t>(image) * kDecoderScratch + array;
     return args.scratch + number * args.scratch_stride;
   };
-  if (staged.bytes == nullptr) staged.bytes = reinterpret_cast<int8_t*>(scratch(kBytes));
-  stage<kStaged>(block, shared, staged, args);
-  block.await_launch_before();
-  find_lists(block, shared.lists, args.range, args.shape, indexes, scratch(kWithin));
-  if (state.error == 0 && shared.lists.bad_index == 0) {
-    fill_bytes(block, shared.lists, staged, args.range.count, size, scratch(kMarks));
-    // One piece of code for both parts, as it is large.
-    uint32_t begin = 0;
-    MLIC_NO_UNROLL
-    while (begin < size && state.error == 0) {
-      const bool is_last = state.retired == state.retirements;
-      const uint32_t left = size - begin;
-      const uint32_t end = begin + (is_last ? left : lesser(left, state.until[state.retired]));
-      decode_part<kStaged>(block, shared, staged, args, state, begin, end);
-      block.each([&](uint32_t thread) {
-        if (thread != 0) return;
-        if (shared.failure != kNoFailure) state.error = shared.failure & 0xff;
-        if (!is_last) state.until[state.retired] -= end - begin;
-      });
-      retire_if_due(block, shared.lists.scan, shared.bad_end, state, words);
-      begin = end;
+  cluster.each([&](Block& block, DecodeMemory& memory) {
+    DecodeShared& shared = memory.shared;
+    const Share part = part_of(block.row(), blocks, size);
+    block.each([&](uint32_t thread) {
+      if (thread != 0) return;
+      auto* bytes = reinterpret_cast<uint8_t*>(scratch(kBytes));
+      shared.ranks = memory.staged.ranks != nullptr ? memory.staged.ranks : bytes;
+      shared.bytes = reinterpret_cast<int8_t*>(blocks > 1 ? bytes : shared.ranks);
+      const bool has_room = memory.staged.within != nullptr;
+      shared.within = has_room ? memory.staged.within : scratch(kWithin) + part.begin;
+    });
+    rank_tables(block, shared.lists, args.tables.tables + args.range.first, args.range);
+    if (block.row() == 0) stage<kStaged>(block, shared, memory.staged, args);
+    block.await_launch_before();
+    clear(block, part, shared.bytes, scratch(kMarks));
+    if (indexes != nullptr) {
+      count_symbols(block, shared.lists, part, indexes, shared.within);
+    } else {
+      list_channels(block, shared.lists, args.shape);
     }
-  }
-  const bool bad_index = shared.lists.bad_index != 0;
-  // A damaged payload, now or before, gives zeros.
-  if (state.error != 0 || bad_index) {
+  });
+  cluster.each([&](Block& block, DecodeMemory& memory) {
+    Lists& lists = memory.shared.lists;
+    if (indexes != nullptr) {
+      join_lists(block, lists, block.row(), blocks, size,
+                 [&](uint32_t row) -> const Lists& { return cluster.shared_of(row).lists; });
+    }
+    if (block.row() != 0) return;
+    if (state.error == 0 && lists.bad_index == 0) {
+      fill_ranks(block, memory.shared, memory.staged, args.range.count, size);
+      decode_symbols<kStaged>(block, memory.shared, memory.staged, args, state);
+    }
     block.each([&](uint32_t thread) {
-      for (uint32_t i = thread; i < size; i += kBlockThreads) symbols[i] = 0;
+      const bool is_sound = state.error == 0 && lists.bad_index == 0;
+      if (thread < blocks) cluster.shared_of(thread).gives_zeros = is_sound ? 0 : 1;
     });
     block.each([&](uint32_t thread) {
-      if (thread == 0 && state.error == 0) state.error = static_cast<uint32_t>(Error::kIndex);
+      if (thread != 0 || lists.bad_index == 0 || state.error != 0) return;
+      state.error = static_cast<uint32_t>(Error::kIndex);
     });
-    return;
-  }
-  each_place(block, shared.lists, args.shape, indexes, scratch(kWithin),
-             [&](uint32_t i, const uint32_t* places, uint32_t rows) {
-               int32_t found[kAtOnce];
-               int32_t* to = symbols + i;
-               bool some_are_far = false;
-               MLIC_UNROLL
-               for (uint32_t row = 0; row < kAtOnce; ++row) found[row] = staged.bytes[places[row]];
-               MLIC_UNROLL
-               for (uint32_t row = 0; row < kAtOnce; ++row) some_are_far |= found[row] == kFar;
-               if (some_are_far) {
-                 MLIC_UNROLL
-                 for (uint32_t row = 0; row < kAtOnce; ++row) {
-                   if (found[row] != kFar) continue;
-                   found[row] = static_cast<int32_t>(scratch(kValues)[places[row]]);
-                 }
-               }
-               MLIC_UNROLL
-               for (uint32_t row = 0; row < kAtOnce; ++row) {
-                 if (row < rows) to[row * kWarpLanes] = found[row];
-               }
-             });
+  });
+  cluster.each_at_last([&](Block& block, DecodeMemory& memory) {
+    const Share part = part_of(block.row(), blocks, size);
+    if (memory.shared.gives_zeros != 0) {
+      block.each([&](uint32_t thread) {
+        for (uint32_t i = part.begin + thread; i < part.end; i += kBlockThreads) symbols[i] = 0;
+      });
+      return;
+    }
+    constexpr uint32_t kRows = 4;  // more would spill registers
+    const int8_t* bytes = memory.shared.bytes;
+    each_place<kRows>(block, memory.shared.lists, args.shape, part, indexes, memory.shared.within,
+                      [&](uint32_t i, const uint32_t* places, uint32_t rows) {
+                        int32_t found[kRows];
+                        int32_t* to = symbols + i;
+                        bool some_are_far = false;
+                        MLIC_UNROLL
+                        for (uint32_t row = 0; row < kRows; ++row) {
+                          if (row == rows) break;
+                          found[row] = bytes[places[row]];
+                        }
+                        MLIC_UNROLL
+                        for (uint32_t row = 0; row < kRows; ++row) {
+                          if (row == rows) break;
+                          to[row * kWarpLanes] = found[row];
+                          some_are_far |= found[row] == kFar;
+                        }
+                        if (!some_are_far) return;
+                        MLIC_UNROLL
+                        for (uint32_t row = 0; row < kRows; ++row) {
+                          if (row == rows) break;
+                          if (found[row] != kFar) continue;
+                          const uint32_t value = scratch(kValues)[places[row]];
+                          to[row * kWarpLanes] = static_cast<int32_t>(value);
+                        }
+                      });
+  });
 }
 
 // ---- End ----

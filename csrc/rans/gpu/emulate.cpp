@@ -10,7 +10,7 @@
 namespace mlic::rans::device {
 namespace {
 
-constexpr size_t kStagedLimit = 94 * 1024;  // of the GPUs with the least shared memory
+constexpr uint32_t kStagedLimit = 94 * 1024;  // of the GPUs with the least shared memory
 
 // Shared memory holds anything at first.
 template <class Shared>
@@ -36,23 +36,56 @@ void run_begin(const BeginArgs& args, uint32_t batch, Target) {
   });
 }
 
+// The shared memory of a block of the decoder: what does not fit it is not there.
+class DecodeRoom {
+ public:
+  DecodeRoom(const TableRange& range, uint32_t size, uint32_t part)
+      : shared_(make_shared_memory<DecodeShared>()), lists_(range.count), bounds_(range.bounds) {
+    uint32_t left = kStagedLimit - staged_bytes(range);
+    const auto take = [&](auto& memory, uint32_t bytes, uint32_t count) {
+      if (bytes > left) return;
+      left -= bytes;
+      memory.resize(count);
+      std::memset(static_cast<void*>(memory.data()), 0xa5, count * sizeof(memory[0]));
+    };
+    take(cells_, cell_bytes(range), range.cells);
+    take(ranks_, place_bytes(size), place_bytes(size) / sizeof(uint32_t));
+    take(within_, part * sizeof(uint32_t), part);
+  }
+
+  bool has_cells() const { return !cells_.empty(); }
+
+  DecodeMemory memory() {
+    return {*shared_,
+            {lists_.data(), bounds_.data(), has_cells() ? cells_.data() : nullptr,
+             ranks_.empty() ? nullptr : reinterpret_cast<uint8_t*>(ranks_.data()),
+             within_.empty() ? nullptr : within_.data()}};
+  }
+
+ private:
+  std::unique_ptr<DecodeShared> shared_;
+  std::vector<StagedList> lists_;
+  std::vector<uint32_t> bounds_, ranks_, within_;
+  std::vector<Cell> cells_;
+};
+
 void run_decode(const DecodeArgs& args, uint32_t batch, Target) {
-  const TableRange& range = args.range;
-  const size_t bytes = value_bytes(args.shape.size());
-  const bool fits = staged_bytes(range) + cell_bytes(range) <= kStagedLimit;
-  const bool all_fit = fits && staged_bytes(range) + cell_bytes(range) + bytes <= kStagedLimit;
-  run<DecodeShared>(batch, 1, [&](HostBlock& block, DecodeShared& shared) {
-    std::vector<StagedList> lists(range.count);
-    std::vector<uint32_t> bounds(range.bounds), values(all_fit ? bytes / sizeof(uint32_t) : 0);
-    std::vector<Cell> cells(fits ? range.cells : 0);
-    auto* value_bytes = all_fit ? reinterpret_cast<int8_t*>(values.data()) : nullptr;
-    if (fits) {
-      decode_pass<true>(block, shared, {lists.data(), bounds.data(), cells.data(), value_bytes},
-                        args);
-    } else {
-      decode_pass<false>(block, shared, {lists.data(), bounds.data(), nullptr, nullptr}, args);
+  const uint32_t size = args.shape.size();
+  const uint32_t blocks = args.blocks != 0 ? args.blocks : blocks_of(size);
+  for (uint32_t column = 0; column < batch; ++column) {
+    std::vector<DecodeRoom> rooms;
+    std::vector<DecodeMemory> memories;
+    for (uint32_t row = 0; row < blocks; ++row) {
+      rooms.emplace_back(args.range, size, part_size(blocks, size));
+      memories.push_back(rooms.back().memory());
     }
-  });
+    HostCluster<DecodeMemory> cluster(column, memories);
+    if (rooms[0].has_cells()) {
+      decode_pass<true>(cluster, args);
+    } else {
+      decode_pass<false>(cluster, args);
+    }
+  }
 }
 
 void run_finish(const FinishArgs& args, uint32_t batch, Target) {

@@ -61,10 +61,10 @@ MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& 
     if (thread == 0) shared.cost = shared.has_escapes = shared.escapes = 0;
   });
   block.await_launch_before();
-  find_lists(block, shared.lists, pass.range, pass.shape, indexes, within);
+  find_lists(block, shared.lists, pass.shape, indexes, within);
   const bool bad = shared.lists.bad_index != 0;
   if (!bad) {
-    each_place(block, shared.lists, pass.shape, indexes, within,
+    each_place(block, shared.lists, pass.shape, {0, size}, indexes, within,
                [&](uint32_t i, const uint32_t* places, uint32_t rows) {
                  int32_t own[kAtOnce];
                  MLIC_UNROLL
@@ -82,7 +82,7 @@ MLIC_DEVICE void prepare(Block& block, PrepareShared& shared, const EncodeArgs& 
     // Each thread sums up until the list ends.
     constexpr uint32_t kCostsAtOnce = 4;  // more would spill registers on some GPUs
     block.each([&](uint32_t thread) {
-      const Share share = share_of(thread / kWarpLanes, size);
+      const Share share = share_of(thread / kWarpLanes, {0, size});
       uint32_t rank = 0;
       uint64_t cost = 0;
       for (uint32_t place = share.begin + thread % kWarpLanes; place < share.end;

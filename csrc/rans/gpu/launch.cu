@@ -19,21 +19,24 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   begin(block, shared, args);
 }
 
-// Dynamic shared memory: lists, bounds, cells if they are staged, then bytes if there is room.
+// Dynamic shared memory: lists, bounds, cells if they are staged, ranks and `within` if there is
+// room.
 template <bool kStaged>
 __global__ void __launch_bounds__(kBlockThreads)
-    decode_kernel(const __grid_constant__ DecodeArgs args, bool has_bytes) {
+    decode_kernel(const __grid_constant__ DecodeArgs args, bool has_ranks, bool has_within) {
   extern __shared__ uint4 staged[];
   __shared__ DecodeShared shared;
-  DeviceBlock block;
   auto* lists = reinterpret_cast<StagedList*>(staged);
   auto* bounds = reinterpret_cast<uint32_t*>(lists + args.range.count);
   auto* cells = reinterpret_cast<uint8_t*>(staged) + staged_bytes(args.range);
-  auto* bytes = reinterpret_cast<int8_t*>(cells + (kStaged ? cell_bytes(args.range) : 0));
-  decode_pass<kStaged>(block, shared,
-                       {lists, bounds, kStaged ? reinterpret_cast<Cell*>(cells) : nullptr,
-                        has_bytes ? bytes : nullptr},
-                       args);
+  auto* ranks = cells + (kStaged ? cell_bytes(args.range) : 0);
+  auto* within =
+      reinterpret_cast<uint32_t*>(ranks + (has_ranks ? place_bytes(args.shape.size()) : 0));
+  DeviceCluster<DecodeMemory> cluster(
+      {shared,
+       {lists, bounds, kStaged ? reinterpret_cast<Cell*>(cells) : nullptr,
+        has_ranks ? ranks : nullptr, has_within ? within : nullptr}});
+  decode_pass<kStaged>(cluster, args);
 }
 
 __global__ void __launch_bounds__(kBlockThreads)
@@ -83,33 +86,60 @@ int attribute(cudaDeviceAttr name, Target target) {
   return value;
 }
 
-// From compute capability 9 on, the launch begins before the one before it has ended, as those of
-// Triton's kernels do.
-template <class... Parameters, class... Args>
-void launch(void (*kernel)(Parameters...), dim3 blocks, size_t shared_bytes, Target target,
-            Args... args) {
-  cudaLaunchAttribute programmatic{};
-  programmatic.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  programmatic.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.stream = stream_of(target);
-  config.gridDim = blocks;
-  config.blockDim = dim3(kBlockThreads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.attrs = &programmatic;
-  config.numAttrs = attribute(cudaDevAttrComputeCapabilityMajor, target) >= 9 ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...));
+int compute_capability(Target target) {
+  return attribute(cudaDevAttrComputeCapabilityMajor, target);
+}
+
+// A launch of so many columns of clusters. From compute capability 9 on, it begins before the one
+// before it has ended, as those of Triton's kernels do.
+class Launch {
+ public:
+  Launch(dim3 grid, uint32_t cluster, size_t shared_bytes, Target target) {
+    attributes_[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes_[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes_[1].id = cudaLaunchAttributeClusterDimension;
+    attributes_[1].val.clusterDim = {1, cluster, 1};
+    config_.stream = stream_of(target);
+    config_.gridDim = grid;
+    config_.blockDim = dim3(kBlockThreads);
+    config_.dynamicSmemBytes = shared_bytes;
+    config_.attrs = attributes_;
+    config_.numAttrs = compute_capability(target) < 9 ? 0 : cluster > 1 ? 2 : 1;
+  }
+
+  // How many such clusters the device has room for.
+  template <class Kernel>
+  uint32_t most_clusters(Kernel* kernel) const {
+    int count = 0;
+    check(cudaOccupancyMaxActiveClusters(&count, kernel, &config_));
+    return static_cast<uint32_t>(count);
+  }
+
+  template <class... Parameters, class... Args>
+  void operator()(void (*kernel)(Parameters...), Args... args) const {
+    check(cudaLaunchKernelEx(&config_, kernel, static_cast<Parameters>(args)...));
+  }
+
+ private:
+  cudaLaunchAttribute attributes_[2] = {};
+  cudaLaunchConfig_t config_{};
+};
+
+template <class Kernel, class... Args>
+void launch(Kernel* kernel, dim3 blocks, size_t shared_bytes, Target target, Args... args) {
+  Launch(blocks, 1, shared_bytes, target)(kernel, args...);
 }
 
 void launch_begin(const BeginArgs& args, uint32_t batch, Target target) {
   launch(begin_kernel, batch, 0, target, args);
 }
 
-void launch_decode(const DecodeArgs& args, uint32_t batch, Target target) {
-  check(cudaSetDevice(target.device));
+// With so many blocks an image, or with fewer if so many cannot run at once for all images.
+void launch_decode(const DecodeArgs& args, uint32_t batch, uint32_t blocks, Target target) {
   // One limit for all passes: another thread may launch between this thread's two calls.
   const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, target) -
                    static_cast<int>(sizeof(DecodeShared));
+  const uint32_t size = args.shape.size();
   size_t bytes = staged_bytes(args.range);
   const auto add_if_it_fits = [&](size_t more) {
     const bool fits = bytes + more <= static_cast<size_t>(most);
@@ -117,10 +147,24 @@ void launch_decode(const DecodeArgs& args, uint32_t batch, Target target) {
     return fits;
   };
   const bool has_cells = add_if_it_fits(cell_bytes(args.range));
-  const bool has_bytes = add_if_it_fits(value_bytes(args.shape.size()));
+  const bool has_ranks = add_if_it_fits(place_bytes(size));
+  const bool has_within = add_if_it_fits(part_size(blocks, size) * sizeof(uint32_t));
   const auto kernel = has_cells ? decode_kernel<true> : decode_kernel<false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
-  launch(kernel, batch, bytes, target, args, has_bytes);
+  const Launch launch(dim3(batch, blocks), blocks, bytes, target);
+  const uint32_t at_once = args.blocks == 0 ? batch : 1;
+  if (blocks > 1 && launch.most_clusters(kernel) < at_once) {
+    launch_decode(args, batch, blocks / 2, target);
+  } else {
+    launch(kernel, args, has_ranks, has_within);
+  }
+}
+
+void launch_decode(const DecodeArgs& args, uint32_t batch, Target target) {
+  check(cudaSetDevice(target.device));
+  const bool has_clusters = compute_capability(target) >= 9;
+  const uint32_t wanted = args.blocks != 0 ? args.blocks : blocks_of(args.shape.size());
+  launch_decode(args, batch, has_clusters ? wanted : 1, target);
 }
 
 void launch_finish(const FinishArgs& args, uint32_t batch, Target target) {

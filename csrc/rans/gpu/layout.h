@@ -135,8 +135,8 @@ MLIC_HD uint32_t cell_bytes(const TableRange& range) {
   return (range.cells * sizeof(Cell) + 15) / 16 * 16;
 }
 
-// Shared memory for the symbols of a pass while they are decoded, a byte each.
-MLIC_HD uint32_t value_bytes(uint32_t size) { return (size + 15) / 16 * 16; }
+// Shared memory for the places of a pass, a byte each.
+MLIC_HD uint32_t place_bytes(uint32_t size) { return (size + 15) / 16 * 16; }
 
 // ---- A pass ----
 
@@ -156,6 +156,12 @@ struct PayloadHeader {
   uint32_t lanes;
   uint64_t offset;  // of its first byte among those of the batch
 };
+
+constexpr uint32_t kMaxBlocks = 8;          // of a cluster, that all GPUs with clusters take
+constexpr uint32_t kSmallestShared = 6144;  // symbols: with fewer, barriers take what is gained
+
+// Blocks that sort the symbols of a pass; one alone decodes them.
+MLIC_HD uint32_t blocks_of(uint32_t size) { return size > kSmallestShared ? kMaxBlocks : 1; }
 
 // Of one image, between the passes.
 struct DecoderState {
@@ -195,11 +201,13 @@ struct DecodeArgs {
   uint32_t* scratch;       // [batch, kDecoderScratch, scratch_stride]
   uint32_t words_stride;
   uint32_t scratch_stride;  // at least the size of the pass
+  uint32_t blocks;          // of an image, 1 to kMaxBlocks; 0 to choose by the size of the pass
 };
 
 // Arrays of the decoder's scratch: the symbol of each place, if a byte does not hold it; of each
-// symbol what `find_lists` says; places of escaped symbols; a bit for each place that has one; and
-// the bytes of all places, where shared memory does not have them.
+// symbol what `count_symbols` says, where shared memory does not have it; places of escaped
+// symbols; a bit for each place that has one; and the bytes of all places, for all blocks or where
+// shared memory does not have them.
 enum Scratch : uint32_t { kValues, kWithin, kEscapes, kMarks, kBytes, kDecoderScratch };
 
 struct FinishArgs {

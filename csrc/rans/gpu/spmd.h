@@ -1,6 +1,6 @@
-// The machine that the kernels of the range coder are written for: a block of 32 warps of 32 lanes.
-// On the device a thread is one lane; on the host the same source runs with loops in place of
-// threads.
+// The machine that the kernels of the range coder are written for: a block of 32 warps of 32 lanes,
+// and a cluster of up to eight blocks. On the device a thread is one lane; on the host the same
+// source runs with loops in place of threads.
 //
 // Code is a sequence of phases, `block.each(f)` for every thread or `block.each_warp(f)` for every
 // warp, and a phase ends in a barrier. Variables of one lane or thread that outlive a call are
@@ -9,6 +9,9 @@
 // another goes through a ballot, a sum, or memory written in an earlier phase (or before `sync`),
 // and nothing else can be written down. The host runs odd phases backwards, so that code that
 // depends on the order of threads gives wrong results.
+//
+// The blocks of a cluster go through phases in the same way: `cluster.each(f)` for every block.
+// What one block tells another lies in global memory or in the shared memory of one of them.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +19,11 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
+
+#ifdef __CUDACC__
+#include <cooperative_groups.h>
+#endif
 
 #include "rans/core.h"
 
@@ -156,6 +164,51 @@ class DeviceBlock {
   }
 };
 
+// The blocks of a column. Memory is what a block has, with a reference `shared` to what it shares.
+template <class Memory>
+class DeviceCluster {
+ public:
+  using Block = DeviceBlock;
+
+  __device__ explicit DeviceCluster(const Memory& memory) : memory_(memory) {}
+
+  __device__ uint32_t column() const { return blockIdx.x; }
+  __device__ uint32_t blocks() const {
+#if __CUDA_ARCH__ >= 900
+    return gridDim.y;
+#else
+    return 1;
+#endif
+  }
+
+  template <class F>
+  __device__ void each(F&& f) {
+    f(block_, memory_);
+#if __CUDA_ARCH__ >= 900
+    if (blocks() > 1) cooperative_groups::this_cluster().sync();
+#endif
+  }
+
+  // Without a barrier: nothing that another block shares may be used.
+  template <class F>
+  __device__ void each_at_last(F&& f) {
+    f(block_, memory_);
+  }
+
+  // What the block of a row shares.
+  __device__ auto& shared_of(uint32_t row) {
+#if __CUDA_ARCH__ >= 900
+    return *cooperative_groups::this_cluster().map_shared_rank(&memory_.shared, row);
+#else
+    return memory_.shared;
+#endif
+  }
+
+ private:
+  DeviceBlock block_;
+  Memory memory_;
+};
+
 #else
 
 class HostWarp {
@@ -248,6 +301,44 @@ class HostBlock {
   uint32_t phase_ = 0;
 };
 
+// Odd phases go from the last block to the first, in odd columns even phases.
+template <class Memory>
+class HostCluster {
+ public:
+  using Block = HostBlock;
+
+  // The memory of each block.
+  HostCluster(uint32_t column, std::vector<Memory>& memories)
+      : column_(column), memories_(memories), phase_(column) {
+    for (uint32_t row = 0; row < blocks(); ++row) blocks_.emplace_back(column, row);
+  }
+
+  uint32_t column() const { return column_; }
+  uint32_t blocks() const { return static_cast<uint32_t>(memories_.size()); }
+
+  template <class F>
+  void each(F&& f) {
+    const bool backwards = phase_++ % 2 != 0;
+    for (uint32_t i = 0; i < blocks(); ++i) {
+      const uint32_t row = backwards ? blocks() - 1 - i : i;
+      f(blocks_[row], memories_[row]);
+    }
+  }
+
+  template <class F>
+  void each_at_last(F&& f) {
+    each(f);
+  }
+
+  auto& shared_of(uint32_t row) { return memories_[row].shared; }
+
+ private:
+  uint32_t column_;
+  std::vector<Memory>& memories_;
+  std::vector<HostBlock> blocks_;
+  uint32_t phase_;
+};
+
 #endif
 
 // One load of 8 or 16 bytes, where the compiler might make one for each member.
@@ -262,6 +353,19 @@ MLIC_HD T load_whole(const T* source) {
   return value;
 #else
   return *source;
+#endif
+}
+
+// An address in shared memory, to be held in a register: the compiler would rather find it anew in
+// every step.
+template <class T>
+MLIC_DEVICE T* hold_shared(T* address) {
+#ifdef __CUDA_ARCH__
+  auto offset = static_cast<uint32_t>(__cvta_generic_to_shared(address));
+  asm volatile("" : "+r"(offset));
+  return static_cast<T*>(__cvta_shared_to_generic(offset));
+#else
+  return address;
 #endif
 }
 
