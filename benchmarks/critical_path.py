@@ -42,7 +42,7 @@ from mlic_fast.engine.path import code_latents
 from mlic_fast.kernels import configs
 from mlic_fast.kernels.latents import digest
 from mlic_fast.models import create_model, networks
-from mlic_fast.profiling.coder_model import predict
+from mlic_fast.profiling.coder_model import SMALLEST_SHARED, predict
 
 MODELS = ("mlic_plus_plus", "photo")
 #: The graphs of the commit that was measured, with the times that were measured.
@@ -373,7 +373,11 @@ class _Coder:
         self, width: int, height: int, passes: int, symbols: int, batch: int, encoding: bool
     ) -> None:
         self._time = predict(BITS_PER_PIXEL * width * height / 8, passes, symbols)
-        self._passes, self._batch, self._encoding = passes, batch, encoding
+        self._passes, self._encoding = passes, encoding
+        # A block fills a multiprocessor, as eight programs of other kernels do.
+        self._programs = (
+            8 * batch * (8 if not encoding and symbols / passes > SMALLEST_SHARED else 1)
+        )
 
     def symbols(self) -> Launch:
         us = self._time.sort_us if self._encoding else self._time.decode_us / self._passes
@@ -383,7 +387,7 @@ class _Coder:
         return [self._launch(self._time.encode_us / 2)] * 2 if self._encoding else []
 
     def _launch(self, us: float) -> Launch:
-        return Launch("coder", self._batch, shape=(round(1000 * us),))
+        return Launch("coder", self._programs, shape=(round(1000 * us),))
 
 
 # -- graphs that are kept ----------------------------------------------------------------------

@@ -10,6 +10,7 @@ scheduler each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlic_fast import _C
 from mlic_fast.coder.tables import Tables
 
 #: Microseconds of a counted cycle: the measured steps of the coder of before, by their cycles.
@@ -25,9 +27,15 @@ CYCLE_US = 0.71e-3
 LAUNCH_US = 0.83
 #: Cycles of a step: the decoder's in runs and in plain symbols, the encoder's.
 RUN_STEP, PLAIN_STEP, ENCODE_STEP = 512, 331, 277
-#: Cycles of a pass of the decoder beside its steps, and of each of its symbols: 296 instructions in
-#: sorting 8 rows of 1,024, 225 in putting them back.
-PASS, PASS_SYMBOL = 3000, 521 / 1024
+#: Cycles of a pass of the decoder beside its steps, and of each of its symbols, if one block of
+#: threads does all of it: 268 instructions in sorting 8 rows of 1,024, 221 in putting them back.
+PASS, PASS_SYMBOL = 3800, 489 / 1024
+#: The same where a cluster of eight blocks has more symbols than `SMALLEST_SHARED`: of a pass, and
+#: of a row of each block. Two cluster barriers of 300 ns and loads of 200 cycles from another
+#: block's memory, 300 from the L2 cache are assumed, not measured.
+CLUSTER_PASS, CLUSTER_ROW = 5900, 416
+CLUSTER_ROW_SYMBOLS = 8 * 1024
+SMALLEST_SHARED = _C.gpu_coder.SMALLEST_SHARED
 #: Before the first pass and after the last.
 BEGIN, FINISH = 3500, 1500
 #: The encoder: sorting a pass, beside the network; events of all passes side by side; what writing
@@ -80,9 +88,16 @@ def steps_after_retirements(lanes: int) -> float:
     return steps
 
 
+def pass_cycles(symbols: float) -> float:
+    """Of a pass of the decoder, beside its steps: sorting the symbols and putting them back."""
+    if symbols <= SMALLEST_SHARED:
+        return PASS + PASS_SYMBOL * symbols
+    return CLUSTER_PASS + CLUSTER_ROW * math.ceil(symbols / CLUSTER_ROW_SYMBOLS)
+
+
 def time_of_steps(passes: int, symbols: float, run_steps: float, plain_steps: float) -> CoderTime:
     """Microseconds for so many passes, and symbols and steps in all of them together."""
-    decode = BEGIN + FINISH + PASS * passes + PASS_SYMBOL * symbols
+    decode = BEGIN + FINISH + passes * pass_cycles(symbols / passes)
     decode += RUN_STEP * run_steps + PLAIN_STEP * plain_steps
     collect = COLLECT + COLLECT_SYMBOL * symbols / passes
     write = WRITE + WRITE_PASS * passes + ENCODE_STEP * (run_steps + plain_steps)

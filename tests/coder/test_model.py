@@ -8,7 +8,15 @@ import slow_decoder
 from test_slow_decoder import as_lists
 
 from mlic_fast.coder import SCALES, Encoder, Tables, gaussian_tables
-from mlic_fast.profiling.coder_model import coder_time, count_events, steps_after_retirements
+from mlic_fast.profiling.coder_model import (
+    PASS,
+    PASS_SYMBOL,
+    SMALLEST_SHARED,
+    coder_time,
+    count_events,
+    pass_cycles,
+    steps_after_retirements,
+)
 
 
 class Counting(slow_decoder.Payload):
@@ -44,3 +52,9 @@ def payload_of(tables: Tables, symbols: np.ndarray, indexes: np.ndarray, lanes: 
     encoder.encode(symbols, indexes)
     encoder.encode(np.arange(-1000, 1000), np.full(2000, 60))
     return encoder.finish()
+
+
+def test_clusters_sort_where_they_take_less() -> None:
+    for symbols in (SMALLEST_SHARED + 1, 8192, 8193, 24_576, 49_152, 130_560):
+        assert pass_cycles(symbols) < PASS + PASS_SYMBOL * symbols
+    assert pass_cycles(SMALLEST_SHARED) == PASS + PASS_SYMBOL * SMALLEST_SHARED

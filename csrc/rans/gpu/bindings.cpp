@@ -195,6 +195,7 @@ void bind_rans_device(py::module_& module) {
   m.attr("INFO_BYTES") = sizeof(PassInfo) * kMaxPasses;
   m.attr("PAGE_BYTES") = kPageBytes;
   m.attr("MAX_CHANNELS") = kMaxChannels;
+  m.attr("SMALLEST_SHARED") = kSmallestShared;
   m.attr("ERROR_CAPACITY") = static_cast<uint32_t>(mlic::rans::Error::kCapacity);
   m.def("check", &check, "error"_a);
 
