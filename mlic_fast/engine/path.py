@@ -87,11 +87,12 @@ class _Passes:
         # slice needs its own at once.
         self.hyper_parts = {Parity.ANCHOR: self._hyper_parts(Parity.ANCHOR, range(1))}
         with ops.aside(PARTS):
-            self.hyper_parts[Parity.NON_ANCHOR] = self._hyper_parts(Parity.NON_ANCHOR, range(1))
             self.residual_sums = self._residual_sums(0)
+            self.hyper_parts[Parity.NON_ANCHOR] = self._hyper_parts(Parity.NON_ANCHOR, range(1))
         self.sums = _Sums()
         if config.slices > 1:
             with ops.aside(AHEAD):
+                ops.join(PARTS)  # which are needed first, and would be slower beside these
                 for parity in PARITIES:
                     self.hyper_parts[parity] += self._hyper_parts(parity, range(1, config.slices))
 

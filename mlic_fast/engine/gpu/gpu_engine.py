@@ -37,8 +37,9 @@ from mlic_fast.models.mlic import Transforms
 
 Result = TypeVar("Result")
 
-#: A side branch: a pass is sorted for the range encoder while the next one is computed.
-SORT = "sort"
+#: Side branches: a pass is sorted for the range encoder while the next one is computed; decoded
+#: latents and payloads are checked while g_s runs.
+SORT, CHECK = "sort", "check"
 #: Pixels of a batch at most; bounds the workspace.
 BATCH_PIXELS = 1 << 23
 #: CUDA graphs and buffers are kept for sizes that may come again in one part of so many of the
@@ -378,12 +379,14 @@ class _Decode:
 
         latents = code_latents(engine._ops, self._z, decode)
         y_hat: Tensor = latents.whole  # type: ignore[attr-defined]
-        digest(y_hat, out=self._digests)
-        decoder.finish()
-        y_hat = y_hat.permute(0, 3, 1, 2)
-        if not self._synthesise:
-            return y_hat
-        return engine._transforms.synthesise(y_hat, self._rate)
+        with engine._ops.aside(CHECK):
+            digest(y_hat, out=self._digests)
+            decoder.finish()
+        out = y_hat.permute(0, 3, 1, 2)
+        if self._synthesise:
+            out = engine._transforms.synthesise(out, self._rate)
+        engine._ops.join(CHECK)  # until here nothing else may have the latents' memory
+        return out
 
 
 def _memory(device: torch.device) -> int:
