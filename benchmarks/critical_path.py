@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlic_fast import kernels
-from mlic_fast.engine.gpu.gpu_engine import SORT, device_transforms
+from mlic_fast.engine.gpu.gpu_engine import CHECK, SORT, device_transforms
 from mlic_fast.engine.gpu.gpu_operations import GpuOps
 from mlic_fast.engine.packing.packer import pack
 from mlic_fast.engine.path import code_latents
@@ -228,7 +228,8 @@ def _launch(kernel: str, grid: tuple[int, ...], arguments: dict[str, Any]) -> La
         hidden += 2 * size.padded_c * size.channels + size.a * sum(a["WIDTHS"])
         products = a["positions"] * hidden
     elif kernel == "depthwise":
-        shape = (a["ROWS"],)
+        # Programs that give maxima of keys.
+        shape = (a["ROWS"], a["keys"] * math.prod(grid) // a["channels"])
     elif kernel == "normalise" and a["WHICH"].stride == 2:
         moved -= a["branch"].ptr.nbytes * 3 // 4  # of whose rows and columns every second is read
     elif kernel == "activate" and a["x"].ptr is a["out"]:
@@ -335,13 +336,15 @@ class Recorder:
                 transform()
             add_symbols()
             whole = code_latents(self.ops, z, code, y).whole  # type: ignore[attr-defined]
-            with graph.part("digest"):
+            checking = nullcontext() if encoding else graph.aside(CHECK)
+            with graph.part("digest"), checking:
                 digest(whole, out=torch.zeros(batch, dtype=torch.int32))
             if encoding:
                 graph.join(SORT)
             add(coder.last())
             if not encoding:
                 transform()
+                graph.join(CHECK)
         return graph.nodes
 
     def _given(

@@ -85,7 +85,6 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     # Slices of more than 32 channels, which the published models do not have.
     "window_qkv_wide": {("any", "any"): Config(16)},
     "window_mlp_wide": {("any", "any"): Config(16, warps=8, outputs=64)},
-    "linear_maxima": {("any", "any"): Config(64, warps=4)},
     "linear_contexts": {("any", "any"): Config(32)},
     "linear_apply": {
         ("any", "small"): Config(64, warps=4),

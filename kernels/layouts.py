@@ -30,8 +30,8 @@ class Grid:
 class KeySums(NamedTuple):
     """What linear attention begins with: the maxima of the keys, and sums over positions, zero.
 
-    ``maxima`` int32 [B, chunks, heads D]; ``contexts`` int64 [B, heads, D, D]; ``totals`` int64
-    [B, heads, D].
+    ``maxima`` int32 [B, blocks, heads D], of blocks of positions; ``contexts`` int64
+    [B, heads, D, D]; ``totals`` int64 [B, heads, D].
     """
 
     maxima: Tensor

@@ -1,19 +1,20 @@
 """Linear attention of MLIC++: softmax over channels (q) times (softmax over positions (k)^T v).
 
-Three launches, all heads in each (docs/arithmetic.md, section 4; D channels of a head):
+Two launches, all heads in each (docs/arithmetic.md, section 4; D channels of a head). The launch
+that makes the keys (:mod:`mlic_fast.kernels.depthwise`) gives the maxima of k over the positions of
+each of its programs, and zeroes the sums of 1.
 
-1. Maxima of k over the positions of a chunk, [B, chunks, heads D]; zeroes the sums of 2.
-2. P = exp_int(k - maximum) of a chunk; adds P^T v to contexts [B, heads, D, D] and the sums of P to
+1. P = exp_int(k - maximum) of a chunk; adds P^T v to contexts [B, heads, D, D] and the sums of P to
    totals [B, heads, D], int64, by atomic additions: of integers, so their order changes nothing.
-3. contexts / totals with the exponent of the head, then times softmax over D of q -> out.
+2. contexts / totals with the exponent of the head, then times softmax over D of q -> out.
 
-Activations are planes of int8. Products are four int8 products with int32 sums. In 2 the largest
+Activations are planes of int8. Products are four int8 products with int32 sums. In 1 the largest
 sum is that of the low bytes, at most 2^14 a position, so a chunk may have 2^17 - 1 positions;
 :func:`chunks_of` gives it at most 2^16, and images beyond :data:`LARGEST` positions are refused.
 
 q, k and v may be full tensors read at one colour: nothing is squeezed on the way.
 
-Bytes at 32 x 48 positions, inter context of the last slice (9 heads of 32): k twice, v, q and out,
+Bytes at 32 x 48 positions, inter context of the last slice (9 heads of 32): k, v, q and out,
 884,736 each; contexts 73,728. Products of numbers: 2 N D^2 a head, 28M (each four of bytes).
 """
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from mlic_fast.engine.arithmetic import ACTIVATION_LIMIT, EXPONENT_LIMIT
 from mlic_fast.kernels.configs import config
+from mlic_fast.kernels.depthwise import LEAST
 from mlic_fast.kernels.functions import (
     await_launch_before,
     exp_int,
@@ -41,7 +43,7 @@ from mlic_fast.kernels.functions import (
     rint,
     to_planes,
 )
-from mlic_fast.kernels.layouts import Input, KeySums
+from mlic_fast.kernels.layouts import Input
 from mlic_fast.kernels.planes import (
     SMALLEST_SIDE,
     Planes,
@@ -66,6 +68,10 @@ LARGEST = CHUNKS << 16
 #: Heads whose sums of D products fit int32: 32 * 16383 * 4095 < 2^31.
 NARROW_DEPTH = 32
 
+#: Maxima of keys that are loaded at a time.
+MAXIMA = 64
+
+_LEAST = tl.constexpr(LEAST)
 _BITS = tl.constexpr(ACTIVATION_LIMIT.bit_length())
 _EXPONENT_LIMIT = tl.constexpr(EXPONENT_LIMIT)
 # Mantissa bits of ACTIVATION_LIMIT / (ACTIVATION_LIMIT + 1).
@@ -109,15 +115,19 @@ def _exponents_twin(largest: Tensor) -> Tensor:
 # -- kernels ----------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["positions", "half_width", "length"])
-def _maxima_kernel(
+@triton.jit(do_not_specialize=["blocks", "positions", "half_width", "length"])
+def _contexts_kernel(
     k,
+    v,
     sums,
+    blocks,
     positions,
     half_width,
     length,
+    k_scale,
     COLOUR: tl.constexpr,
     DEPTH: tl.constexpr,
+    MAXIMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -126,49 +136,14 @@ def _maxima_kernel(
     heads = tl.num_programs(1)
     d = tl.arange(0, BLOCK_D)
     mask_d = d < DEPTH
-    if i_chunk == 0:
-        first = i_image * heads + i_head
-        square = d[:, None] * DEPTH + d[None, :]  # [BLOCK_D, BLOCK_D]
-        mask_square = mask_d[:, None] & mask_d[None, :]
-        zero = tl.zeros((BLOCK_D, BLOCK_D), tl.int64)
-        tl.store(sums.contexts + first * (DEPTH * DEPTH) + square, zero, mask=mask_square)
-        tl.store(sums.totals + first * DEPTH + d, tl.zeros((BLOCK_D,), tl.int64), mask=mask_d)
-
-    p_k = head_of(k, i_image, i_head, d, positions, DEPTH, COLOUR)
-    top = tl.full((BLOCK_M, BLOCK_D), -32768, tl.int32)
-    for start in range(0, length, BLOCK_M):
-        m = i_chunk * length + start + tl.arange(0, BLOCK_M)
-        mask = (m < positions)[:, None] & mask_d[None, :]
-        low, high = load_rows(p_k, k, m, mask, half_width, COLOUR)  # [BLOCK_M, BLOCK_D]
-        top = tl.maximum(top, tl.where(mask, join_bytes(low, high), -32768))
-    first = (i_image * tl.num_programs(0) + i_chunk) * heads + i_head
-    tl.store(sums.maxima + first * DEPTH + d, tl.max(top, axis=0), mask=mask_d)
-
-
-@triton.jit(do_not_specialize=["positions", "half_width", "length"])
-def _contexts_kernel(
-    k,
-    v,
-    sums,
-    positions,
-    half_width,
-    length,
-    k_scale,
-    COLOUR: tl.constexpr,
-    DEPTH: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    await_launch_before()
-    i_chunk, i_head, i_image = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    chunks, heads = tl.num_programs(0), tl.num_programs(1)
-    d = tl.arange(0, BLOCK_D)
-    mask_d = d < DEPTH
-    chunk = tl.arange(0, CHUNKS)
-    offset = ((i_image * chunks + chunk) * heads + i_head)[:, None] * DEPTH + d[None, :]
-    mask_chunk = (chunk < chunks)[:, None] & mask_d[None, :]  # [CHUNKS, BLOCK_D]
-    top = tl.max(tl.load(sums.maxima + offset, mask=mask_chunk, other=-32768), axis=0)  # [BLOCK_D]
+    largest = tl.full((MAXIMA, BLOCK_D), _LEAST, tl.int32)
+    for start in range(0, blocks, MAXIMA):
+        i_block = start + tl.arange(0, MAXIMA)
+        offset = ((i_image * blocks + i_block) * heads + i_head)[:, None] * DEPTH + d[None, :]
+        mask_block = (i_block < blocks)[:, None] & mask_d[None, :]  # [MAXIMA, BLOCK_D]
+        maxima = tl.load(sums.maxima + offset, mask=mask_block, other=_LEAST)
+        largest = tl.maximum(largest, maxima)
+    top = tl.max(largest, axis=0)  # [BLOCK_D]
 
     p_k = head_of(k, i_image, i_head, d, positions, DEPTH, COLOUR)
     p_v = head_of(v, i_image, i_head, d, positions, DEPTH, COLOUR)
@@ -270,43 +245,6 @@ def contexts_warps(side: int) -> int:
     return side // 16
 
 
-def begin(k: Input, heads: int) -> KeySums:
-    """What needs the keys alone, so that it can be done before there are values.
-
-    Raises ValueError for an image of more than :data:`LARGEST` positions.
-    """
-    check_planes(k.planes)
-    batch, channels = k.planes.shape[1], k.planes.shape[4]
-    depth = channels // heads
-    keys, half_width = colour_positions(k.planes, k.read)
-    if keys > LARGEST:
-        raise ValueError(f"{keys} positions: at most {LARGEST}")
-    chunks, length = chunks_of(keys)
-    device = k.planes.device
-    sums = KeySums(
-        torch.empty((batch, chunks, channels), dtype=torch.int32, device=device),
-        torch.empty((batch, heads, depth, depth), dtype=torch.int64, device=device),
-        torch.empty((batch, heads, depth), dtype=torch.int64, device=device),
-    )
-    block = config("linear_maxima", device, batch * keys)
-    launch(
-        _maxima_kernel,
-        (chunks, heads, batch),
-        Planes.of(k.planes),
-        sums,
-        keys,
-        half_width,
-        length,
-        COLOUR=k.read,
-        DEPTH=depth,
-        BLOCK_M=block.block,
-        BLOCK_D=padded(depth, SMALLEST_SIDE),
-        num_warps=block.warps,
-        num_stages=block.stages,
-    )
-    return sums
-
-
 def linear_attention(
     q: Input,
     k: Input,
@@ -320,11 +258,12 @@ def linear_attention(
     """q, k, v [.., heads D] of these exponents -> planes ``out``, of the queries that are read.
 
     q, and k and v alike, may be full tensors of which one colour is read; out is then squeezed,
-    [2, B, H, W/2, heads D]. D is even and at most 64. ``k.sums``, what :func:`begin` gave for these
-    keys, are used up. Raises ValueError for arrays that are not slices of channels, and as
-    :func:`begin`.
+    [2, B, H, W/2, heads D]. D is even and at most 64. ``k.sums``, which whoever made the keys gave,
+    are used up. Raises ValueError for arrays that are not slices of channels, and for an image of
+    more than :data:`LARGEST` positions.
     """
-    for x in (q.planes, v.planes, out):
+    assert k.sums is not None
+    for x in (q.planes, k.planes, v.planes, out):
         check_planes(x)
     q_colour, kv_colour = q.read, k.read
     batch, channels = q.planes.shape[1], q.planes.shape[4]
@@ -332,7 +271,8 @@ def linear_attention(
     q_exponent, k_exponent, v_exponent = exponents
     queries, q_half_width = colour_positions(q.planes, q_colour)
     keys, k_half_width = colour_positions(k.planes, kv_colour)
-    sums = k.sums or begin(k, heads)
+    if keys > LARGEST:
+        raise ValueError(f"{keys} positions: at most {LARGEST}")
     chunks, length = chunks_of(keys)
     side = padded(depth, SMALLEST_SIDE)
     block = config("linear_contexts", out.device, batch * keys)
@@ -341,14 +281,15 @@ def linear_attention(
         (chunks, heads, batch),
         Planes.of(k.planes),
         Planes.of(v.planes),
-        sums,
+        k.sums,
+        k.sums.maxima.shape[1],
         keys,
         k_half_width,
         length,
         2.0**-k_exponent,
         COLOUR=kv_colour,
         DEPTH=depth,
-        CHUNKS=CHUNKS,
+        MAXIMA=MAXIMA,
         BLOCK_M=block.block,
         BLOCK_D=side,
         num_warps=contexts_warps(side),
@@ -359,8 +300,8 @@ def linear_attention(
         _apply_kernel,
         (triton.cdiv(queries, block.block), heads, batch),
         Planes.of(q.planes),
-        sums.contexts,
-        sums.totals,
+        k.sums.contexts,
+        k.sums.totals,
         Planes.of(out),
         queries,
         q_half_width,

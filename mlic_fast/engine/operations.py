@@ -416,8 +416,8 @@ class Operations(ABC):
 
     def inter_attention(self, i: int, last: Act, starts: Sequence[Real] | None) -> Act:
         """The attention of :meth:`inter_context`, [B, H, W, i C]."""
-        q, k, v = self.project(inter_context_prefixes(i), [last], starts)
         heads = i * self.config.slice_channels // 32
+        q, k, v = self.project(inter_context_prefixes(i), [last], starts, heads=heads)
         out = f"global_inter_context.{i}.attention"
         if self.config.variant == "mlic_plus_plus":
             return self.linear_attention(q, k, v, heads, out)
@@ -430,7 +430,8 @@ class Operations(ABC):
         """
         prefix = f"global_intra_context.{i}"
         (q,) = self.project([f"{prefix}.queries"], [self.keep(previous, Parity.NON_ANCHOR)])
-        (k,) = self.project([f"{prefix}.keys"], [self.keep(previous, Parity.ANCHOR)])
+        anchors = self.keep(previous, Parity.ANCHOR)
+        (k,) = self.project([f"{prefix}.keys"], [anchors], heads=INTRA_HEADS)
         return self.squeeze(q, Parity.NON_ANCHOR), self.squeeze(k, Parity.ANCHOR)
 
     def intra_context(self, i: int, q: Act, k: Act, anchors: Act) -> Act:
@@ -456,10 +457,14 @@ class Operations(ABC):
         prefixes: Sequence[str],
         inputs: Sequence[Act],
         partials: Sequence[Real] | None = None,
+        *,
+        heads: int = 0,
     ) -> list[Act]:
         """1x1, then depthwise 3x3, of the same inputs [B, H, W, C] by several networks.
 
         ``partials``: the sums of the 1x1 layers over the inputs before these, which are the last.
+        ``heads``: of the attention, where one of the networks makes its keys. A backend may prepare
+        it.
         """
         projected = []
         for prefix, partial in zip(prefixes, partials or [None] * len(prefixes), strict=True):

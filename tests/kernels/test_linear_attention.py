@@ -20,8 +20,9 @@ from planes_of import (
 from mlic_fast.engine.arithmetic import Act, Int16
 from mlic_fast.kernels import configs
 from mlic_fast.kernels import linear_attention as module
+from mlic_fast.kernels.depthwise import key_sums_twin
+from mlic_fast.kernels.layouts import Input, KeySums
 from mlic_fast.kernels.linear_attention import (
-    begin,
     chunks_of,
     linear_attention,
     linear_attention_twin,
@@ -34,6 +35,11 @@ EXPONENTS = (9, 10, 8, 10)
 SCALE = 2.0 ** EXPONENTS[3]
 
 pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+def with_sums(k: Input, heads: int) -> Input:
+    """As the launch gives them that makes the keys."""
+    return replace(k, sums=key_sums_twin(k.planes, k.read, heads))
 
 
 def check(
@@ -51,7 +57,8 @@ def check(
     with np.errstate(all="ignore"):
         expected = ops.linear_attention(*acts, heads, "out").q
 
-    arguments = *inputs_of(qkv, colours, device), heads, exponents[:3]
+    q, k, v = inputs_of(qkv, colours, device)
+    arguments = q, with_sums(k, heads), v, heads, exponents[:3]
     scale = 2.0 ** exponents[3]
     out = result(
         expected.shape,
@@ -103,11 +110,14 @@ def test_chunks(size: str, monkeypatch: pytest.MonkeyPatch, device: torch.device
     assert len(np.unique(many)) > 1000
 
 
-def test_begun_before_there_are_values(device: torch.device) -> None:
+def test_many_maxima(device: torch.device) -> None:
+    """More than are loaded at a time; the largest are among the last."""
     qkv = qkv_of("random", (2, 3, 4, 32))
-    expected = check(qkv, 2, device, (NON_ANCHORS, ANCHORS))
-    q, k, v = inputs_of(qkv, (NON_ANCHORS, ANCHORS), device)
-    k = replace(k, sums=begin(k, 2))
+    expected = check(qkv, 2, device)
+    q, k, v = inputs_of(qkv, (ALL, ALL), device)
+    maxima, *sums = key_sums_twin(k.planes, ALL, 2)
+    least = torch.full((2, 2 * module.MAXIMA + 3, 32), -4095, dtype=torch.int32, device=device)
+    k = replace(k, sums=KeySums(torch.cat([least, maxima], 1), *sums))
     out = result(
         expected.shape,
         device,
@@ -175,10 +185,11 @@ def test_full_size_batches_and_repeats(
     qkv = qkv_of("random", (3, *size, depth * heads))
     qkv[1] //= 8
     out = check(qkv, heads, device, colours)
-    inputs = inputs_of(qkv, colours, device)
+    q, k, v = inputs_of(qkv, colours, device)
     for _ in range(10):
         again = poisoned_slice((2, *out.shape), device)
-        linear_attention(*inputs, heads, EXPONENTS[:3], out=again, out_scale=SCALE)
+        arguments = q, with_sums(k, heads), v, heads, EXPONENTS[:3]
+        linear_attention(*arguments, out=again, out_scale=SCALE)
         np.testing.assert_array_equal(values_of(again), out)
     for image in range(3):
         alone = check([x[image : image + 1] for x in qkv], heads, device, colours)

@@ -11,8 +11,8 @@ from planes_of import activation, floats, planes, result, segment, specification
 
 from mlic_fast.engine import arithmetic as spec
 from mlic_fast.engine.arithmetic import Act, Float, Int16
-from mlic_fast.engine.packing.packed import Layer, Segment
-from mlic_fast.kernels import depthwise, products
+from mlic_fast.engine.packing.packed import Segment
+from mlic_fast.kernels import products
 from mlic_fast.kernels.configs import Config
 from mlic_fast.kernels.functions import from_planes
 from mlic_fast.kernels.layouts import KEPT, SQUEEZED, Grid, Input
@@ -211,33 +211,6 @@ def test_latents_in_place(device: torch.device, parity: Parity) -> None:
         torch.from_numpy(spec.squeeze(y[..., own], parity)).to(device),
     )
     assert np.array_equal(twin.cpu().numpy(), updated)
-
-
-@pytest.mark.parametrize("activated", [False, True])
-def test_depthwise(device: torch.device, activated: bool) -> None:
-    size, widths, exponents, outs = (2, 3, 5), (24, 9), (6, 3), (2, 1)
-    layers = [Layer(floats((n,)), (segment(n, 3, 1),)) for n in widths]
-    xs = [activation("random", (*size, n), n) for n in widths]
-    x = planes(np.concatenate(xs, -1), device)
-    weights = depthwise.DepthwiseWeights.pack(layers, exponents, device)
-    scale = [np.full(n, spec.power_of_two(e)) for n, e in zip(widths, outs, strict=True)]
-    out_scale = torch.from_numpy(np.concatenate(scale)).to(device)
-    out = result(
-        (*size, sum(widths)),
-        device,
-        lambda out: depthwise.depthwise(
-            x, weights, Grid(*size), gelu_after=activated, out=out, out_scale=out_scale
-        ),
-    )
-    expected = [
-        specification({"layer": layer}, {"out": to})
-        .depthwise("layer", Act(q, exponent), gelu_after=activated, out="out")
-        .q
-        for layer, q, exponent, to in zip(layers, xs, exponents, outs, strict=True)
-    ]
-    assert np.array_equal(out, np.concatenate(expected, -1))
-    twin = depthwise.depthwise_twin(x, weights, out_scale, activated)
-    assert np.array_equal(from_planes(twin).cpu().numpy(), out)
 
 
 @pytest.mark.gpu

@@ -30,6 +30,7 @@ from mlic_fast.kernels import (
     latents,
     products,
 )
+from mlic_fast.kernels.depthwise import Keys, new_key_sums
 from mlic_fast.kernels.layouts import FULL, KEPT, ONE_COLOUR, SQUEEZED, Grid, Input
 from mlic_fast.kernels.planes import ALL
 from mlic_fast.kernels.product_weights import ProductWeights
@@ -169,7 +170,7 @@ class GpuLayers(Operations):
         return Act(Input(x.q.planes, KEPT, int(parity)), x.exponent)
 
     def squeeze(self, x: Act, parity: Parity) -> Act:
-        return Act(Input(x.q.planes, ONE_COLOUR, int(parity)), x.exponent)
+        return Act(replace(x.q, kind=ONE_COLOUR, colour=int(parity)), x.exponent)
 
     def unsqueeze(self, x: Act, parity: Parity) -> Act:
         assert x.q.kind == SQUEEZED and x.q.colour == parity
@@ -259,8 +260,12 @@ class GpuLayers(Operations):
         prefixes: Sequence[str],
         inputs: Sequence[Act],
         partials: Sequence[Tensor] | None = None,
+        *,
+        heads: int = 0,
     ) -> list[Act]:
-        """Two launches, whatever the number of networks."""
+        """Two launches, whatever the number of networks. Keys of linear attention have their sums,
+        at the colour that is kept.
+        """
         (run,) = _runs(inputs)
         names = [f"{prefix}.0" for prefix in prefixes]
         start = self.layers[names[0]].used(inputs, partials, None).start
@@ -279,7 +284,16 @@ class GpuLayers(Operations):
         )
         depthwise_names = [f"{prefix}.1" for prefix in prefixes]
         exponents = [self.exponents[name] for name in names]
-        return self._depthwise(depthwise_names, x, exponents, False, depthwise_names)
+        keys = None
+        if heads and self.config.variant == "mlic_plus_plus":
+            number = next(i for i, prefix in enumerate(prefixes) if prefix.endswith(".keys"))
+            sums = new_key_sums(grid, heads, outputs[number] // heads, self.device)
+            colour = run[0].q.colour if run[0].q.kind == KEPT else ALL
+            keys = Keys(sum(outputs[:number]), colour, sums)
+        acts = self._depthwise(depthwise_names, x, exponents, False, depthwise_names, keys)
+        if keys:
+            acts[number] = Act(replace(acts[number].q, sums=keys.sums), acts[number].exponent)
+        return acts
 
     def _depthwise(
         self,
@@ -288,6 +302,7 @@ class GpuLayers(Operations):
         exponents: Sequence[int],
         gelu_after: bool,
         out: Sequence[str],
+        keys: Keys | None = None,
     ) -> list[Act]:
         weights = self._once(
             ("depthwise", *layers),
@@ -302,6 +317,7 @@ class GpuLayers(Operations):
             weights,
             Grid(*x.shape[1:4]),
             gelu_after=gelu_after,
+            keys=keys,
             out=r,
             out_scale=self._out_scale(out, outputs),
         )

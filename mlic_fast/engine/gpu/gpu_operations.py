@@ -6,18 +6,13 @@ Bit-equal to :class:`mlic_fast.engine.arithmetic.SpecOps`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlic_fast.engine.gpu.gpu_layers import GpuLayers
-from mlic_fast.engine.operations import (
-    INTRA_HEADS,
-    Act,
-    entropy_parameters_layer,
-)
+from mlic_fast.engine.operations import Act, entropy_parameters_layer
 from mlic_fast.kernels import (
     configs,
     entropy_parameters,
@@ -108,14 +103,6 @@ class GpuOps(GpuLayers):
         window_attention.local_context(anchors.q.planes, weights, out=out)
         colour = int(Parity.NON_ANCHOR)
         return Act(Input(out, SQUEEZED, colour), self.exponents[f"{prefix}.mlp.fc2"])
-
-    def intra_queries_and_keys(self, i: int, previous: Act) -> tuple[Act, Act]:
-        """What linear attention makes of keys alone is done here too, off the critical path."""
-        q, k = super().intra_queries_and_keys(i, previous)
-        if self.config.variant == "mlic_plus_plus":
-            sums = linear_attention.begin(k.q, INTRA_HEADS)
-            k = Act(replace(k.q, sums=sums), k.exponent)
-        return q, k
 
     def linear_attention(self, q: Act, k: Act, v: Act, heads: int, out: str) -> Act:
         return self._attend(linear_attention.linear_attention, q, k, v, heads, out)
