@@ -10,7 +10,7 @@
 namespace mlic::rans::device {
 namespace {
 
-constexpr uint32_t kStagedLimit = 94 * 1024;  // of the GPUs with the least shared memory
+constexpr uint32_t kStagedLimit = 94 * 1024;  // so that tables of some tests fit and others do not
 
 // Shared memory holds anything at first.
 template <class Shared>

@@ -9,7 +9,8 @@ namespace {
 
 constexpr uint32_t kMinCellBits = 5;
 constexpr uint32_t kMaxCellBits = 10;
-// Bytes that the tables of the scales may take of the shared memory of the GPUs with the least.
+// Bytes that the tables of the scales may take of shared memory. Where a block has 99 KiB of it, as
+// on sm_86, sm_89 and sm_120, they stay in global memory.
 constexpr size_t kCellBudget = 80 * 1024;
 constexpr uint32_t kSearched = 1024;  // fewer slots in so many are searched for, if there is room
 
