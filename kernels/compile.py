@@ -117,7 +117,7 @@ def launches(config: MlicConfig, targets: Iterable[int]) -> Iterator[Variant]:
     """All variants that encodes and decodes with a model launch, once each."""
     model = create_model(config).eval()
     device = torch.device("cpu")
-    ops, transforms = GpuOps(pack(model), device), device_transforms(model, torch.bfloat16, device)
+    packed = pack(model)
     found: dict[tuple[Any, ...], Variant] = {}
 
     def hook(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
@@ -142,6 +142,8 @@ def launches(config: MlicConfig, targets: Iterable[int]) -> Iterator[Variant]:
         for target in targets:
             triton.runtime.driver.set_active(StubDriver(target))
             configs.architecture = cache(lambda _, target=target: f"sm{target}")
+            ops = GpuOps(packed, device)  # weights are packed for the target
+            transforms = device_transforms(model, torch.bfloat16, device)
             all_tiles = before["PRODUCT_TILES"]
             tiles = all_tiles.get(f"sm{target}", all_tiles["any"])
             for positions, outputs in tiles:

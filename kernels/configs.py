@@ -48,6 +48,8 @@ PRODUCT_TILES = {
         (32, 64): Config(32, outputs=64),
     },
 }
+#: Where a step of K may have 128 channels. Elsewhere nothing was timed, or shared memory is less.
+WIDE_STEPS = ("interpreter", "sm90")
 #: A product of one input is taken in at most so many parts, of at least so many steps, if it then
 #: has at most so many programs.
 MOST_PARTS, PART_STEPS, PARTED_PROGRAMS = 12, 2, 320
@@ -158,6 +160,15 @@ def _config(kernel: str, architecture: str, size: str) -> Config:
     table = CONFIGS[kernel]
     keys = ((architecture, size), (architecture, "any"), ("any", size), ("any", "any"))
     return next(table[key] for key in keys if key in table)
+
+
+def product_step(device: torch.device, channels: int) -> int:
+    """How many channels of an input a step of K has; beyond them are zeros, which cost less than
+    steps.
+    """
+    if channels % 128 == 0 and architecture(device) in WIDE_STEPS:
+        return 128
+    return 64 if channels > 32 else 32
 
 
 def product_config(

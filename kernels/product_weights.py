@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mlic_fast.engine.packing.packed import Segment
+from mlic_fast.kernels.configs import product_step
 from mlic_fast.kernels.functions import to_planes
 
 
@@ -66,7 +67,7 @@ class ProductWeights:
             ]
         )
         inputs, outputs, kernel, _, channels = weight.shape
-        block_k = 64 if channels > 32 else 32  # zeros cost less than steps
+        block_k = product_step(device, channels)
         blocks = -(-channels // block_k)
         padded = np.zeros((inputs, outputs, kernel * kernel, blocks * block_k), np.int16)
         padded[..., :channels] = weight.reshape(inputs, outputs, kernel * kernel, channels)

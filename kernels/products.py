@@ -56,11 +56,12 @@ from mlic_fast.kernels.planes import (
 from mlic_fast.kernels.product_weights import ProductWeights
 
 #: What becomes of the sum: see :func:`conv`.
-REAL, PLANES, SHUFFLED, LATENTS, CARRIED, SPREAD, PIXELS = range(7)
+REAL, PLANES, SHUFFLED, LATENTS, CARRIED, SPREAD, GATHERED, PIXELS = range(8)
 # The same for kernels.
 _FULL, _SQUEEZED = tl.constexpr(FULL), tl.constexpr(SQUEEZED)
 _REAL, _SHUFFLED, _LATENTS = (tl.constexpr(kind) for kind in (REAL, SHUFFLED, LATENTS))
-_CARRIED, _SPREAD, _PIXELS = (tl.constexpr(kind) for kind in (CARRIED, SPREAD, PIXELS))
+_CARRIED, _SPREAD = tl.constexpr(CARRIED), tl.constexpr(SPREAD)
+_GATHERED, _PIXELS = tl.constexpr(GATHERED), tl.constexpr(PIXELS)
 #: Parts that are loaded at a time.
 _ADDED = tl.constexpr(4)
 #: Arguments whose value (1, or a multiple of 16) must not make another variant to compile.
@@ -301,6 +302,11 @@ def _finish(r, terms, out, m, n, mask, grid, outputs, gelu_after, END: tl.conste
             c = (n % (outputs // 4))[None, :]
             tl.store(out.real + position * out.stride_real + c, r, mask=mask)
             offset = position * out.stride_position + c
+        elif END.kind == _GATHERED:  # row 2i + u, column 2j + v: row i, column j, (2u + v) C + n
+            position = (image_row // 2) * (grid.width // 2) + column // 2
+            part = 2 * (row % 2) + column % 2
+            offset = position.to(tl.int64) * out.stride_position + part * outputs
+            offset = offset[:, None] + n[None, :]
         else:
             if END.kind == _CARRIED:
                 p_real = out.real + m[:, None].to(tl.int64) * out.stride_real + n[None, :]
@@ -324,20 +330,30 @@ def _conv_kernel(
     gelu_after,
     READ: tl.constexpr,
     END: tl.constexpr,
+    ONE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """``ONE`` input takes fewer registers: what its sum begins with is loaded when products are
+    done.
+    """
     await_launch_before()
     grid = _Grid(positions, height, width)
     m, n, mask = tile_of(positions, weights.outputs, BLOCK_M, BLOCK_N)
-    r = _begin(terms, m, n, mask)
     steps = side * side * tl.cdiv(weights.channels, BLOCK_K)
-    for i_input in range(inputs):
+    if ONE:
         total = _product(
-            x, weights, i_input, 0, steps, m, n, grid, side, READ, END.colour, BLOCK_K
+            x, weights, 0, 0, steps, m, n, grid, side, READ, END.colour, BLOCK_K
         )  # [BLOCK_M, BLOCK_N]
-        r = _add(r, total, terms, i_input, n, weights.outputs)
+        r = _add(_begin(terms, m, n, mask), total, terms, 0, n, weights.outputs)
+    else:
+        r = _begin(terms, m, n, mask)
+        for i_input in range(inputs):
+            total = _product(
+                x, weights, i_input, 0, steps, m, n, grid, side, READ, END.colour, BLOCK_K
+            )  # [BLOCK_M, BLOCK_N]
+            r = _add(r, total, terms, i_input, n, weights.outputs)
     _finish(r, terms, out, m, n, mask, grid, weights.outputs, gelu_after, END)
 
 
@@ -426,6 +442,7 @@ def conv(
     latents: Tensor | None = None,
     carried: Tensor | None = None,
     shuffle: bool = False,
+    gather: bool = False,
     out: Tensor,
     out_scale: Tensor | None = None,
 ) -> None:
@@ -446,6 +463,8 @@ def conv(
             them. It may be the residual.
         shuffle: ``out`` is [2, B, 2H, 2W, O/4], channel 4c + 2u + v at row 2y + u, column 2z + v;
             with ``carried`` both are, channel (2u + v) O/4 + c at row 2y + u, column 2z + v.
+        gather: ``out`` is [2, B, H/2, W/2, 4 O], row 2y + u and column 2z + v in the channels from
+            (2u + v) O on. H and W are even.
         out: float32 [.., O]; or planes [2, .., O], quantised with ``out_scale`` float32 [O]; or
             uint8 [B, 3, 8H, 8W], the pixels that 192 channels are.
     """
@@ -462,6 +481,8 @@ def conv(
         kind, real = SPREAD if shuffle else CARRIED, carried
     elif shuffle:
         kind = SHUFFLED
+    elif gather:
+        kind = GATHERED
     source = _Inputs(*Planes.of(x.planes), input_stride)
     start = weights.bias if start is None else start
     layer = _Weights(weights.planes, weights.stride_plane, outputs, weights.channels)
@@ -490,6 +511,7 @@ def conv(
             int(gelu_after),
             READ=read,
             END=end,
+            ONE=inputs == 1,
             **tile,
             **options,
         )

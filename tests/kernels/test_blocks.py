@@ -100,6 +100,29 @@ def test_carried(device: torch.device, spread: bool) -> None:
     assert np.array_equal(out, spec.quantise(expected, 2))
 
 
+def test_gathered(device: torch.device) -> None:
+    """The activation of a sum and its residual, as space_to_depth makes it."""
+    size, outputs = (2, 4, 6), 40
+    s, bias = segment(outputs, 1, 128), floats((outputs,))
+    x, r = activation("ends", (*size, 128)), floats((*size, outputs), 30)
+    factor = s.scale * spec.power_of_two(-3)
+    total = bias + spec.product(x, s.weight).astype(np.float32) * factor + r
+    out = result(
+        (2, 2, 3, 4 * outputs),
+        device,
+        lambda out: products.conv(
+            Input(planes(x, device)),
+            ProductWeights.pack([[s]], [3], [bias], device),
+            Grid(*size),
+            residual=torch.from_numpy(r).to(device),
+            out=out,
+            out_scale=torch.full((outputs,), 4.0, device=device),
+            gather=True,
+        ),
+    )
+    assert np.array_equal(out, OPS.space_to_depth(Act(spec.quantise(total, 2), 2)).q)
+
+
 def test_pixels(device: torch.device) -> None:
     """Clamped, and rounded to even."""
     size = (2, 3, 1)
@@ -127,6 +150,5 @@ def test_layouts(device: torch.device) -> None:
 
     q = activation("random", (2, 4, 6, 12))
     x = Act(Input(planes(q, device)), 0)
-    for name in ("every_second", "space_to_depth"):
-        found = getattr(GpuOps, name)(None, x).q.planes
-        assert np.array_equal(from_planes(found).cpu().numpy(), getattr(OPS, name)(Act(q, 0)).q)
+    found = GpuOps.every_second(None, x).q.planes
+    assert np.array_equal(from_planes(found).cpu().numpy(), OPS.every_second(Act(q, 0)).q)

@@ -42,6 +42,7 @@ def expected_sum(
     ("kernel", "channels", "outputs", "inputs", "size", "values"),
     [
         (1, 64, 40, 3, (2, 3, 6), "random"),
+        (1, 256, 70, 1, (1, 3, 6), "ends"),
         (3, 32, 33, 2, (2, 3, 6), "random"),
         (3, 48, 7, 1, (1, 5, 2), "ends"),
         (5, 20, 130, 1, (1, 1, 2), "ends"),

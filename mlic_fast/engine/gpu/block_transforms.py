@@ -40,9 +40,9 @@ class GpuTransforms(ExactTransforms):
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
         ops, (fine, coarse) = self.ops, self.packed.config.analysis_blocks
         r, q = ops.carried("g_a.embed", ops.to_blocks(images), out="g_a.fine")
-        _, q = self._blocks("g_a.fine", fine, r, q)
-        r, q = ops.carried("g_a.down", ops.space_to_depth(q), out="g_a.coarse")
-        r, _ = self._blocks("g_a.coarse", coarse, r, q)
+        q = self._blocks("g_a.fine", fine, r, q, gather=True)
+        r, q = ops.carried("g_a.down", q, out="g_a.coarse")
+        self._blocks("g_a.coarse", coarse, r, q)
         y, x = ops.scaled(r, self._analysis, self._hyper_scale, *self._gains(0, rate), out="h_a")
         z: Tensor = hyper_layers(ops, x)
         return y.permute(0, 3, 1, 2), z.permute(0, 3, 1, 2)
@@ -52,9 +52,9 @@ class GpuTransforms(ExactTransforms):
         ops, (fine, coarse) = self.ops, self.packed.config.synthesis_blocks
         y = y_hat.permute(0, 2, 3, 1).contiguous()
         r, q = ops.scaled(y, self._synthesis, None, *self._gains(1, rate), out="g_s.coarse")
-        _, q = self._blocks("g_s.coarse", coarse, r, q)
+        q = self._blocks("g_s.coarse", coarse, r, q)
         r, q = ops.carried("g_s.up", q, spread=True, out="g_s.fine")
-        _, q = self._blocks("g_s.fine", fine, r, q)
+        q = self._blocks("g_s.fine", fine, r, q)
         return ops.pixels("g_s.project", q)
 
     def _gains(self, side: int, rate: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -65,8 +65,10 @@ class GpuTransforms(ExactTransforms):
             raise ValueError(NO_RATE)
         return self._logs[side], rate
 
-    def _blocks(self, stage: str, count: int, r: Tensor, q: Act) -> tuple[Tensor, Act]:
-        """All blocks of a stage; both are the picture. Overwrites ``r``."""
+    def _blocks(self, stage: str, count: int, r: Tensor, q: Act, *, gather: bool = False) -> Act:
+        """All blocks of a stage: ``r`` and ``q`` are the picture. Overwrites ``r``, and returns the
+        activation; with ``gather`` what space_to_depth makes of it, and ``r`` lacks the last layer.
+        """
         ops = self.ops
         for index in range(count):
             names = ("mix_in", "depthwise", "mix_out", "expand", "contract")
@@ -75,5 +77,7 @@ class GpuTransforms(ExactTransforms):
             x = ops.depthwise(depthwise, x, out=depthwise)
             q = ops.carried(mix_out, x, residual=r, out=stage)[1]
             x = ops.conv(expand, [q], gelu_after=True, out=expand)
+            if gather and index == count - 1:
+                return ops.gathered(contract, x, residual=r, out=stage)
             q = ops.carried(contract, x, residual=r, out=stage)[1]
-        return r, q
+        return q

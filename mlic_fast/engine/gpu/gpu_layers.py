@@ -430,9 +430,21 @@ class GpuLayers(Operations):
     def every_second(self, x: Act) -> Act:
         return Act(Input(x.q.planes[:, :, ::2, ::2].contiguous()), x.exponent)
 
-    def space_to_depth(self, x: Act) -> Act:
-        deep = x.q.planes.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-        return Act(Input(deep.permute(0, 1, 2, 4, 3, 5, 6).flatten(4)), x.exponent)
+    def gathered(self, layer: str, x: Act, *, residual: Tensor, out: str) -> Act:
+        """conv with a residual, then space_to_depth."""
+        weights = self._weights([layer], 0, [x.exponent])
+        grid, outputs = self._grid(x), weights.outputs
+        q = self._planes(Grid(grid.batch, grid.height // 2, grid.width // 2), 4 * outputs)
+        products.conv(
+            x.q,
+            weights,
+            grid,
+            residual=residual,
+            out=q,
+            out_scale=self._out_scale([out], [outputs]),
+            gather=True,
+        )
+        return Act(Input(q), self.exponents[out])
 
     def pixels(self, layer: str, x: Act) -> Tensor:
         """conv, whose outputs are the values of blocks: uint8 [B, 3, 8H, 8W]."""
