@@ -162,11 +162,16 @@ def _config(kernel: str, architecture: str, size: str) -> Config:
     return next(table[key] for key in keys if key in table)
 
 
+def wide_steps(device: torch.device) -> bool:
+    """Whether WIDE_STEPS has the device."""
+    return architecture(device) in WIDE_STEPS
+
+
 def product_step(device: torch.device, channels: int) -> int:
     """How many channels of an input a step of K has; beyond them are zeros, which cost less than
     steps.
     """
-    if channels % 128 == 0 and architecture(device) in WIDE_STEPS:
+    if channels % 128 == 0 and wide_steps(device):
         return 128
     return 64 if channels > 32 else 32
 

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlic_fast.kernels.configs import product_config
+from mlic_fast.kernels.configs import product_config, wide_steps
 from mlic_fast.kernels.functions import (
     await_launch_before,
     from_planes,
@@ -511,7 +511,7 @@ def conv(
             int(gelu_after),
             READ=read,
             END=end,
-            ONE=inputs == 1,
+            ONE=inputs == 1 and wide_steps(out.device),  # one tile would spill on sm_100
             **tile,
             **options,
         )
