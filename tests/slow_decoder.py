@@ -190,8 +190,8 @@ def run_tables_of(number: int, table: Table) -> RunTables | None:
 class Lane:
     """What a lane has still to code of the runs of a section."""
 
-    def __init__(self, places: range, index_at: Sequence[int]) -> None:
-        self.places = list(places)
+    def __init__(self, places: list[int], index_at: Sequence[int]) -> None:
+        self.places = places
         self.index_at = index_at
         self.further: int | None = None
 
@@ -340,8 +340,11 @@ class Payload:
     ) -> None:
         if not places:
             return
+        n, size = len(self.states), 1
+        while 2 * size * n * 8 <= len(places):
+            size *= 2
         lanes = {
-            lane: Lane(range(places[0] + lane, places[-1] + 1, len(self.states)), index_at)
+            lane: Lane([p for i, p in enumerate(places) if i // size % n == lane], index_at)
             for lane in self.lanes_of(group)
         }
         while not all(lane.is_done() for lane in lanes.values()):

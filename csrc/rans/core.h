@@ -38,6 +38,17 @@ constexpr uint32_t kDigitPayload = 3;         // .. bits of payload
 constexpr uint32_t kMaxSymbols = 0x7fffffff;  // of a payload
 constexpr uint32_t kMaxDigits = 11;           // 33 bits, enough for any int32 beyond any table
 
+// Of a number that is not zero: that of its highest bit.
+MLIC_HD uint32_t log2_of(uint32_t x) {
+#ifdef __CUDA_ARCH__
+  return 31 - static_cast<uint32_t>(__clz(static_cast<int>(x)));
+#else
+  uint32_t bit = 0;
+  while (x >>= 1) ++bit;
+  return bit;
+#endif
+}
+
 MLIC_HD bool is_lane_count(uint32_t lanes) {
   return lanes >= kMinLanes && lanes <= kMaxLanes && (lanes & (lanes - 1)) == 0;
 }
@@ -80,20 +91,45 @@ MLIC_HD uint32_t choose_lanes(uint64_t payload_bytes) {
   return lanes;
 }
 
+// ---- Symbols of runs and lanes ----
+
+// Lanes take chunks of consecutive symbols in turns: as few as a lane can have and still meet
+// symbols of all kinds, since each list that a lane meets is an event more. Places are counted from
+// the first of the section, symbols of a lane from its first.
+constexpr uint32_t kLeastChunks = 8;  // of a lane in a section, where these have several symbols
+
+struct Chunks {
+  uint32_t size_bits;
+  uint32_t lane_bits;
+
+  MLIC_HD Chunks(uint32_t symbols, uint32_t lanes) : size_bits(0), lane_bits(log2_of(lanes)) {
+    const uint32_t most = (symbols >> lane_bits) / kLeastChunks;
+    if (most > 0) size_bits = log2_of(most);
+  }
+
+  MLIC_HD uint32_t lane_of(uint32_t place) const {
+    return place >> size_bits & ((1u << lane_bits) - 1);
+  }
+  // Of a lane's symbol.
+  MLIC_HD uint32_t place(uint32_t lane, uint32_t number) const {
+    const uint32_t chunk = number >> size_bits << lane_bits | lane;
+    return chunk << size_bits | (number & ((1u << size_bits) - 1));
+  }
+  // How many symbols of a lane come before a place.
+  MLIC_HD uint32_t before(uint32_t lane, uint32_t place) const {
+    const uint32_t size = 1u << size_bits, begin = lane << size_bits;
+    const uint32_t rest = place & ((size << lane_bits) - 1);
+    const uint32_t own = rest > begin ? rest - begin : 0;
+    return (place >> (size_bits + lane_bits) << size_bits) + (own < size ? own : size);
+  }
+};
+
 // ---- States as they are stored ----
 
 constexpr uint32_t kWordBits = 16;
 constexpr uint32_t kSizeBits = 4;  // of a state: how many bits it has beyond 17
 
-MLIC_HD uint32_t size_of_state(uint32_t x) {
-#ifdef __CUDA_ARCH__
-  return 31 - kWordBits - static_cast<uint32_t>(__clz(static_cast<int>(x)));
-#else
-  uint32_t size = 0;
-  while (x >> kWordBits >> size > 1) ++size;
-  return size;
-#endif
-}
+MLIC_HD uint32_t size_of_state(uint32_t x) { return log2_of(x) - kWordBits; }
 
 // The bits below the leading one, of which there are kWordBits + size.
 MLIC_HD uint32_t low_bits(uint32_t x, uint32_t size) {

@@ -202,8 +202,9 @@ void Decoder::decode_part(Section part, int32_t* symbols) {
 
 // Where a lane is in its runs.
 struct Decoder::Run {
-  uint32_t place;    // the lane's next symbol,
-  uint32_t list;     // in this list
+  uint32_t next;     // the number of the lane's next symbol,
+  uint32_t list;     // which is in this list,
+  uint32_t stop;     // where the lane has this number
   uint32_t pending;  // 1 if a run has ended there, and the symbol is a value that comes next
 };
 
@@ -213,38 +214,41 @@ struct Decoder::Run {
 void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
   const auto lanes = static_cast<uint32_t>(states_.size());
   const uint32_t width = std::min(lanes, kGroupLanes);
-  const uint64_t first_place = section.begin + g * width;
-  if (first_place >= section.end) return;
+  const auto first_lane = static_cast<uint32_t>(g) * width;
+  const uint32_t count = section.end - section.begin;
+  const Chunks chunks(count, lanes);
+  if (chunks.before(first_lane, count) == 0) return;
   const TableSet set = tables_->view();
   const RunEvent* events = tables_->run_events();
-  const uint32_t* symbol_at = symbol_at_.data();
+  const uint32_t* symbol_at = symbol_at_.data() + section.begin;
   Group& group = groups_[g];
-  uint32_t* states = states_.data() + g * width;
-  uint32_t shift = 0;  // log2(lanes)
-  while (1u << shift < lanes) ++shift;
+  uint32_t* states = states_.data() + first_lane;
   run_lists_.clear();
   for (const List& list : order_.lists()) {
     if (list.end <= section.begin || list.begin >= section.end) continue;
     const RunTable& table = set.runs[set.run_tables[list.table]];
-    run_lists_.push_back({std::min(list.end, section.end),
+    run_lists_.push_back({std::min(list.end, section.end) - section.begin,
                           table.first,
                           table.limit,
                           table.classes.count(),
                           {table.runs, table.values}});
   }
-  run_lists_.push_back({~0u, 0, 0, 0, {}});
   const RunList* lists = run_lists_.data();
 
   std::array<Run, kGroupLanes> runs;
-  std::array<uint32_t, kGroupLanes> active;
+  std::array<uint32_t, kGroupLanes> ends, active;
   uint32_t active_count = 0;
-  const auto find_list = [&](Run& run) {
-    while (run.place >= lists[run.list].end) ++run.list;
+  // To be called only if the lane has symbols left.
+  const auto find_list = [&](Run& run, uint32_t lane) {
+    while (run.next >= run.stop) run.stop = chunks.before(first_lane + lane, lists[++run.list].end);
   };
-  for (; active_count < width && first_place + active_count < section.end; ++active_count) {
-    runs[active_count] = {static_cast<uint32_t>(first_place) + active_count, 0, 0};
-    find_list(runs[active_count]);
-    active[active_count] = active_count;
+  for (; active_count < width; ++active_count) {
+    const uint32_t lane = active_count;
+    ends[lane] = chunks.before(first_lane + lane, count);
+    if (ends[lane] == 0) break;
+    runs[lane] = {0, 0, chunks.before(first_lane + lane, lists[0].end), 0};
+    find_list(runs[lane], lane);
+    active[lane] = lane;
   }
   const uint16_t* next = group.next;
   while (active_count > 0) {
@@ -255,27 +259,27 @@ void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
       const RunList& list = lists[run.list];
       const Table& table = list.tables[run.pending];
       uint32_t x = states[lane];
-      const uint32_t longest = std::min(list.limit, (list.end - run.place + lanes - 1) >> shift);
+      const uint32_t longest = std::min(list.limit, run.stop - run.next);
       // The entry of so many zeros and nothing after.
       const uint32_t last = (list.first + list.classes * longest) | (0u - run.pending);
       const uint32_t slot = x & table.mask;
       const uint32_t found = find_entry(set, table, slot);
-      const bool ends = found < last;
-      const uint32_t entry = ends ? found : last;
+      const bool ends_run = found < last;
+      const uint32_t entry = ends_run ? found : last;
       const uint32_t start = start_of(set.entries[entry]);
-      const uint32_t freq = ends ? freq_of(set.entries[entry]) : (1u << kRunBits) - start;
+      const uint32_t freq = ends_run ? freq_of(set.entries[entry]) : (1u << kRunBits) - start;
       x = freq * (x >> table.bits) + slot - start;
       const RunEvent event = events[entry];
-      const uint32_t zeros = ends ? event.zeros : longest - 1;
-      const uint32_t place = run.place + (zeros << shift);
-      symbols[symbol_at[place]] = ends ? event.symbol : 0;
-      if (ends && event.kind == RunEvent::kEscape) escapes_.push_back(place);
-      run.pending = ends && event.kind == RunEvent::kPending;
-      run.place = place + (run.pending ? 0 : lanes);
-      run.list += run.place >= list.end;
-      if (run.place >= lists[run.list].end) find_list(run);
+      const uint32_t number = run.next + (ends_run ? event.zeros : longest - 1);
+      const uint32_t place = chunks.place(first_lane + lane, number);
+      symbols[symbol_at[place]] = ends_run ? event.symbol : 0;
+      if (ends_run && event.kind == RunEvent::kEscape) escapes_.push_back(section.begin + place);
+      run.pending = ends_run && event.kind == RunEvent::kPending;
+      run.next = number + 1 - run.pending;
       active[going_on] = lane;
-      going_on += run.place < section.end;
+      const bool goes_on = run.next < ends[lane];
+      going_on += goes_on;
+      if (goes_on && run.next >= run.stop) find_list(run, lane);
       const uint32_t needed = 0u - needs_word(x);  // a mask
       states[lane] = x << (needed & 16) | (needed & *next);
       next += needed & 1;

@@ -36,8 +36,7 @@ class Decoder {
     const uint16_t* end;
   };
 
-  // Consecutive places of a pass that are coded alike on a number of lanes: place begin + i is on
-  // lane i mod lanes.
+  // Consecutive places of a pass that are coded alike.
   struct Section {
     uint32_t begin;
     uint32_t end;

@@ -344,7 +344,8 @@ class Encoder::Runs {
   void collect(const Pass& pass, uint32_t begin, uint32_t end) {
     for (auto& events : events_) events.clear();
     if (begin == end) return;  // perhaps in a list without runs
-    for (uint32_t lane = 0; lane < lanes_; ++lane) next_[lane] = begin + lane;
+    const Chunks chunks(end - begin, lanes_);
+    std::fill(next_.begin(), next_.end(), 0);
     auto ending = std::lower_bound(pass.endings.begin(), pass.endings.end(), begin,
                                    [](const Ending& e, uint32_t place) { return e.place < place; });
     for (const List& list : pass.lists) {
@@ -352,14 +353,14 @@ class Encoder::Runs {
       const uint32_t list_end = std::min(list.end, end);
       const RunTable& table = set_.runs[set_.run_tables[list.table]];
       for (; ending != pass.endings.end() && ending->place < list_end; ++ending) {
-        const uint32_t lane = (ending->place - begin) & (lanes_ - 1);
-        const uint32_t zeros = put_zeros(table, lane, ending->place);
+        const uint32_t place = ending->place - begin, lane = chunks.lane_of(place);
+        const uint32_t zeros = put_zeros(table, lane, chunks.before(lane, place));
         events_[lane].push_back(table.first + zeros * table.classes.count() + ending->number);
         if (ending->number == table.classes.last()) events_[lane].push_back(ending->value);
-        next_[lane] += lanes_;
+        ++next_[lane];
       }
       for (uint32_t lane = 0; lane < lanes_; ++lane) {
-        const uint32_t zeros = put_zeros(table, lane, list_end);
+        const uint32_t zeros = put_zeros(table, lane, chunks.before(lane, list_end - begin));
         if (zeros > 0) events_[lane].push_back(table.tails + zeros);
       }
     }
@@ -369,11 +370,10 @@ class Encoder::Runs {
   const std::vector<uint32_t>* of(uint32_t lane) const { return events_.data() + lane; }
 
  private:
-  // Codes the longest runs on a lane's way to a place, and goes there; returns the zeros left.
-  uint32_t put_zeros(const RunTable& table, uint32_t lane, uint32_t place) {
-    if (next_[lane] >= place) return 0;
-    uint32_t zeros = (place - next_[lane] + lanes_ - 1) / lanes_;
-    next_[lane] += zeros * lanes_;
+  // Codes the longest runs on a lane's way to one of its symbols; returns the zeros left.
+  uint32_t put_zeros(const RunTable& table, uint32_t lane, uint32_t number) {
+    uint32_t zeros = number - next_[lane];
+    next_[lane] = number;
     for (; zeros >= table.limit; zeros -= table.limit) {
       events_[lane].push_back(table.first + table.limit * table.classes.count());
     }
@@ -383,7 +383,7 @@ class Encoder::Runs {
   TableSet set_;
   uint32_t lanes_;
   std::vector<std::vector<uint32_t>> events_;
-  std::vector<uint32_t> next_;  // the lane's next place
+  std::vector<uint32_t> next_;  // the number of the lane's next symbol
 };
 
 void Encoder::put_part(Writer& writer, Runs& runs, Part part, uint32_t lanes) const {

@@ -45,8 +45,8 @@ COLLECT, COLLECT_SYMBOL = 3000, 600 / 1024
 WRITE, WRITE_PASS = 5000, 300
 #: Events a byte of the payload (2.37 to 2.51 on photographs of all rates), the share of them in
 #: runs, and what the lane with the most of them has beyond that: a share, and so many steps in runs
-#: a pass for lists that end (12 to 18 on two photographs at three rates with 64 to 512 lanes).
-EVENTS_A_BYTE, RUNS_SHARE, IMBALANCE, LIST_ENDS = 2.46, 0.76, 1.05, 17
+#: a pass for lists that end (10 to 13 on two photographs at three rates with 128 to 512 lanes).
+EVENTS_A_BYTE, RUNS_SHARE, IMBALANCE, LIST_ENDS = 2.46, 0.76, 1.05, 11
 #: Bits that an encoder has coded for each lane that retires (csrc/rans/core.h).
 START_BITS = 30
 
@@ -161,8 +161,11 @@ def count_events(tables: Tables, symbols: Array, indexes: Array, lanes: int) -> 
     runs = int(np.count_nonzero(longest[indexes]))
     plain = np.bincount(np.arange(len(symbols) - runs) % lanes, minlength=lanes)
     # Lists of one lane, one after the other.
-    lane = np.arange(runs) % lanes
-    order = np.lexsort((indexes[:runs], lane))
+    chunk = 1
+    while 2 * chunk * lanes * 8 <= runs:
+        chunk *= 2
+    lane = np.arange(runs) // chunk % lanes
+    order = np.argsort(lane, kind="stable")
     symbols, indexes, lane = symbols[:runs][order], indexes[:runs][order], lane[order]
     begins = np.ones(runs, bool)
     begins[1:] = (lane[1:] != lane[:-1]) | (indexes[1:] != indexes[:-1])

@@ -135,10 +135,10 @@ def test_golden_streams():
         data = assert_round_trip(gaussian_tables(), passes, lanes, 0xC0FFEE)
         hashes[lanes] = f"{len(data)} {hashlib.sha256(data).hexdigest()[:16]}"
     assert hashes == {
-        2: "11418 7685084ce620d342",
-        8: "11427 11cacb2f0da0bec9",
-        32: "11433 bee18a3d1f2eafca",
-        64: "11438 ceaa2b2dc1b1c7e6",
+        2: "11419 9b389659aadaa7ad",
+        8: "11426 03e0b2934ec89a5d",
+        32: "11429 9dfcf12686ed8deb",
+        64: "11432 76661f6d67076081",
     }
     small = [(np.array([1, -2, 0, 300, -70000], np.int32), np.array([10, 12, 0, 20, 0], np.uint8))]
     assert (

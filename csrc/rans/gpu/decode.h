@@ -386,7 +386,6 @@ class GroupDecoder {
         scratch_(args.scratch + static_cast<size_t>(image) * kDecoderScratch * args.scratch_stride),
         cells_(kStaged ? hold_shared(staged.cells) : args.tables.cells),
         lanes_(state.lanes),
-        shift_(lowest_bit(state.lanes)),
         width_(lesser(lanes_, kGroupLanes)),
         words_(warp, args.words + static_cast<size_t>(image) * args.words_stride,
                state.next[warp.index()], state.end[warp.index()]) {
@@ -408,35 +407,44 @@ class GroupDecoder {
   MLIC_DEVICE bool decode_runs(uint32_t begin, uint32_t end) {
     if (begin == end) return true;
     const uint32_t last_rank = shared_.lists.runs - 1;
-    int8_t* bytes = shared_.bytes;
-    Lanes<uint32_t> place, stop, rank, longest, bound, seldom;
+    const Chunks chunks(end - begin, lanes_);
+    // Of the lane's symbols: the next, where its list ends, and how many there are.
+    Lanes<uint32_t> at, stop, count;
+    Lanes<uint32_t> rank, bound, seldom;
     Lanes<ListHead> list, next;
     Lanes<CellTable> own;  // values of the list, or of that of the pending one
     Lanes<uint32_t> value_cells, value_packed, value_rank;  // of the pending value, kNone for none
     Lanes<int32_t> value;
     const auto going = [&](uint32_t lane) {
-      return either(place[lane] < end, value_rank[lane] != kNone);
+      return either(at[lane] < count[lane], value_rank[lane] != kNone);
     };
     const auto ends_list = [&](uint32_t lane) {
-      return both(place[lane] >= stop[lane], place[lane] < end);
+      return both(at[lane] >= stop[lane], at[lane] < count[lane]);
+    };
+    const auto symbols_before = [&](uint32_t lane, uint32_t place) {
+      return lesser(chunks.before(first_lane() + lane, place - begin), count[lane]);
+    };
+    const auto place_of = [&](uint32_t lane, uint32_t number) {
+      return begin + chunks.place(first_lane() + lane, number);
+    };
+    const auto longest = [&](uint32_t lane) {
+      return lesser(stop[lane] - at[lane], list[lane].limit());
     };
     const auto expect_run = [&](uint32_t lane) {
-      const uint32_t left = (stop[lane] - place[lane] + lanes_ - 1) >> shift_;
-      longest[lane] = lesser(left, list[lane].limit());
-      bound[lane] = staged_.bounds[list[lane].bounds() + longest[lane]];
+      bound[lane] = staged_.bounds[list[lane].bounds() + longest(lane)];
     };
     const auto find_list = [&](uint32_t lane) {
       while (ends_list(lane)) {
         list[lane] = load_whole(&staged_.lists[++rank[lane]].head);
-        stop[lane] = lesser(list[lane].end, end);
+        stop[lane] = list[lane].end > begin ? symbols_before(lane, list[lane].end) : 0;
         expect_run(lane);
       }
     };
     warp_.each([&](uint32_t lane) {
-      place[lane] = lane < width_ ? begin + first_lane() + lane : end;
-      rank[lane] = 0;
+      at[lane] = rank[lane] = 0;
+      count[lane] = lane < width_ ? chunks.before(first_lane() + lane, end - begin) : 0;
       list[lane] = load_whole(&staged_.lists[0].head);
-      stop[lane] = lesser(list[lane].end, end);
+      stop[lane] = list[lane].end > begin ? symbols_before(lane, list[lane].end) : 0;
       value_cells[lane] = value_packed[lane] = 0;
       value_rank[lane] = kNone;
       expect_run(lane);
@@ -470,17 +478,19 @@ class GroupDecoder {
         const Classes classes = list[lane].classes();
         const bool is_on = going(lane), is_value = value_rank[lane] != kNone,
                    full = number == kNone;
-        const uint32_t zeros = full ? longest[lane] : classes.run_of(number);
+        const uint32_t zeros = full ? longest(lane) : classes.run_of(number);
         const uint32_t kind = number - zeros * classes.count();
         const bool is_run = is_on & !is_value;
         const bool further = is_run & !full & (kind == classes.last());
         const uint32_t own_rank = is_value ? value_rank[lane] : rank[lane];
         value[lane] = value_of(own[lane], staged_.lists[own_rank].head.classes(), number);
-        const uint32_t at = is_value ? place[lane] - lanes_ : place[lane] + (zeros << shift_);
+        const uint32_t found = is_value ? at[lane] - 1 : at[lane] + zeros;
+        // The address is loaded anew each time: no register is left for it on some GPUs.
         if (is_on & !full & !further) {
-          bytes[at] = static_cast<int8_t>(is_value ? value[lane] : classes.symbol(kind));
+          shared_.bytes[place_of(lane, found)] =
+              static_cast<int8_t>(is_value ? value[lane] : classes.symbol(kind));
         }
-        place[lane] = is_run ? at + (full ? 0 : lanes_) : place[lane];
+        at[lane] = is_run ? found + (full ? 0 : 1) : at[lane];
         const bool beyond_byte =
             both(is_value, either(number == own[lane].escape(), is_far(value[lane])));
         value_cells[lane] = further ? own[lane].cells : value_cells[lane];
@@ -488,7 +498,7 @@ class GroupDecoder {
         value_rank[lane] = further ? rank[lane] : kNone;
         const bool turns = ends_list(lane);
         rank[lane] += turns;
-        stop[lane] = turns ? lesser(next[lane].end, end) : stop[lane];
+        stop[lane] = turns ? symbols_before(lane, next[lane].end) : stop[lane];
         list[lane].cells = turns ? next[lane].cells : list[lane].cells;
         list[lane].packed = turns ? next[lane].packed : list[lane].packed;
         expect_run(lane);
@@ -500,9 +510,9 @@ class GroupDecoder {
         find_list(lane);
         if (seldom[lane] != 2) return;
         if (step_.number[lane] == own[lane].escape()) {
-          mark(place[lane] - lanes_);
+          mark(place_of(lane, at[lane] - 1));
         } else {
-          put(place[lane] - lanes_, value[lane]);
+          put(place_of(lane, at[lane] - 1), value[lane]);
         }
       });
       if (!words_.turn()) return false;
@@ -689,7 +699,7 @@ class GroupDecoder {
   DecoderState& state_;
   uint32_t* scratch_;
   const Cell* cells_;
-  uint32_t lanes_, shift_, width_;
+  uint32_t lanes_, width_;
   WordReader<Warp> words_;
   Step<Warp> step_;
   Lanes<uint32_t> x_;

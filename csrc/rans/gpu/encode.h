@@ -276,16 +276,17 @@ struct Stretch {
 // event that ends in it.
 template <class Put>
 MLIC_DEVICE void walk_stretch(const CollectShared& shared, const DeviceTable* tables,
-                              const int32_t* sorted, const Part& runs, uint32_t lane,
-                              Stretch stretch, uint32_t zeros, Put&& put) {
-  uint32_t place = runs.begin + lane + stretch.begin * runs.lanes;
-  const uint32_t stop = lesser(runs.begin + lane + stretch.end * runs.lanes, runs.end);
+                              const int32_t* sorted, const Part& runs, const Chunks& chunks,
+                              uint32_t lane, Stretch stretch, uint32_t zeros, Put&& put) {
+  uint32_t number = stretch.begin;
+  const uint32_t stop = lesser(stretch.end, chunks.before(lane, runs.end - runs.begin));
   uint32_t rank = 0;
-  while (place < stop) {
-    while (place >= shared.ends[rank]) ++rank;
+  while (number < stop) {
+    while (runs.begin + chunks.place(lane, number) >= shared.ends[rank]) ++rank;
     const DeviceTable& table = tables[shared.tables[rank]];
     const Classes classes = table.classes();
-    const uint32_t list_end = lesser(shared.ends[rank], runs.end);
+    const uint32_t list_stop =
+        chunks.before(lane, lesser(shared.ends[rank], runs.end) - runs.begin);
     const uint32_t limit = table.limit, runs_first = table.runs.first;
     zeros %= limit;
     const auto code = [&](int32_t symbol) {
@@ -303,22 +304,21 @@ MLIC_DEVICE void walk_stretch(const CollectShared& shared, const DeviceTable* ta
                                     ? table.values.escape()
                                     : number_of(table.values, classes.close_gap(symbol))));
     };
-    const uint32_t end = lesser(list_end, stop);
-    while (place < end) {
+    const uint32_t end = lesser(list_stop, stop);
+    while (number < end) {
       int32_t ahead[kAtOnce];
       MLIC_UNROLL
       for (uint32_t i = 0; i < kAtOnce; ++i) {
-        const uint32_t at = place + i * runs.lanes;
-        ahead[i] = at < end ? sorted[at] : 0;
+        ahead[i] = number + i < end ? sorted[runs.begin + chunks.place(lane, number + i)] : 0;
       }
       MLIC_UNROLL
       for (uint32_t i = 0; i < kAtOnce; ++i) {
-        if (place >= end) break;
+        if (number >= end) break;
         code(ahead[i]);
-        place += runs.lanes;
+        ++number;
       }
     }
-    if (place < list_end) continue;
+    if (number < list_stop) continue;
     if (zeros > 0) put(table.tails + zeros);
     zeros = 0;
   }
@@ -332,7 +332,8 @@ MLIC_DEVICE void collect_events(Block& block, CollectShared& shared, const Devic
                                 uint32_t* steps) {
   using Warp = typename Block::Warp;
   const uint32_t lanes = runs.lanes, stretches = kBlockThreads / lanes;
-  const uint32_t longest = (runs.end - runs.begin + lanes - 1) / lanes;
+  const Chunks chunks(runs.end - runs.begin, lanes);
+  const uint32_t longest = chunks.before(0, runs.end - runs.begin);
   const uint32_t own = (longest + stretches - 1) / stretches;
   // Threads of one lane follow one another by its stretches.
   const auto stretch_of = [&](uint32_t thread) {
@@ -342,17 +343,18 @@ MLIC_DEVICE void collect_events(Block& block, CollectShared& shared, const Devic
   // How many zeros there are at the end of a stretch, from its end on.
   block.each([&](uint32_t thread) {
     const Stretch stretch = stretch_of(thread);
-    const uint32_t lane = thread % lanes, first = runs.begin + lane;
+    const uint32_t lane = thread % lanes;
     uint32_t count = 0, rank = 0;
     bool broken = false;
-    const uint32_t last = first + (stretch.end - 1) * lanes;
-    if (last < runs.end) {  // else the lane ends in it
-      while (last >= shared.ends[rank]) ++rank;
-      const uint32_t list_begin = rank == 0 ? 0 : shared.ends[rank - 1];
-      broken = last + lanes >= shared.ends[rank];  // a list ends with it
+    if (stretch.end <= chunks.before(lane, runs.end - runs.begin)) {  // else the lane ends in it
+      while (runs.begin + chunks.place(lane, stretch.end - 1) >= shared.ends[rank]) ++rank;
+      const auto begin_of_list = [&](uint32_t place) {
+        return place > runs.begin ? chunks.before(lane, place - runs.begin) : 0;
+      };
+      const uint32_t list_begin = rank == 0 ? 0 : begin_of_list(shared.ends[rank - 1]);
+      broken = stretch.end >= begin_of_list(shared.ends[rank]);  // a list ends with it
       for (uint32_t i = stretch.end; i > stretch.begin && !broken; --i) {
-        const uint32_t place = first + (i - 1) * lanes;
-        broken = place < list_begin || sorted[place] != 0;
+        broken = i <= list_begin || sorted[runs.begin + chunks.place(lane, i - 1)] != 0;
         count += broken ? 0 : 1;
       }
     }
@@ -370,7 +372,7 @@ MLIC_DEVICE void collect_events(Block& block, CollectShared& shared, const Devic
   };
   block.each([&](uint32_t thread) {
     uint32_t count = 0;
-    walk_stretch(shared, tables, sorted, runs, thread % lanes, stretch_of(thread),
+    walk_stretch(shared, tables, sorted, runs, chunks, thread % lanes, stretch_of(thread),
                  zeros_before(thread), [&](uint32_t) { ++count; });
     shared.counts[thread] = count;
   });
@@ -378,7 +380,8 @@ MLIC_DEVICE void collect_events(Block& block, CollectShared& shared, const Devic
     const uint32_t lane = thread % lanes;
     uint32_t next = 0;
     for (uint32_t i = lane; i < thread; i += lanes) next += shared.counts[i];
-    walk_stretch(shared, tables, sorted, runs, lane, stretch_of(thread), zeros_before(thread),
+    walk_stretch(shared, tables, sorted, runs, chunks, lane, stretch_of(thread),
+                 zeros_before(thread),
                  [&](uint32_t entry) { events[next++ * lanes + lane] = entry; });
     if (thread >= kBlockThreads - lanes) shared.scan.values[lane] = next;
   });

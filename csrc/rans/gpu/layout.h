@@ -238,15 +238,18 @@ struct PassList {
 constexpr uint32_t kParts = kMaxRetirements + 1;
 
 // Where the events [steps, lanes] of a part begin, by the place where the part begins: each event
-// takes a symbol, or is the second event of one.
+// takes a symbol, or is the second event of one. A lane has at most one chunk more than the mean,
+// so that all lanes with as many as the first take an eighth of the symbols more, and one for each
+// lane.
 MLIC_HD uint64_t events_before(uint32_t place, uint32_t part) {
-  const uint32_t lanes = part == 0 ? 0 : kMaxLanes + (part - 1) * kGroupLanes;
-  return 2 * (uint64_t{place} + lanes);
+  static_assert(kLeastChunks == 8, "an eighth");
+  const uint32_t lanes = part == 0 ? 0 : kMaxLanes + 1 + (part - 1) * (kGroupLanes + 1);
+  return 2 * (uint64_t{place} + place / 8 + lanes);
 }
 
 // Room for the events of a pass.
 MLIC_HD uint64_t event_room(uint64_t size) {
-  return 2 * (size + kMaxLanes + kMaxRetirements * kGroupLanes);
+  return 2 * (size + size / 8 + kMaxLanes + 1 + kMaxRetirements * (kGroupLanes + 1));
 }
 
 // The number of a group of a part: all parts but the first have one group.
