@@ -407,9 +407,11 @@ class GroupDecoder {
   MLIC_DEVICE bool decode_runs(uint32_t begin, uint32_t end) {
     if (begin == end) return true;
     const uint32_t last_rank = shared_.lists.runs - 1;
-    const Chunks chunks(end - begin, lanes_);
+    int8_t* const bytes = shared_.bytes;
+    Chunks chunks(end - begin, lanes_);
+    chunks.lane_bits = hold(chunks.lane_bits);
     // Of the lane's symbols: the next, where its list ends, and how many there are.
-    Lanes<uint32_t> at, stop, count;
+    Lanes<uint32_t> at, stop, next_stop, count;
     Lanes<uint32_t> rank, bound, seldom;
     Lanes<ListHead> list, next;
     Lanes<CellTable> own;  // values of the list, or of that of the pending one
@@ -424,6 +426,7 @@ class GroupDecoder {
     const auto symbols_before = [&](uint32_t lane, uint32_t place) {
       return lesser(chunks.before(first_lane() + lane, place - begin), count[lane]);
     };
+    const auto stop_of_next = [&](uint32_t lane) { return symbols_before(lane, next[lane].end); };
     const auto place_of = [&](uint32_t lane, uint32_t number) {
       return begin + chunks.place(first_lane() + lane, number);
     };
@@ -464,6 +467,7 @@ class GroupDecoder {
         const uint32_t slot = x_[lane] & ((1u << bits) - 1);
         const Cell cell = load_whole(cells_ + cells + (slot >> shift));
         next[lane] = load_whole(&staged_.lists[lesser(rank[lane] + 1, last_rank)].head);
+        if (kHasRegisters) next_stop[lane] = stop_of_next(lane);
         own[lane] = load_whole(&staged_.lists[is_value ? value_rank[lane] : rank[lane]].table);
         step_.look_into(cell, slot, lane);
         step_.upper[lane] = x_[lane] >> bits;
@@ -485,9 +489,8 @@ class GroupDecoder {
         const uint32_t own_rank = is_value ? value_rank[lane] : rank[lane];
         value[lane] = value_of(own[lane], staged_.lists[own_rank].head.classes(), number);
         const uint32_t found = is_value ? at[lane] - 1 : at[lane] + zeros;
-        // The address is loaded anew each time: no register is left for it on some GPUs.
         if (is_on & !full & !further) {
-          shared_.bytes[place_of(lane, found)] =
+          (kHasRegisters ? bytes : shared_.bytes)[place_of(lane, found)] =
               static_cast<int8_t>(is_value ? value[lane] : classes.symbol(kind));
         }
         at[lane] = is_run ? found + (full ? 0 : 1) : at[lane];
@@ -498,7 +501,7 @@ class GroupDecoder {
         value_rank[lane] = further ? rank[lane] : kNone;
         const bool turns = ends_list(lane);
         rank[lane] += turns;
-        stop[lane] = turns ? symbols_before(lane, next[lane].end) : stop[lane];
+        stop[lane] = turns ? (kHasRegisters ? next_stop[lane] : stop_of_next(lane)) : stop[lane];
         list[lane].cells = turns ? next[lane].cells : list[lane].cells;
         list[lane].packed = turns ? next[lane].packed : list[lane].packed;
         expect_run(lane);

@@ -356,6 +356,21 @@ MLIC_HD T load_whole(const T* source) {
 #endif
 }
 
+// Whether registers are left for what could be found anew in every step: before 9.0 they are not.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kHasRegisters = true;
+#else
+constexpr bool kHasRegisters = false;
+#endif
+
+// A number to be held in a register, if there is one: the compiler would rather find it anew.
+MLIC_DEVICE uint32_t hold(uint32_t value) {
+#ifdef __CUDA_ARCH__
+  if (kHasRegisters) asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 // An address in shared memory, to be held in a register: the compiler would rather find it anew in
 // every step.
 template <class T>
