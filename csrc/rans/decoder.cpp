@@ -103,7 +103,7 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
     groups_[i] = {next, next + lengths[i]};
     next += lengths[i];
   }
-  while (retired_ < parts_.size() && parts_[retired_] == 0) retire();
+  retire_if_due();
 }
 
 void Decoder::read_states(Reader& reader, uint32_t lanes) {
@@ -115,6 +115,11 @@ void Decoder::read_states(Reader& reader, uint32_t lanes) {
     states_.push_back(kLowest << size | bits.take(kWordBits + size));
   }
   if (bits.rest() != 0) throw CorruptStream(Error::kState);
+}
+
+// All retirements before which no symbols are left.
+void Decoder::retire_if_due() {
+  while (retired_ < parts_.size() && parts_[retired_] == 0) retire();
 }
 
 // The lanes that do not stay give back the bits that they were started from.
@@ -179,7 +184,7 @@ void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
       parts_[retired_] -= part_end - begin;
     }
     decode_part({begin, part_end}, symbols);
-    while (retired_ < parts_.size() && parts_[retired_] == 0) retire();
+    retire_if_due();
     begin = part_end;
   }
   corrupt_ = false;

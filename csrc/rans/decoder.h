@@ -60,6 +60,7 @@ class Decoder {
                       int32_t* symbols);
   void advance(Group& group, uint32_t& state);
   void read_states(Reader& reader, uint32_t lanes);
+  void retire_if_due();
   void retire();
   void check_open() const;
 

@@ -302,8 +302,8 @@ class DeviceEncoder(_Coder):
         if lanes is not None and lanes not in [2**k for k in range(1, 11)]:
             raise ValueError("lanes must be a power of two from 2 to 1024")
         # A page that is followed by another holds at least words for 954 of its bytes, except for
-        # those that lanes were started from; at each of three starts the last may hold less.
-        page_count = (self.capacity + 2 * _core.RETURNED_WORDS) // 954 + 3 + 32
+        # those that lanes were started from; at each such start the last may hold less.
+        page_count = (self.capacity + 2 * _core.RETURNED_WORDS) // 954 + _core.MAX_RETIREMENTS + 32
         self.digests = torch.zeros(batch, dtype=torch.int32, device=self.device)
         self._results = self._empty(batch, 3, dtype=torch.int32)
         self._payloads = self._empty(batch, self.capacity)

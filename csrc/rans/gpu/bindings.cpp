@@ -191,6 +191,7 @@ void bind_rans_device(py::module_& module) {
   m.def("event_room", &event_room, "size"_a);
   m.attr("HEADER_BYTES") = sizeof(PayloadHeader);
   m.attr("RETURNED_WORDS") = kReturnedWords;
+  m.attr("MAX_RETIREMENTS") = mlic::rans::kMaxRetirements;
   m.attr("STATE_BYTES") = sizeof(DecoderState);
   m.attr("INFO_BYTES") = sizeof(PassInfo) * kMaxPasses;
   m.attr("PAGE_BYTES") = kPageBytes;
