@@ -97,18 +97,20 @@ static inline ptrdiff_t conv_scratch(const Conv& c) {
 
 // A convolution of 3x3 or 5x5 over one input at all positions, by tiles of 2x2 of them, which are
 // numbered through all images; those at the right and lower edges may be cut. A tile reads `shifts`
-// x `shifts` windows of 4x4 inputs, each two rows or columns from the next.
-constexpr ptrdiff_t kWinogradTiles = 24;
+// x `shifts` windows of 4x4 inputs, each two rows or columns from the next. They are done some at a
+// time, a multiple of kWinogradTiles as far as there are so many.
+constexpr ptrdiff_t kWinogradTiles = 24, kMostWinogradTiles = 2 * kWinogradTiles;
 constexpr ptrdiff_t kWinogradChannels = 32;  // channels are a multiple of these
 
 struct Winograd {
   const int16_t* x;  // of images, without a border
   ptrdiff_t position_stride;
   ptrdiff_t height, width, channels;
-  // [panels][parts][winograd_products()][pairs of the part's channels][columns of the panel][2]
+  // [panels][winograd_products()][pairs of channels][columns of the panel][2]
   const int16_t* weights;
-  ptrdiff_t shifts;  // 1 for 3x3, 2 for 5x5
-  ptrdiff_t part;    // channels of each part but the last
+  ptrdiff_t shifts;    // 1 for 3x3, 2 for 5x5
+  ptrdiff_t part;      // channels of which four times the sum of products fits with any inputs
+  float most_squares;  // sum of squares of a tile's inputs with which that of all channels does
   const float* scales;
   float unit;
   const int16_t* zeros;  // [channels]
@@ -126,14 +128,14 @@ static inline ptrdiff_t winograd_products(ptrdiff_t shifts) {
   return used * used;
 }
 
-static inline ptrdiff_t winograd_row(ptrdiff_t part) {
-  return (part + kWinogradChannels - 1) / kWinogradChannels * kWinogradChannels;
+// Twice as many where the weights come from memory beyond the second level cache.
+static inline ptrdiff_t winograd_tiles(const Winograd& s, int outputs) {
+  return s.channels * outputs > 1 << 16 ? kMostWinogradTiles : kWinogradTiles;
 }
 
 static inline ptrdiff_t winograd_scratch(const Winograd& s, int outputs) {
-  const ptrdiff_t columns = (outputs + kGroup - 1) / kGroup * kGroup;
-  return kWinogradTiles * (16 * kPanelGroups * kGroup * 4 + 4 * columns * 4 +
-                           s.shifts * s.shifts * 16 * winograd_row(s.part) * 2);
+  return winograd_tiles(s, outputs) *
+         (20 * kPanelGroups * kGroup * 4 + s.shifts * s.shifts * 16 * s.channels * 2);
 }
 
 struct Depthwise {

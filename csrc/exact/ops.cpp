@@ -219,6 +219,7 @@ void Runner::winograd(const Input& input, const WinogradWeights& weights, const 
                    weights.data.get(),
                    input.weights->kernel() / 2,
                    weights.part,
+                   weights.most_squares,
                    input.scales,
                    input.unit,
                    zeros.get()};

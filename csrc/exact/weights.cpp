@@ -181,6 +181,26 @@ ptrdiff_t Weights::winograd_part(int threads) const {
   }
 }
 
+// The sum of squares of inputs that a product of itself and the largest of a column's weights needs
+// to leave a quarter of int32, by Cauchy and Schwarz, less what rounding may hide.
+float Weights::most_squares(int threads) const {
+  const ptrdiff_t groups = (outputs_ + kGroup - 1) / kGroup;
+  std::vector<int64_t> sums(static_cast<size_t>(groups * kGroup));
+  for_panels(threads, [&](ptrdiff_t first, ptrdiff_t count) {
+    for (ptrdiff_t tap = 0; tap < kernel_ * kernel_; ++tap) {
+      for (ptrdiff_t c = 0; c < channels_; ++c) {
+        const int16_t* from = packed(first, count, tap, c);
+        for (ptrdiff_t column = 0; column < count; ++column) {
+          sums[static_cast<size_t>(first + column)] += int64_t{from[2 * column]} * from[2 * column];
+        }
+      }
+    }
+  });
+  const int64_t largest = *std::max_element(sums.begin(), sums.end());
+  constexpr double limit = std::numeric_limits<int32_t>::max() / 4;
+  return static_cast<float>(0.999 * limit * limit / static_cast<double>(std::max<int64_t>(largest, 1)));
+}
+
 WinogradWeights Weights::make_winograd(int threads) const {
   if (layout_ != Layout::kPairs || (kernel_ != 3 && kernel_ != 5)) return {};
   if (channels_ % kWinogradChannels != 0) return {};
@@ -188,19 +208,16 @@ WinogradWeights Weights::make_winograd(int threads) const {
   if (part == 0) return {};
   const ptrdiff_t shifts = kernel_ / 2, products = winograd_products(shifts);
   const ptrdiff_t all_columns = (outputs_ + kGroup - 1) / kGroup * kGroup;
-  WinogradWeights made{nullptr, part};
+  WinogradWeights made{nullptr, part, most_squares(threads)};
   made.data.reset(static_cast<int16_t*>(
       allocate(all_columns * products * channels_ * ptrdiff_t{sizeof(int16_t)})));
   std::atomic<bool> fits{true};
   for_panels(threads, [&](ptrdiff_t first, ptrdiff_t columns) {
     int16_t* panel = made.data.get() + first * products * channels_;
     for (ptrdiff_t c = 0; c < channels_; ++c) {
-      const ptrdiff_t begin = c / part * part;
-      const ptrdiff_t pairs = std::min(part, channels_ - begin) / 2;
-      // Of this channel, product 0, column 0.
-      int16_t* to = panel + products * begin * columns + (c - begin) / 2 * columns * 2 + c % 2;
+      int16_t* to = panel + c / 2 * columns * 2 + c % 2;  // of product 0, column 0
       for (ptrdiff_t column = 0; column < columns; ++column) {
-        if (!transform_weights(first, columns, column, c, pairs * columns * 2, to + 2 * column)) {
+        if (!transform_weights(first, columns, column, c, channels_ * columns, to + 2 * column)) {
           fits = false;
         }
       }

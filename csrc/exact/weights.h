@@ -18,7 +18,8 @@ struct Free {
 // cannot be done so.
 struct WinogradWeights {
   std::unique_ptr<int16_t, Free> data;
-  ptrdiff_t part;  // channels whose sums of products fit the kernel's
+  ptrdiff_t part;      // channels whose sums of products fit the kernel's
+  float most_squares;  // of a tile's inputs, with which all channels' do
 };
 
 class Weights {
@@ -53,6 +54,7 @@ class Weights {
   template <class F>
   void for_panels(int threads, const F& f) const;
   ptrdiff_t winograd_part(int threads) const;
+  float most_squares(int threads) const;
   WinogradWeights make_winograd(int threads) const;
   // Of a column and channel, winograd_products() integers, `step` apart; false if they do not fit.
   bool transform_weights(ptrdiff_t first, ptrdiff_t columns, ptrdiff_t column, ptrdiff_t channel,

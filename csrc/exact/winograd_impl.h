@@ -8,8 +8,10 @@
 //   2 y1 = m1 - m2 - 2 m3         m1 = (d1 + d2) (g0 + g1 + g2) m3 = (d1 - d3) g2
 //
 // and of two dimensions 4 y. Sums may wrap around: they are right modulo 2^32, so 4 y is right
-// where it fits int32. That is so for a part of the channels (weights.h), and y of all is their
-// sum.
+// where it fits int32. That is nearly always so, and known beforehand: by Cauchy and Schwarz y^2 is
+// at most the sum of the squares of the inputs times that of the weights. Where these exceed what
+// is needed, channels are taken in parts that fit with any inputs (weights.h), and y of all is
+// their sum.
 //
 // Five weights are two, and three for inputs two further on. Of the two, g2 is zero and with it m3;
 // so there are seven products for both, whose m0, m1 and m2 add up before y is made of them.
@@ -36,50 +38,89 @@ inline void transform(const Half (&d)[4], Half (&to)[4]) {
   to[3] = d[1] - d[3];
 }
 
-// `left` of the integers at least; beyond them zero.
-inline Half load_half(const int16_t* p, ptrdiff_t left) {
-  if (left >= H) return load_half(p);
-  Half a = {};
-  memcpy(&a, p, static_cast<size_t>(left) * sizeof(int16_t));
-  return a;
+// The inputs of one window of a tile, of channel 0 each; zeros outside the image.
+void find_inputs(const Winograd& s, ptrdiff_t tile, ptrdiff_t down, ptrdiff_t right,
+                 const int16_t* (&x)[16]) {
+  const ptrdiff_t tiles_across = (s.width + 1) / 2, tiles_down = (s.height + 1) / 2;
+  const ptrdiff_t left = 2 * (tile % tiles_across + right) - s.shifts;
+  const ptrdiff_t top = 2 * (tile / tiles_across % tiles_down + down) - s.shifts;
+  const int16_t* image =
+      s.x + tile / (tiles_across * tiles_down) * s.height * s.width * s.position_stride;
+  for (int i = 0; i < 16; ++i) {
+    const ptrdiff_t y = top + i / 4, column = left + i % 4;
+    const bool inside = y >= 0 && y < s.height && column >= 0 && column < s.width;
+    x[i] = inside ? image + (y * s.width + column) * s.position_stride : s.zeros;
+  }
 }
 
-// Of one window of tiles begin .. end, what their products are of: [16][end - begin][row] of the
-// channels first .. first + part.
-void transform_inputs(const Winograd& s, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t down,
-                      ptrdiff_t right, ptrdiff_t first, ptrdiff_t part, int16_t* to) {
-  const ptrdiff_t tiles_across = (s.width + 1) / 2, tiles_down = (s.height + 1) / 2;
-  const ptrdiff_t row = winograd_row(s.part);
-  const ptrdiff_t step = (end - begin) * row;
-  for (ptrdiff_t tile = begin; tile < end; ++tile, to += row) {
-    const ptrdiff_t left = 2 * (tile % tiles_across + right) - s.shifts;
-    const ptrdiff_t top = 2 * (tile / tiles_across % tiles_down + down) - s.shifts;
-    const int16_t* image =
-        s.x + tile / (tiles_across * tiles_down) * s.height * s.width * s.position_stride;
-    const int16_t* x[16];
-    for (int i = 0; i < 16; ++i) {
-      const ptrdiff_t y = top + i / 4, column = left + i % 4;
-      const bool inside = y >= 0 && y < s.height && column >= 0 && column < s.width;
-      x[i] = inside ? image + (y * s.width + column) * s.position_stride : s.zeros;
-    }
-    for (ptrdiff_t c = 0; c < part; c += H) {
-      const ptrdiff_t at = first + c;
-      Half rows[4][4];
-      unroll<4>([&](auto i) MLIC_LAMBDA {
-        const auto load = [&](int j) { return load_half(x[4 * i + j] + at, s.channels - at); };
-        const Half d[4] = {load(0), load(1), load(2), load(3)};
-        transform(d, rows[i]);
-      });
-      unroll<4>([&](auto j) MLIC_LAMBDA {
-        const Half d[4] = {rows[0][j], rows[1][j], rows[2][j], rows[3][j]};
-        Half column[4];
-        transform(d, column);
-        unroll<4>([&](auto i) MLIC_LAMBDA {
-          memcpy(to + (4 * i + j) * step + c, &column[i], sizeof column[i]);
-        });
-      });
-    }
+// The sum of their squares, within some units in the last place.
+float sum_squares(const int16_t* const (&x)[16], ptrdiff_t channels) {
+  F sum = S::set(0.0f);
+  for (ptrdiff_t c = 0; c < channels; c += H) {
+    I squares = S::zero();  // at most 16 * 2 * 4095^2
+    unroll<16>([&](auto i) MLIC_LAMBDA {
+      I pairs;
+      memcpy(&pairs, x[i] + c, sizeof pairs);
+      squares = S::dot(squares, pairs, pairs);
+    });
+    sum = S::add(sum, S::to_float(squares));
   }
+  float lanes[W];
+  S::store(lanes, sum);
+  float total = 0.0f;
+  for (const float lane : lanes) total += lane;
+  return total;
+}
+
+// What the products of a tile's window are of, [16][channels], `step` apart.
+void transform_inputs(const int16_t* const (&x)[16], ptrdiff_t channels, ptrdiff_t step,
+                      int16_t* to) {
+  for (ptrdiff_t c = 0; c < channels; c += H) {
+    Half rows[4][4];
+    unroll<4>([&](auto i) MLIC_LAMBDA {
+      const auto load = [&](int j) MLIC_LAMBDA { return load_half(x[4 * i + j] + c); };
+      const Half d[4] = {load(0), load(1), load(2), load(3)};
+      transform(d, rows[i]);
+    });
+    unroll<4>([&](auto j) MLIC_LAMBDA {
+      const Half d[4] = {rows[0][j], rows[1][j], rows[2][j], rows[3][j]};
+      Half column[4];
+      transform(d, column);
+      unroll<4>([&](auto i) MLIC_LAMBDA {
+        memcpy(to + (4 * i + j) * step + c, &column[i], sizeof column[i]);
+      });
+    });
+  }
+}
+
+// Products of S::rows tiles' inputs, `stride` apart, and V vectors of columns: [tiles][columns].
+// They are added to those before if `add`. (Not inlined, so that all pointers stay in registers.)
+template <int V>
+__attribute__((noinline)) void multiply_tiles(const int16_t* x, ptrdiff_t stride, ptrdiff_t pairs,
+                                              const int16_t* w, ptrdiff_t columns, bool add,
+                                              int32_t* m) {
+  constexpr int P = S::rows;
+  I acc[P][V];
+  clear(acc);
+  const auto step = [&](ptrdiff_t pair) MLIC_LAMBDA {
+    S::Column column[V];
+    unroll<V>([&](auto v) MLIC_LAMBDA {
+      column[v] = S::load_column(w + 2 * (pair * columns + W * v));
+    });
+    unroll<P>([&](auto p) MLIC_LAMBDA {
+      const S::Pair input = S::set_pair(x + p * stride + 2 * pair);
+      unroll<V>([&](auto v) MLIC_LAMBDA { acc[p][v] = S::dot(acc[p][v], input, column[v]); });
+    });
+  };
+  for (; pairs > 1; pairs -= 2, x += 4, w += 4 * columns) {
+    step(0);
+    step(1);
+  }
+  if (pairs > 0) step(0);
+  unroll<P * V>([&](auto i) MLIC_LAMBDA {
+    int32_t* to = m + i / V * columns + i % V * W;
+    S::store(to, add ? S::add(S::load(to), acc[i / V][i % V]) : acc[i / V][i % V]);
+  });
 }
 
 // Of one window of some tiles, `stride` apart.
@@ -88,26 +129,11 @@ struct TileInputs {
   ptrdiff_t tiles, stride, pairs;
 };
 
-// Products of tiles' inputs and V vectors of columns: [tiles][columns]. They are added to those of
-// other windows unless these are the first.
 template <int V>
-inline void multiply_tiles(const TileInputs& in, bool add, const int16_t* w, ptrdiff_t columns,
-                           int32_t* m) {
-  constexpr int P = S::rows;
-  for (ptrdiff_t n = 0; n < in.tiles; n += P) {
-    const int16_t* at[P];
-    for (int p = 0; p < P; ++p) {
-      at[p] = in.x + (n + p < in.tiles ? n + p : in.tiles - 1) * in.stride;
-    }
-    I acc[P][V];
-    clear(acc);
-    dot(acc, at, in.pairs, w, 2 * columns);
-    for (int p = 0; p < P && n + p < in.tiles; ++p) {
-      unroll<V>([&](auto v) MLIC_LAMBDA {
-        int32_t* to = m + (n + p) * columns + v * W;
-        S::store(to, add ? S::add(S::load(to), acc[p][v]) : acc[p][v]);
-      });
-    }
+void multiply_columns(const TileInputs& in, bool add, const int16_t* w, ptrdiff_t columns,
+                      int32_t* m) {
+  for (ptrdiff_t n = 0; n < in.tiles; n += S::rows) {
+    multiply_tiles<V>(in.x + n * in.stride, in.stride, in.pairs, w, columns, add, m + n * columns);
   }
 }
 
@@ -115,18 +141,18 @@ inline void multiply_tiles(const TileInputs& in, bool add, const int16_t* w, ptr
 void multiply_panel(const TileInputs& in, bool add, const int16_t* w, int groups, int32_t* m) {
   const ptrdiff_t columns = ptrdiff_t{groups} * kGroup;
   if constexpr (S::tile_groups == 3) {
-    if (groups == 3) return multiply_tiles<3 * kGroupVectors>(in, add, w, columns, m);
-    if (groups == 2) return multiply_tiles<2 * kGroupVectors>(in, add, w, columns, m);
+    if (groups == 3) return multiply_columns<3 * kGroupVectors>(in, add, w, columns, m);
+    if (groups == 2) return multiply_columns<2 * kGroupVectors>(in, add, w, columns, m);
   }
   for (int group = 0; group < groups; ++group, w += 2 * kGroup, m += kGroup) {
-    multiply_tiles<kGroupVectors>(in, add, w, columns, m);
+    multiply_columns<kGroupVectors>(in, add, w, columns, m);
   }
 }
 
-// Adds to the outputs of all tiles, [tiles][2][2][columns], what their products, [4][4][tiles][
-// columns], contribute.
-void transform_outputs(const int32_t* m, ptrdiff_t tiles, ptrdiff_t columns, int32_t* outputs) {
-  const ptrdiff_t step = tiles * columns;
+// What the products of tiles, [4][4][columns] with `step` from one product to the next, contribute
+// to their outputs, [tiles][2][2][columns]: added to those before if `add`.
+void transform_outputs(const int32_t* m, ptrdiff_t step, ptrdiff_t tiles, ptrdiff_t columns,
+                       bool add, int32_t* outputs) {
   const auto twice = [](I a) { return S::add(a, a); };
   for (ptrdiff_t tile = 0; tile < tiles; ++tile) {
     for (ptrdiff_t c = 0; c < columns; c += W) {
@@ -138,51 +164,73 @@ void transform_outputs(const int32_t* m, ptrdiff_t tiles, ptrdiff_t columns, int
         rows[i][0] = S::add(twice(S::load(row)), S::add(m1, m2));
         rows[i][1] = S::sub(S::sub(m1, m2), twice(S::load(row + 3 * step)));
       });
+      const auto put = [&](int32_t* to, I four) MLIC_LAMBDA {
+        const I sum = S::shift_right_2(four);
+        S::store(to, add ? S::add(S::load(to), sum) : sum);
+      };
       unroll<2>([&](auto j) MLIC_LAMBDA {
-        const I upper = S::add(twice(rows[0][j]), S::add(rows[1][j], rows[2][j]));
-        const I lower = S::sub(S::sub(rows[1][j], rows[2][j]), twice(rows[3][j]));
         int32_t* to = outputs + (4 * tile + j) * columns + c;
-        S::store(to, S::add(S::load(to), S::shift_right_2(upper)));
-        to += 2 * columns;
-        S::store(to, S::add(S::load(to), S::shift_right_2(lower)));
+        put(to, S::add(twice(rows[0][j]), S::add(rows[1][j], rows[2][j])));
+        put(to + 2 * columns, S::sub(S::sub(rows[1][j], rows[2][j]), twice(rows[3][j])));
       });
     }
   }
 }
 
-// Where the memory of a block of tiles lies. All are of one panel but the inputs and the outputs.
-struct TileMemory {
-  int16_t* x;        // [shifts][shifts][16][tiles][row]
-  int32_t* m;        // [16][tiles][columns]
-  int32_t* outputs;  // of panel after panel, [tiles][2][2][columns]
+// Some tiles at once: where their numbers lie. All are of one panel but the inputs.
+struct TileBlock {
+  ptrdiff_t begin, tiles;
+  ptrdiff_t room;    // `tiles`, up to a multiple of S::rows
+  int16_t* x;        // [shifts][shifts][16][room][channels]
+  int32_t* m;        // [16][room][columns]
+  int32_t* outputs;  // [tiles][2][2][columns]
 };
 
-// Adds to the outputs of a panel the products of channels first .. first + part.
+// Fills the inputs. Whether four times any output fits int32 with all channels at once.
+bool transform_block(const Winograd& s, const TileBlock& block) {
+  const ptrdiff_t step = block.room * s.channels;
+  bool fits = true;
+  for (ptrdiff_t i = 0; i < block.tiles; ++i) {
+    float squares = 0.0f;
+    for (ptrdiff_t window = 0; window < s.shifts * s.shifts; ++window) {
+      const int16_t* x[16];
+      find_inputs(s, block.begin + i, window / s.shifts, window % s.shifts, x);
+      squares += sum_squares(x, s.channels);
+      transform_inputs(x, s.channels, step, block.x + 16 * window * step + i * s.channels);
+    }
+    fits &= squares <= s.most_squares;
+  }
+  return fits;
+}
+
+// Adds to the outputs of a panel, unless they are the first, the products of channels first ..
+// first + part.
 void add_part(const Winograd& s, const Panel& panel, ptrdiff_t first, ptrdiff_t part,
-              ptrdiff_t tiles, const TileMemory& memory, int32_t* outputs) {
+              const TileBlock& block) {
   const ptrdiff_t columns = ptrdiff_t{panel.groups} * kGroup;
-  const ptrdiff_t row_size = winograd_row(s.part);
-  const ptrdiff_t step = tiles * row_size;
-  const ptrdiff_t products = winograd_products(s.shifts);
-  const int16_t* w = s.weights + products * (panel.first * kGroup * s.channels + first * columns);
+  const ptrdiff_t step = block.room * s.channels;
+  const int16_t* w = s.weights +
+                     winograd_products(s.shifts) * panel.first * kGroup * s.channels +
+                     first * columns;
   for (ptrdiff_t i = 0; i < 16; ++i) {
     bool add = false;
     for (ptrdiff_t window = 0; window < s.shifts * s.shifts; ++window) {
       if (!winograd_uses(s.shifts, window / s.shifts, i / 4)) continue;
       if (!winograd_uses(s.shifts, window % s.shifts, i % 4)) continue;
-      const TileInputs in{memory.x + (16 * window + i) * step, tiles, row_size, part / 2};
-      multiply_panel(in, add, w, panel.groups, memory.m + i * tiles * columns);
-      w += part * columns;
+      const TileInputs in{block.x + (16 * window + i) * step + first, block.tiles, s.channels,
+                          part / 2};
+      multiply_panel(in, add, w, panel.groups, block.m + i * block.room * columns);
+      w += s.channels * columns;
       add = true;
     }
   }
-  transform_outputs(memory.m, tiles, columns, outputs);
+  transform_outputs(block.m, block.room * columns, block.tiles, columns, first > 0, block.outputs);
 }
 
 // Where the outputs of tiles lie that are not cut off at an edge: their positions and sums.
 struct TileOutputs {
-  ptrdiff_t positions[4 * kWinogradTiles];
-  int tiles[4 * kWinogradTiles];  // index in outputs, in steps of a panel's columns
+  ptrdiff_t positions[4 * kMostWinogradTiles];
+  int tiles[4 * kMostWinogradTiles];  // index in outputs, in steps of a panel's columns
   ptrdiff_t count;
 };
 
@@ -234,34 +282,25 @@ void finish_tiles(const Conv& c, const Winograd& s, const Panel& panel, int grou
 }
 
 void winograd(const Conv& c, const Winograd& s, ptrdiff_t begin, ptrdiff_t end, void* scratch) {
-  constexpr ptrdiff_t most = kWinogradTiles, widest = kPanelGroups * kGroup;
-  const int groups = (c.outputs + kGroup - 1) / kGroup, panels = panel_count(groups);
-  TileMemory memory;
-  memory.m = static_cast<int32_t*>(scratch);
-  memory.outputs = memory.m + 16 * most * widest;
-  memory.x = reinterpret_cast<int16_t*>(memory.outputs + 4 * most * groups * kGroup);
-  for (; begin < end; begin += most) {
-    const ptrdiff_t tiles = end - begin < most ? end - begin : most;
-    const ptrdiff_t window = 16 * tiles * winograd_row(s.part);
-    memset(memory.outputs, 0, static_cast<size_t>(4 * tiles * groups * kGroup) * sizeof(int32_t));
-    for (ptrdiff_t first = 0; first < s.channels; first += s.part) {
-      const ptrdiff_t part = s.channels - first < s.part ? s.channels - first : s.part;
-      for (ptrdiff_t i = 0; i < s.shifts * s.shifts; ++i) {
-        transform_inputs(s, begin, begin + tiles, i / s.shifts, i % s.shifts, first, part,
-                         memory.x + i * window);
-      }
-      for (int index = 0; index < panels; ++index) {
-        const Panel panel = panel_of(groups, index);
-        add_part(s, panel, first, part, tiles, memory,
-                 memory.outputs + 4 * tiles * panel.first * kGroup);
-      }
-    }
-    const TileOutputs found = find_outputs(s, begin, tiles);
-    for (int index = 0; index < panels; ++index) {
+  const int groups = (c.outputs + kGroup - 1) / kGroup;
+  const ptrdiff_t most = winograd_tiles(s, c.outputs);
+  static_assert(kWinogradTiles % S::rows == 0);
+  TileBlock block;
+  block.m = static_cast<int32_t*>(scratch);
+  block.outputs = block.m + 16 * most * kPanelGroups * kGroup;
+  block.x = reinterpret_cast<int16_t*>(block.outputs + 4 * most * kPanelGroups * kGroup);
+  for (block.begin = begin; block.begin < end; block.begin += most) {
+    block.tiles = end - block.begin < most ? end - block.begin : most;
+    block.room = (block.tiles + S::rows - 1) / S::rows * S::rows;
+    const ptrdiff_t part = transform_block(s, block) ? s.channels : s.part;
+    const TileOutputs found = find_outputs(s, block.begin, block.tiles);
+    for (int index = 0; index < panel_count(groups); ++index) {
       const Panel panel = panel_of(groups, index);
+      for (ptrdiff_t first = 0; first < s.channels; first += part) {
+        add_part(s, panel, first, s.channels - first < part ? s.channels - first : part, block);
+      }
       for (int group = panel.first; group < panel.first + panel.groups; ++group) {
-        finish_tiles<kGroupVectors>(c, s, panel, group, found,
-                                    memory.outputs + 4 * tiles * panel.first * kGroup);
+        finish_tiles<kGroupVectors>(c, s, panel, group, found, block.outputs);
       }
     }
   }
