@@ -98,20 +98,27 @@ MLIC_INLINE void dot(I (&acc)[P][V], const int16_t* const (&x)[P], ptrdiff_t pai
                      const int16_t* w, ptrdiff_t w_step, ptrdiff_t x_step = 2) {
   I sums[P][V];
   copy(acc, sums);
-  for (ptrdiff_t i = 0; i < pairs; ++i, w += w_step) {
+  const auto add = [&](ptrdiff_t i, const int16_t* weights) MLIC_LAMBDA {
     S::Column column[V];
-    unroll<V>([&](auto v) MLIC_LAMBDA { column[v] = S::load_column(w + 2 * W * v); });
+    unroll<V>([&](auto v) MLIC_LAMBDA { column[v] = S::load_column(weights + 2 * W * v); });
     unroll<P>([&](auto p) MLIC_LAMBDA {
       const S::Pair pair = S::set_pair(x[p] + x_step * i);
       unroll<V>([&](auto v) MLIC_LAMBDA { sums[p][v] = S::dot(sums[p][v], pair, column[v]); });
     });
+  };
+  ptrdiff_t i = 0;
+  for (; i + 1 < pairs; i += 2, w += 2 * w_step) {
+    add(i, w);
+    add(i + 1, w + w_step);
   }
+  if (i < pairs) add(i, w);
   copy(sums, acc);
 }
 
-// r += float(acc) * m for one input at positions n[p].
+// r += float(acc) * m for one input at positions n[p]. (Not inlined, so that all pointers stay in
+// registers.)
 template <int P, int V>
-inline void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P], int panel_first,
+__attribute__((noinline)) void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P], int panel_first,
                         int panel_groups, int group, F (&r)[P][V]) {
   I acc[P][V];
   clear(acc);
@@ -195,10 +202,10 @@ void conv_tile(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, in
 
 template <int Groups>
 void conv_columns(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, ptrdiff_t end) {
-  constexpr int P = S::rows;
+  constexpr int V = Groups * kGroupVectors, P = S::rows;
   for (ptrdiff_t n = begin; n < end; n += P) {
     const int count = static_cast<int>(end - n < P ? end - n : P);
-    conv_tile<P, Groups * kGroupVectors>(c, panel, group, n, count);
+    conv_tile<P, V>(c, panel, group, n, count);
   }
 }
 

@@ -93,30 +93,18 @@ void transform_inputs(const int16_t* const (&x)[16], ptrdiff_t channels, ptrdiff
   }
 }
 
-// Products of S::rows tiles' inputs, `stride` apart, and V vectors of columns: [tiles][columns].
-// They are added to those before if `add`. (Not inlined, so that all pointers stay in registers.)
+// Products of some tiles' inputs, `stride` apart, and V vectors of columns: [tiles][columns]. They
+// are added to those before if `add`. (Not inlined, so that all pointers stay in registers.)
 template <int V>
 __attribute__((noinline)) void multiply_tiles(const int16_t* x, ptrdiff_t stride, ptrdiff_t pairs,
                                               const int16_t* w, ptrdiff_t columns, bool add,
                                               int32_t* m) {
   constexpr int P = S::rows;
+  const int16_t* at[P];
+  for (int p = 0; p < P; ++p) at[p] = x + p * stride;
   I acc[P][V];
   clear(acc);
-  const auto step = [&](ptrdiff_t pair) MLIC_LAMBDA {
-    S::Column column[V];
-    unroll<V>([&](auto v) MLIC_LAMBDA {
-      column[v] = S::load_column(w + 2 * (pair * columns + W * v));
-    });
-    unroll<P>([&](auto p) MLIC_LAMBDA {
-      const S::Pair input = S::set_pair(x + p * stride + 2 * pair);
-      unroll<V>([&](auto v) MLIC_LAMBDA { acc[p][v] = S::dot(acc[p][v], input, column[v]); });
-    });
-  };
-  for (; pairs > 1; pairs -= 2, x += 4, w += 4 * columns) {
-    step(0);
-    step(1);
-  }
-  if (pairs > 0) step(0);
+  dot(acc, at, pairs, w, 2 * columns);
   unroll<P * V>([&](auto i) MLIC_LAMBDA {
     int32_t* to = m + i / V * columns + i % V * W;
     S::store(to, add ? S::add(S::load(to), acc[i / V][i % V]) : acc[i / V][i % V]);
@@ -132,7 +120,9 @@ struct TileInputs {
 template <int V>
 void multiply_columns(const TileInputs& in, bool add, const int16_t* w, ptrdiff_t columns,
                       int32_t* m) {
-  for (ptrdiff_t n = 0; n < in.tiles; n += S::rows) {
+  constexpr int P = S::rows;
+  static_assert(kWinogradTiles % P == 0);
+  for (ptrdiff_t n = 0; n < in.tiles; n += P) {
     multiply_tiles<V>(in.x + n * in.stride, in.stride, in.pairs, w, columns, add, m + n * columns);
   }
 }
@@ -180,7 +170,7 @@ void transform_outputs(const int32_t* m, ptrdiff_t step, ptrdiff_t tiles, ptrdif
 // Some tiles at once: where their numbers lie. All are of one panel but the inputs.
 struct TileBlock {
   ptrdiff_t begin, tiles;
-  ptrdiff_t room;    // `tiles`, up to a multiple of S::rows
+  ptrdiff_t room;    // `tiles`, up to a multiple of kWinogradTiles
   int16_t* x;        // [shifts][shifts][16][room][channels]
   int32_t* m;        // [16][room][columns]
   int32_t* outputs;  // [tiles][2][2][columns]
@@ -284,14 +274,13 @@ void finish_tiles(const Conv& c, const Winograd& s, const Panel& panel, int grou
 void winograd(const Conv& c, const Winograd& s, ptrdiff_t begin, ptrdiff_t end, void* scratch) {
   const int groups = (c.outputs + kGroup - 1) / kGroup;
   const ptrdiff_t most = winograd_tiles(s, c.outputs);
-  static_assert(kWinogradTiles % S::rows == 0);
   TileBlock block;
   block.m = static_cast<int32_t*>(scratch);
   block.outputs = block.m + 16 * most * kPanelGroups * kGroup;
   block.x = reinterpret_cast<int16_t*>(block.outputs + 4 * most * kPanelGroups * kGroup);
   for (block.begin = begin; block.begin < end; block.begin += most) {
     block.tiles = end - block.begin < most ? end - block.begin : most;
-    block.room = (block.tiles + S::rows - 1) / S::rows * S::rows;
+    block.room = (block.tiles + kWinogradTiles - 1) / kWinogradTiles * kWinogradTiles;
     const ptrdiff_t part = transform_block(s, block) ? s.channels : s.part;
     const TileOutputs found = find_outputs(s, block.begin, block.tiles);
     for (int index = 0; index < panel_count(groups); ++index) {
