@@ -221,12 +221,14 @@ void conv_panel(const Conv& c, int index, ptrdiff_t begin, ptrdiff_t end) {
   }
 }
 
-// Positions whose inputs stay in the second level cache while all panels read them.
+// Positions whose inputs and outputs stay in the second level cache while all panels read and write
+// them.
 ptrdiff_t conv_block(const Conv& c) {
-  constexpr ptrdiff_t bytes = 1 << 17, least = 48;
-  ptrdiff_t pairs = 1;
+  constexpr ptrdiff_t bytes = 1 << 19, least = 48;
+  ptrdiff_t pairs = 0;
   for (int s = 0; s < c.segment_count; ++s) pairs += c.segments[s].pairs;
-  const ptrdiff_t fits = bytes * c.rows / (4 * pairs) / least * least;
+  const ptrdiff_t each = 4 * pairs / c.rows + 4 * c.outputs;
+  const ptrdiff_t fits = bytes / each / least * least;
   return fits < least ? least : fits;
 }
 

@@ -262,16 +262,13 @@ void Runner::direct(const std::vector<Input>& inputs, Positions at, ptrdiff_t po
   c.segment_count = static_cast<int>(segments.size());
   c.corners = corners.data();
 
-  // Enough tasks to share out evenly, each of a multiple of every register tile's rows. With pairs
-  // every panel is a task of its own, while its weights lie in the first level cache; for tiles the
-  // inputs are split once for all panels, unless positions are too few.
+  // Enough tasks to share out evenly, each of a multiple of every register tile's rows and, unless
+  // positions are too few, of all panels, so that an output is written while it lies in a cache.
   const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
   const ptrdiff_t tasks = threads == 1 ? 1 : ptrdiff_t{4} * threads;
-  const bool pairs = kernels->layout == Layout::kPairs;
-  const ptrdiff_t chunk =
-      round_up(divide_up(positions, pairs ? divide_up(tasks, panels) : tasks), 48);
+  const ptrdiff_t chunk = round_up(divide_up(positions, tasks), 48);
   const ptrdiff_t chunks = divide_up(positions, chunk);
-  const ptrdiff_t parts = pairs ? panels : std::min<ptrdiff_t>(panels, divide_up(tasks, chunks));
+  const ptrdiff_t parts = std::min<ptrdiff_t>(panels, divide_up(tasks, chunks));
   parallel_for(parts * chunks, threads, [&](ptrdiff_t task) {
     const ptrdiff_t begin = task % chunks * chunk;
     const ptrdiff_t part = task / chunks;
