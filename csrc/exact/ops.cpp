@@ -225,7 +225,7 @@ void Runner::winograd(const Input& input, const WinogradWeights& weights, const 
                    zeros.get()};
   const ptrdiff_t tiles = x.batch * divide_up(x.height, 2) * divide_up(x.width, 2);
   const ptrdiff_t chunk =
-      round_up(divide_up(tiles, threads == 1 ? 1 : ptrdiff_t{4} * threads), kWinogradTiles);
+      round_up(divide_up(tiles, threads == 1 ? 1 : ptrdiff_t{8} * threads), kWinogradTiles);
   parallel_for(divide_up(tiles, chunk), threads, [&](ptrdiff_t task) {
     kernels->winograd(c, s, task * chunk, std::min((task + 1) * chunk, tiles),
                       thread_memory<Memory::kKernel>(winograd_scratch(s, c.outputs)));
@@ -265,7 +265,7 @@ void Runner::direct(const std::vector<Input>& inputs, Positions at, ptrdiff_t po
   // Enough tasks to share out evenly, each of a multiple of every register tile's rows and, unless
   // positions are too few, of all panels, so that an output is written while it lies in a cache.
   const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
-  const ptrdiff_t tasks = threads == 1 ? 1 : ptrdiff_t{4} * threads;
+  const ptrdiff_t tasks = threads == 1 ? 1 : ptrdiff_t{8} * threads;
   const ptrdiff_t chunk = round_up(divide_up(positions, tasks), 48);
   const ptrdiff_t chunks = divide_up(positions, chunk);
   const ptrdiff_t parts = std::min<ptrdiff_t>(panels, divide_up(tasks, chunks));
