@@ -148,7 +148,7 @@ void tile(const Conv& c, int group, ptrdiff_t begin, int count, const int8_t* x)
       r[p][0] = S::add(r[p][0], S::mul(S::to_float(sum_of(sums, p)), m));
     }
   }
-  finish(c, n, count, 0, o, r);
+  finish(c, n, count, o, r);
 }
 
 void conv_of_tiles(const Conv& c, int first, int last, ptrdiff_t begin, ptrdiff_t end,

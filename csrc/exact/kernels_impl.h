@@ -142,35 +142,48 @@ __attribute__((noinline)) void add_segment(const Conv& c, const Segment& s, cons
   });
 }
 
-// The steps after the sums, for vector v of `count` positions: output o and the following. Each
-// step is done for all positions before the next, since they share its other operands.
+// The steps after the sums, for V vectors of outputs from o on of `count` positions. Each step is
+// done for all before the next, since they share its other operands.
 template <int P, int V>
-__attribute__((noinline)) void finish(const Conv& c, const ptrdiff_t (&n)[P], int count, int v,
+__attribute__((noinline)) void finish(const Conv& c, const ptrdiff_t (&n)[P], int count,
                                       ptrdiff_t o, F (&r)[P][V]) {
   const ptrdiff_t left = c.outputs - o;
   if (c.gelu) {
-    for (int p = 0; p < count; ++p) r[p][v] = gelu(r[p][v]);
+    for (int p = 0; p < count; ++p) {
+      unroll<V>([&](auto v) MLIC_LAMBDA { r[p][v] = gelu(r[p][v]); });
+    }
   }
   if (c.residual != nullptr) {
     for (int p = 0; p < count; ++p) {
-      r[p][v] = S::add(r[p][v], S::load(c.residual + n[p] * c.outputs + o, left));
+      const float* from = c.residual + n[p] * c.outputs + o;
+      unroll<V>([&](auto v) MLIC_LAMBDA {
+        r[p][v] = S::add(r[p][v], S::load(from + v * W, left - v * W));
+      });
     }
   }
   if (c.residual_act != nullptr) {
+    const F scale = S::set(c.residual_scale);
     for (int p = 0; p < count; ++p) {
-      const I q = S::widen(c.residual_act + n[p] * c.residual_stride + o, left);
-      r[p][v] = S::add(r[p][v], S::mul(S::to_float(q), S::set(c.residual_scale)));
+      const int16_t* from = c.residual_act + n[p] * c.residual_stride + o;
+      unroll<V>([&](auto v) MLIC_LAMBDA {
+        const I q = S::widen(from + v * W, left - v * W);
+        r[p][v] = S::add(r[p][v], S::mul(S::to_float(q), scale));
+      });
     }
   }
   if (c.out_act != nullptr) {
+    const F scale = S::set(c.out_scale);
     for (int p = 0; p < count; ++p) {
-      const I q = quantise(r[p][v], S::set(c.out_scale));
-      S::narrow(c.out_act + n[p] * c.outputs + o, q, left);
+      int16_t* to = c.out_act + n[p] * c.outputs + o;
+      unroll<V>([&](auto v) MLIC_LAMBDA {
+        S::narrow(to + v * W, quantise(r[p][v], scale), left - v * W);
+      });
     }
   }
   if (c.out_float != nullptr) {
     for (int p = 0; p < count; ++p) {
-      S::store(c.out_float + n[p] * c.outputs + o, r[p][v], left);
+      float* to = c.out_float + n[p] * c.outputs + o;
+      unroll<V>([&](auto v) MLIC_LAMBDA { S::store(to + v * W, r[p][v], left - v * W); });
     }
   }
 }
@@ -197,7 +210,7 @@ void conv_tile(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, in
   for (int s = 0; s < c.segment_count; ++s) {
     add_segment(c, c.segments[s], n, panel.first, panel.groups, group, r);
   }
-  for (int v = 0; v < V; ++v) finish(c, n, count, v, first + v * W, r);
+  finish(c, n, count, first, r);
 }
 
 template <int Groups>

@@ -239,35 +239,48 @@ TileOutputs find_outputs(const Winograd& s, ptrdiff_t begin, ptrdiff_t tiles) {
   return found;
 }
 
-// What follows the sums of a panel, for V vectors of columns of a group.
+// What follows the sums of V vectors of a panel's columns, from output `first` on.
 template <int V>
-void finish_tiles(const Conv& c, const Winograd& s, const Panel& panel, int group,
-                  const TileOutputs& found, const int32_t* outputs) {
+void finish_columns(const Conv& c, const Winograd& s, ptrdiff_t first, const TileOutputs& found,
+                    const int32_t* outputs, ptrdiff_t columns) {
   constexpr int P = S::rows;
-  const ptrdiff_t first = ptrdiff_t{group} * kGroup;
-  const ptrdiff_t columns = ptrdiff_t{panel.groups} * kGroup;
-  outputs += first - ptrdiff_t{panel.first} * kGroup;
+  F start[V], m[V];
+  unroll<V>([&](auto v) MLIC_LAMBDA {
+    const ptrdiff_t o = first + v * W;
+    m[v] = S::mul(S::load(s.scales + o, c.outputs - o), S::set(s.unit));
+    if (c.partial == nullptr) start[v] = S::load(c.bias + o, c.outputs - o);
+  });
   for (ptrdiff_t k = 0; k < found.count; k += P) {
     const int some = static_cast<int>(found.count - k < P ? found.count - k : P);
-    const int32_t* sums[P];
     ptrdiff_t n[P];
-    for (int p = 0; p < P; ++p) {
-      const ptrdiff_t i = k + (p < some ? p : some - 1);
-      n[p] = found.positions[i];
-      sums[p] = outputs + found.tiles[i] * columns;
-    }
     F r[P][V];
-    for (int v = 0; v < V; ++v) {
-      const ptrdiff_t o = first + v * W;
-      const F m = S::mul(S::load(s.scales + o, c.outputs - o), S::set(s.unit));
-      for (int p = 0; p < P; ++p) {
-        const F start = c.partial == nullptr
-                            ? S::load(c.bias + o, c.outputs - o)
-                            : S::load(c.partial + n[p] * c.outputs + o, c.outputs - o);
-        r[p][v] = S::add(start, S::mul(S::to_float(S::load(sums[p] + v * W)), m));
-      }
-      finish(c, n, some, v, o, r);
+    for (int p = 0; p < some; ++p) {
+      n[p] = found.positions[k + p];
+      const int32_t* sums = outputs + found.tiles[k + p] * columns;
+      unroll<V>([&](auto v) MLIC_LAMBDA {
+        const ptrdiff_t o = first + v * W;
+        if (c.partial != nullptr) {
+          start[v] = S::load(c.partial + n[p] * c.outputs + o, c.outputs - o);
+        }
+        r[p][v] = S::add(start[v], S::mul(S::to_float(S::load(sums + v * W)), m[v]));
+      });
     }
+    finish(c, n, some, first, r);
+  }
+}
+
+// All columns of a panel.
+void finish_panel(const Conv& c, const Winograd& s, const Panel& panel, const TileOutputs& found,
+                  const int32_t* outputs) {
+  const ptrdiff_t columns = ptrdiff_t{panel.groups} * kGroup;
+  const ptrdiff_t first = ptrdiff_t{panel.first} * kGroup;
+  if constexpr (S::tile_groups == 3) {
+    constexpr int V = kGroupVectors;
+    if (panel.groups == 3) return finish_columns<3 * V>(c, s, first, found, outputs, columns);
+    if (panel.groups == 2) return finish_columns<2 * V>(c, s, first, found, outputs, columns);
+  }
+  for (ptrdiff_t column = 0; column < columns; column += kGroup) {
+    finish_columns<kGroupVectors>(c, s, first + column, found, outputs + column, columns);
   }
 }
 
@@ -288,9 +301,7 @@ void winograd(const Conv& c, const Winograd& s, ptrdiff_t begin, ptrdiff_t end, 
       for (ptrdiff_t first = 0; first < s.channels; first += part) {
         add_part(s, panel, first, s.channels - first < part ? s.channels - first : part, block);
       }
-      for (int group = panel.first; group < panel.first + panel.groups; ++group) {
-        finish_tiles<kGroupVectors>(c, s, panel, group, found, block.outputs);
-      }
+      finish_panel(c, s, panel, found, block.outputs);
     }
   }
 }

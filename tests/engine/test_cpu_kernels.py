@@ -144,6 +144,24 @@ def test_winograd_reaches_the_ends_of_int32(how: Any, kernel: int, sign: int) ->
     assert abs(sums[np.arange(outputs), centre, centre, np.arange(outputs)]).min() > 0.99 * 2**31
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_winograd_around_a_quarter_of_int32(how: Any, kernel: int) -> None:
+    """Inputs like the weights: their norms promise no more than the sum is. Below a quarter of
+    int32 it is made of all channels at once, above in parts."""
+    channels, images = 160, 16
+    w = rng.standard_normal((images, kernel, kernel, channels))
+    w = (w * (0.999 * LARGEST_SUM / np.abs(w).sum((1, 2, 3)).max())).astype(np.int16)
+    wanted = 2.0**29 * np.linspace(0.98, 1.02, images) * np.resize([1, -1], images)
+    squares = (w.astype(np.float64) ** 2).sum((1, 2, 3))
+    q = np.rint(w * (wanted / squares)[:, None, None, None])
+    assert np.abs(q).max() <= 4095
+    model = packed(layer=Layer(real(images), (Segment(w, np.ones(images, f32)),)))
+    assert exact.Weights(w, how["isa"]).winograd is (how["isa"] != "amx")
+    sums = check(model, how, "conv", "layer", [Act(q.astype(np.int16), 0)])
+    own = sums[np.arange(images), kernel // 2, kernel // 2, np.arange(images)]
+    assert 0 < (np.abs(own) < 2**29).sum() < images
+
+
 def test_weights_that_do_not_fit_are_multiplied_directly(how: Any) -> None:
     """Nine that add up to more than 16 bits; channels of which few fill a quarter of int32."""
     for kernel, value, channels in [
