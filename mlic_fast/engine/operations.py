@@ -209,11 +209,22 @@ class Operations(ABC):
         norm = self.conv(layer, self.squares(r, layer))
         return self.normalise(r, norm, skip, inverse=inverse, out=out)
 
-    def in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
-        """The activation ``out`` that a network gives for rows of ``x``, on each side of which it
-        sees ``halo`` more. A backend may cut all rows into bands.
+    def gdn_of_rows(
+        self,
+        layer: str,
+        x: Act,
+        halo: int,
+        network: Callable[[slice], tuple[Real, Real]],
+        *,
+        inverse: bool = False,
+        out: str,
+    ) -> Act:
+        """:meth:`gdn` of what a network gives for rows of ``x``: the reals, and what is added.
+
+        The network sees ``halo`` rows more on each side. A backend may cut all rows into bands.
         """
-        return network(slice(0, x.q.shape[1]))
+        r, skip = network(slice(0, x.q.shape[1]))
+        return self.gdn(layer, r, skip, inverse=inverse, out=out)
 
     def to_positions(self, images: Any) -> Act:
         """uint8 [B, 3, H, W] -> 0 .. 255 [B, H, W, 3], exponent 0."""

@@ -46,12 +46,11 @@ def downsampling_block(ops: Operations, name: str, x: Act) -> Act:
     """:class:`mlic_fast.models.layers.ResidualBlockWithStride`."""
     hidden = ops.strided_conv(f"{name}.conv1", x, gelu_after=True, out=f"{name}.conv1")
 
-    def network(at: slice) -> Act:
+    def network(at: slice) -> tuple[Real, Real]:
         r = ops.conv(f"{name}.conv2", [hidden.rows(at)])
-        skip = ops.strided_conv(f"{name}.skip", x.rows(slice(2 * at.start, 2 * at.stop)))
-        return ops.gdn(f"{name}.gdn", r, skip, out=name)
+        return r, ops.strided_conv(f"{name}.skip", x.rows(slice(2 * at.start, 2 * at.stop)))
 
-    return ops.in_bands(hidden, 2, network, name)
+    return ops.gdn_of_rows(f"{name}.gdn", hidden, 2, network, out=name)
 
 
 def upsampling_block(ops: Operations, name: str, x: Act) -> Act:
@@ -60,9 +59,8 @@ def upsampling_block(ops: Operations, name: str, x: Act) -> Act:
     hidden = ops.conv(before, [x], gelu_after=True, out=before)
     hidden = Act(ops.depth_to_space(hidden.q), hidden.exponent)
 
-    def network(at: slice) -> Act:
+    def network(at: slice) -> tuple[Real, Real]:
         r = ops.conv(f"{name}.conv", [hidden.rows(at)])
-        skip = ops.conv(f"{name}.upsample.0", [x.rows(slice(at.start // 2, at.stop // 2))])
-        return ops.gdn(f"{name}.igdn", r, skip, inverse=True, out=name)
+        return r, ops.conv(f"{name}.upsample.0", [x.rows(slice(at.start // 2, at.stop // 2))])
 
-    return ops.in_bands(hidden, 2, network, name)
+    return ops.gdn_of_rows(f"{name}.igdn", hidden, 2, network, inverse=True, out=name)

@@ -176,7 +176,7 @@ def _timed_operations(
     for name in dir(type(ops)):
         method = getattr(ops, name)
         if (
-            name not in ("aside", "join", "in_bands")
+            name not in ("aside", "join", "gdn_of_rows")
             and not name.startswith("_")
             and callable(method)
         ):
@@ -191,7 +191,9 @@ def _describer(
     packed: PackedLayers, counter: Counter, name: str, signature: inspect.Signature, pool: bool
 ) -> Any:
     def describe(result: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        arguments = signature.bind(*args, **kwargs).arguments
+        # A backend may have more of them: where a result goes, which is counted with the result.
+        common = {key: value for key, value in kwargs.items() if key in signature.parameters}
+        arguments = signature.bind(*args, **common).arguments
         names = _layers_of(name, arguments)
         operation = name
         segments: Sequence[Segment] = [

@@ -136,9 +136,19 @@ class KernelOps(SpecOps):
 
     # -- residual transforms ------------------------------------------------------------------
 
-    def gdn(self, layer: str, r: Float, skip: Float, *, inverse: bool = False, out: str) -> Act:
+    def gdn(
+        self,
+        layer: str,
+        r: Float,
+        skip: Float,
+        *,
+        inverse: bool = False,
+        out: str,
+        into: Int16 | None = None,
+    ) -> Act:
         weights = self.layers[layer]
-        result, into = self._room(r.shape, out)
+        q = np.empty(r.shape, np.int16) if into is None else into
+        exponent = self.exponents[out]
         self._kernels.gdn(
             r,
             self._weights[layer][0],
@@ -147,9 +157,10 @@ class KernelOps(SpecOps):
             skip,
             square_scale=_scale(self._square_exponent(layer)),
             inverse=inverse,
-            **into,
+            out=q,
+            out_scale=_scale(exponent),
         )
-        return result
+        return Act(q, exponent)
 
     # -- block transforms ---------------------------------------------------------------------
 

@@ -99,12 +99,12 @@ class CpuOps(KernelOps):
         if self.config.variant == "mlic":  # it takes little memory
             return network(i, anchors)
         out = f"local_context.{i}.mlp.fc2"
-        return self.in_bands(anchors, WINDOW // 2, lambda at: network(i, _rows(anchors, at)), out)
+        return self._in_bands(anchors, WINDOW // 2, lambda at: network(i, _rows(anchors, at)), out)
 
     def channel_context(self, i: int, last: Act, start: Any = None) -> Act:
         network = super().channel_context
         layers = [f"channel_context.{i}.fushion.{index}" for index in (0, 2, 4)]
-        return self.in_bands(
+        return self._in_bands(
             last,
             self._halo(layers),
             lambda at: network(i, _rows(last, at), _rows(start, at)),
@@ -119,7 +119,9 @@ class CpuOps(KernelOps):
 
     def _projection(self, network: Callable[[int, Act], Act], prefix: str, i: int, x: Act) -> Act:
         layers = [f"{prefix}.{name}" for name in ("reprojection", "mlp.0", "mlp.2", "mlp.4")]
-        return self.in_bands(x, self._halo(layers), lambda at: network(i, _rows(x, at)), layers[-1])
+        return self._in_bands(
+            x, self._halo(layers), lambda at: network(i, _rows(x, at)), layers[-1]
+        )
 
     def predict_residual(self, latents: Latents, i: int, parity: Parity, start: Any) -> None:
         q = latents.q[i]
@@ -158,7 +160,34 @@ class CpuOps(KernelOps):
             return self.squeeze(context.x.rows(at), context.parity)
         return context.rows(at)
 
-    def in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
+    def gdn_of_rows(
+        self,
+        layer: str,
+        x: Act,
+        halo: int,
+        network: Callable[[slice], tuple[Float, Float]],
+        *,
+        inverse: bool = False,
+        out: str,
+    ) -> Act:
+        batch, height, width, _ = x.q.shape
+        found = bands(height, width, halo)
+        if len(found) == 1:
+            return super().gdn_of_rows(layer, x, halo, network, inverse=inverse, out=out)
+        channels = len(self.layers[layer].bias)
+        result, _ = self._room((batch, height, width, channels), out)
+        for band in found:
+            r, skip = network(band.seen)
+            rows = r.shape[1] // skip.shape[1]  # of r, a row of what is added
+            added = slice(band.inner.start // rows, band.inner.stop // rows)
+            for i in range(batch):
+                image = slice(i, i + 1)
+                into = result.q[image, band.rows]
+                parts = r[image, band.inner], skip[image, added]
+                self.gdn(layer, *parts, inverse=inverse, out=out, into=into)
+        return result
+
+    def _in_bands(self, x: Act, halo: int, network: Callable[[slice], Act], out: str) -> Act:
         _, height, width, _ = x.q.shape
         (q,) = in_bands(bands(height, width, halo), lambda at: (network(at).q,))
         return Act(q, self.exponents[out])
