@@ -118,8 +118,9 @@ MLIC_INLINE void dot(I (&acc)[P][V], const int16_t* const (&x)[P], ptrdiff_t pai
 // r += float(acc) * m for one input at positions n[p]. (Not inlined, so that all pointers stay in
 // registers.)
 template <int P, int V>
-__attribute__((noinline)) void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P], int panel_first,
-                        int panel_groups, int group, F (&r)[P][V]) {
+__attribute__((noinline)) void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P],
+                                           int panel_first, int panel_groups, int group,
+                                           F (&r)[P][V]) {
   I acc[P][V];
   clear(acc);
   const ptrdiff_t step = panel_groups * kGroup * 2;
@@ -175,9 +176,8 @@ __attribute__((noinline)) void finish(const Conv& c, const ptrdiff_t (&n)[P], in
     const F scale = S::set(c.out_scale);
     for (int p = 0; p < count; ++p) {
       int16_t* to = c.out_act + n[p] * c.outputs + o;
-      unroll<V>([&](auto v) MLIC_LAMBDA {
-        S::narrow(to + v * W, quantise(r[p][v], scale), left - v * W);
-      });
+      unroll<V>([&](auto v)
+                    MLIC_LAMBDA { S::narrow(to + v * W, quantise(r[p][v], scale), left - v * W); });
     }
   }
   if (c.out_float != nullptr) {

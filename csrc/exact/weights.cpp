@@ -198,7 +198,8 @@ float Weights::most_squares(int threads) const {
   });
   const int64_t largest = *std::max_element(sums.begin(), sums.end());
   constexpr double limit = std::numeric_limits<int32_t>::max() / 4;
-  return static_cast<float>(0.999 * limit * limit / static_cast<double>(std::max<int64_t>(largest, 1)));
+  return static_cast<float>(0.999 * limit * limit /
+                            static_cast<double>(std::max<int64_t>(largest, 1)));
 }
 
 WinogradWeights Weights::make_winograd(int threads) const {

@@ -199,9 +199,8 @@ void add_part(const Winograd& s, const Panel& panel, ptrdiff_t first, ptrdiff_t 
               const TileBlock& block) {
   const ptrdiff_t columns = ptrdiff_t{panel.groups} * kGroup;
   const ptrdiff_t step = block.room * s.channels;
-  const int16_t* w = s.weights +
-                     winograd_products(s.shifts) * panel.first * kGroup * s.channels +
-                     first * columns;
+  const int16_t* w =
+      s.weights + winograd_products(s.shifts) * panel.first * kGroup * s.channels + first * columns;
   for (ptrdiff_t i = 0; i < 16; ++i) {
     bool add = false;
     for (ptrdiff_t window = 0; window < s.shifts * s.shifts; ++window) {
