@@ -97,8 +97,8 @@ static inline ptrdiff_t conv_scratch(const Conv& c) {
 
 // A convolution of 3x3 or 5x5 over one input at all positions, by tiles of 2x2 of them, which are
 // numbered through all images; those at the right and lower edges may be cut. A tile reads `shifts`
-// x `shifts` windows of 4x4 inputs, each two rows or columns from the next. They are done some at a
-// time, a multiple of kWinogradTiles as far as there are so many.
+// x `shifts` windows of 4x4 inputs, each two rows or columns from the next. Tiles are done in
+// blocks of one of these sizes.
 constexpr ptrdiff_t kWinogradTiles = 24, kMostWinogradTiles = 2 * kWinogradTiles;
 constexpr ptrdiff_t kWinogradChannels = 32;  // channels are a multiple of these
 
@@ -110,7 +110,7 @@ struct Winograd {
   const int16_t* weights;
   ptrdiff_t shifts;    // 1 for 3x3, 2 for 5x5
   ptrdiff_t part;      // channels of which four times the sum of products fits with any inputs
-  float most_squares;  // sum of squares of a tile's inputs with which that of all channels does
+  float most_squares;  // up to this sum of squares of a tile's inputs, that of all channels fits
   const float* scales;
   float unit;
   const int16_t* zeros;  // [channels]

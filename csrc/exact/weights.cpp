@@ -181,8 +181,8 @@ ptrdiff_t Weights::winograd_part(int threads) const {
   }
 }
 
-// The sum of squares of inputs that a product of itself and the largest of a column's weights needs
-// to leave a quarter of int32, by Cauchy and Schwarz, less what rounding may hide.
+// Up to this sum of the squares of its inputs no sum of products leaves a quarter of int32: by
+// Cauchy and Schwarz, with a margin for the rounding of both.
 float Weights::most_squares(int threads) const {
   const ptrdiff_t groups = (outputs_ + kGroup - 1) / kGroup;
   std::vector<int64_t> sums(static_cast<size_t>(groups * kGroup));

@@ -19,7 +19,7 @@ struct Free {
 struct WinogradWeights {
   std::unique_ptr<int16_t, Free> data;
   ptrdiff_t part;      // channels whose sums of products fit the kernel's
-  float most_squares;  // of a tile's inputs, with which all channels' do
+  float most_squares;  // up to this sum of squares of a tile's inputs, all channels' do
 };
 
 class Weights {
