@@ -247,7 +247,7 @@ void finish_columns(const Conv& c, const Winograd& s, ptrdiff_t first, const Til
   unroll<V>([&](auto v) MLIC_LAMBDA {
     const ptrdiff_t o = first + v * W;
     m[v] = S::mul(S::load(s.scales + o, c.outputs - o), S::set(s.unit));
-    if (c.partial == nullptr) start[v] = S::load(c.bias + o, c.outputs - o);
+    start[v] = c.partial == nullptr ? S::load(c.bias + o, c.outputs - o) : S::set(0.0f);
   });
   for (ptrdiff_t k = 0; k < found.count; k += P) {
     const int some = static_cast<int>(found.count - k < P ? found.count - k : P);
