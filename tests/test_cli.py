@@ -661,7 +661,9 @@ def test_encoding_and_decoding_need_no_pytorch(folder: Path) -> None:
 
 def test_ctrl_c_in_a_process_leaves_no_traceback(folder: Path) -> None:
     script = (
-        "import sys, time, mlic_fast\n"
+        "import signal, sys, time, mlic_fast\n"
+        # Where the tests run in a shell's background, interrupts are ignored from the start.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Codec:\n"
         "    engine = 'cpu'\n"
         "    def compress(self, image, quality=None):\n"
