@@ -667,7 +667,7 @@ def test_ctrl_c_in_a_process_leaves_no_traceback(folder: Path) -> None:
         "class Codec:\n"
         "    engine = 'cpu'\n"
         "    def compress(self, image, quality=None):\n"
-        "        print('busy', flush=True); time.sleep(60)\n"
+        "        print('busy', flush=True); time.sleep(5)\n"
         "mlic_fast.load = lambda *a, **k: Codec()\n"
         "from mlic_fast.cli import main\n"
         "sys.exit(main(['encode', 'a.png']))\n"
