@@ -213,25 +213,28 @@ void conv_tile(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, in
   finish(c, n, count, first, r);
 }
 
-template <int Groups>
-void conv_columns(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, ptrdiff_t end) {
-  constexpr int V = Groups * kGroupVectors, P = S::rows;
-  for (ptrdiff_t n = begin; n < end; n += P) {
-    const int count = static_cast<int>(end - n < P ? end - n : P);
-    conv_tile<P, V>(c, panel, group, n, count);
+// f(vectors, column) for the columns of a panel: all vectors at once where registers allow, else
+// those of each group. The number of vectors is a constant.
+template <class Function>
+MLIC_INLINE void for_columns(int groups, const Function& f) {
+  if constexpr (S::tile_groups == 3) {
+    if (groups == 3) return f(std::integral_constant<int, 3 * kGroupVectors>{}, 0);
+    if (groups == 2) return f(std::integral_constant<int, 2 * kGroupVectors>{}, 0);
+  }
+  for (int group = 0; group < groups; ++group) {
+    f(std::integral_constant<int, kGroupVectors>{}, group * kGroup);
   }
 }
 
 void conv_panel(const Conv& c, int index, ptrdiff_t begin, ptrdiff_t end) {
   const Panel panel = panel_of((c.outputs + kGroup - 1) / kGroup, index);
-  const int last = panel.first + panel.groups;
-  if constexpr (S::tile_groups == 3) {
-    if (panel.groups == 3) return conv_columns<3>(c, panel, panel.first, begin, end);
-    if (panel.groups == 2) return conv_columns<2>(c, panel, panel.first, begin, end);
-  }
-  for (int group = panel.first; group < last; ++group) {
-    conv_columns<1>(c, panel, group, begin, end);
-  }
+  for_columns(panel.groups, [&](auto vectors, int column) {
+    constexpr int P = S::rows;
+    for (ptrdiff_t n = begin; n < end; n += P) {
+      const int count = static_cast<int>(end - n < P ? end - n : P);
+      conv_tile<P, vectors>(c, panel, panel.first + column / kGroup, n, count);
+    }
+  });
 }
 
 // Positions whose inputs and outputs stay in the second level cache while all panels read and write

@@ -24,6 +24,9 @@ ptrdiff_t round_up(ptrdiff_t a, ptrdiff_t b) { return divide_up(a, b) * b; }
 
 // ---- Convolution ----
 
+// Tasks that share out evenly.
+ptrdiff_t task_count(int threads) { return threads == 1 ? 1 : ptrdiff_t{8} * threads; }
+
 // Index of the top left tap of every output position in inputs with a border of `border` zeros.
 std::vector<ptrdiff_t> corners_of(const Act& x, Positions at, ptrdiff_t border) {
   std::vector<ptrdiff_t> corners;
@@ -224,8 +227,7 @@ void Runner::winograd(const Input& input, const WinogradWeights& weights, const 
                    input.unit,
                    zeros.get()};
   const ptrdiff_t tiles = x.batch * divide_up(x.height, 2) * divide_up(x.width, 2);
-  const ptrdiff_t chunk =
-      round_up(divide_up(tiles, threads == 1 ? 1 : ptrdiff_t{8} * threads), kWinogradTiles);
+  const ptrdiff_t chunk = round_up(divide_up(tiles, task_count(threads)), kWinogradTiles);
   parallel_for(divide_up(tiles, chunk), threads, [&](ptrdiff_t task) {
     kernels->winograd(c, s, task * chunk, std::min((task + 1) * chunk, tiles),
                       thread_memory<Memory::kKernel>(winograd_scratch(s, c.outputs)));
@@ -265,7 +267,7 @@ void Runner::direct(const std::vector<Input>& inputs, Positions at, ptrdiff_t po
   // Enough tasks to share out evenly, each of a multiple of every register tile's rows and, unless
   // positions are too few, of all panels, so that an output is written while it lies in a cache.
   const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
-  const ptrdiff_t tasks = threads == 1 ? 1 : ptrdiff_t{8} * threads;
+  const ptrdiff_t tasks = task_count(threads);
   const ptrdiff_t chunk = round_up(divide_up(positions, tasks), 48);
   const ptrdiff_t chunks = divide_up(positions, chunk);
   const ptrdiff_t parts = std::min<ptrdiff_t>(panels, divide_up(tasks, chunks));

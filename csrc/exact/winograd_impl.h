@@ -117,26 +117,17 @@ struct TileInputs {
   ptrdiff_t tiles, stride, pairs;
 };
 
-template <int V>
-void multiply_columns(const TileInputs& in, bool add, const int16_t* w, ptrdiff_t columns,
-                      int32_t* m) {
-  constexpr int P = S::rows;
-  static_assert(kWinogradTiles % P == 0);
-  for (ptrdiff_t n = 0; n < in.tiles; n += P) {
-    multiply_tiles<V>(in.x + n * in.stride, in.stride, in.pairs, w, columns, add, m + n * columns);
-  }
-}
-
 // All columns of a panel.
 void multiply_panel(const TileInputs& in, bool add, const int16_t* w, int groups, int32_t* m) {
   const ptrdiff_t columns = ptrdiff_t{groups} * kGroup;
-  if constexpr (S::tile_groups == 3) {
-    if (groups == 3) return multiply_columns<3 * kGroupVectors>(in, add, w, columns, m);
-    if (groups == 2) return multiply_columns<2 * kGroupVectors>(in, add, w, columns, m);
-  }
-  for (int group = 0; group < groups; ++group, w += 2 * kGroup, m += kGroup) {
-    multiply_columns<kGroupVectors>(in, add, w, columns, m);
-  }
+  for_columns(groups, [&](auto vectors, int column) {
+    constexpr int P = S::rows;
+    static_assert(kWinogradTiles % P == 0);
+    for (ptrdiff_t n = 0; n < in.tiles; n += P) {
+      multiply_tiles<vectors>(in.x + n * in.stride, in.stride, in.pairs, w + 2 * column, columns,
+                              add, m + n * columns + column);
+    }
+  });
 }
 
 // What the products of tiles, [4][4][columns] with `step` from one product to the next, contribute
@@ -273,14 +264,9 @@ void finish_panel(const Conv& c, const Winograd& s, const Panel& panel, const Ti
                   const int32_t* outputs) {
   const ptrdiff_t columns = ptrdiff_t{panel.groups} * kGroup;
   const ptrdiff_t first = ptrdiff_t{panel.first} * kGroup;
-  if constexpr (S::tile_groups == 3) {
-    constexpr int V = kGroupVectors;
-    if (panel.groups == 3) return finish_columns<3 * V>(c, s, first, found, outputs, columns);
-    if (panel.groups == 2) return finish_columns<2 * V>(c, s, first, found, outputs, columns);
-  }
-  for (ptrdiff_t column = 0; column < columns; column += kGroup) {
-    finish_columns<kGroupVectors>(c, s, first + column, found, outputs + column, columns);
-  }
+  for_columns(panel.groups, [&](auto vectors, int column) {
+    finish_columns<vectors>(c, s, first + column, found, outputs + column, columns);
+  });
 }
 
 void winograd(const Conv& c, const Winograd& s, ptrdiff_t begin, ptrdiff_t end, void* scratch) {
