@@ -98,12 +98,12 @@ void bind_rans(py::module_& m) {
       .def_property_readonly("lanes", &rans::Encoder::lanes);
 
   py::class_<rans::Decoder>(m, "RansDecoder")
-      .def(
-          py::init([](std::shared_ptr<rans::Tables> tables, std::string_view data, uint32_t lanes) {
-            return std::make_unique<rans::Decoder>(std::move(tables), bytes_of(data), data.size(),
-                                                   lanes);
-          }),
-          "tables"_a, "data"_a, "lanes"_a)
+      .def(py::init([](std::shared_ptr<rans::Tables> tables, std::string_view data, uint32_t lanes,
+                       int threads) {
+             return std::make_unique<rans::Decoder>(std::move(tables), bytes_of(data), data.size(),
+                                                    lanes, threads);
+           }),
+           "tables"_a, "data"_a, "lanes"_a, "threads"_a)
       .def("decode", &decode<uint8_t>, "indexes"_a.noconvert())
       .def("decode", &decode<int32_t>, "indexes"_a.noconvert())
       .def("finish", &rans::Decoder::finish);

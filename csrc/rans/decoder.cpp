@@ -5,10 +5,14 @@
 #include <limits>
 #include <numeric>
 
+#include "pool.h"
 #include "rans/errors.h"
 
 namespace mlic::rans {
 namespace {
+
+// Not worth the start of another thread.
+constexpr uint32_t kFewSymbols = 1 << 13;
 
 [[noreturn]] void throw_too_short() { throw CorruptStream(Error::kTooShort); }
 
@@ -75,8 +79,8 @@ class Decoder::BitReader {
 };
 
 Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size_t size,
-                 uint32_t lanes)
-    : tables_(std::move(tables)) {
+                 uint32_t lanes, int threads)
+    : tables_(std::move(tables)), threads_(threads) {
   if (!is_lane_count(lanes)) {
     throw CorruptStream(Error::kLaneCount);
   }
@@ -100,7 +104,7 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
   uint16_t* next = words_.data() + room;
   for (size_t i = 0; i < words; ++i) next[i] = reader.little_endian<uint16_t>();
   for (size_t i = 0; i < groups_.size(); ++i) {
-    groups_[i] = {next, next + lengths[i]};
+    groups_[i] = {next, next + lengths[i], {}};
     next += lengths[i];
   }
   retire_if_due();
@@ -172,10 +176,8 @@ void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
   }
   if (count == 0) return;
   order_.sort(*tables_, indexes, count);
-  symbol_at_.resize(count);
-  order_.place([at = symbol_at_.data()](uint32_t place, uint32_t symbol) { at[place] = symbol; });
-  corrupt_ = true;  // unless the end is reached
-  std::fill(symbols, symbols + count, 0);
+  corrupt_ = true;           // unless the end is reached
+  sorted_.assign(count, 0);  // runs of zeros are not written
   const auto end = static_cast<uint32_t>(count);
   for (uint32_t begin = 0; begin < end;) {
     uint32_t part_end = end;
@@ -183,26 +185,56 @@ void Decoder::decode(const Index* indexes, size_t count, int32_t* symbols) {
       part_end = begin + std::min(end - begin, parts_[retired_]);
       parts_[retired_] -= part_end - begin;
     }
-    decode_part({begin, part_end}, symbols);
+    decode_part({begin, part_end});
     retire_if_due();
     begin = part_end;
   }
   corrupt_ = false;
+  order_.place([symbols, sorted = sorted_.data()](uint32_t place, uint32_t symbol) {
+    symbols[symbol] = sorted[place];
+  });
 }
 
 template void Decoder::decode(const uint8_t*, size_t, int32_t*);
 template void Decoder::decode(const int32_t*, size_t, int32_t*);
 
 // Groups of lanes do not depend on one another, so each goes through all of its symbols at once.
-void Decoder::decode_part(Section part, int32_t* symbols) {
+void Decoder::decode_part(Section part) {
   if (part.begin == part.end) return;
   const uint32_t runs_end = std::clamp(order_.runs_end(), part.begin, part.end);
+  list_runs({part.begin, runs_end});
+  const bool few = part.end - part.begin < kFewSymbols;
+  const auto groups = static_cast<ptrdiff_t>(groups_.size());
+  parallel_for(groups, few ? 1 : threads_, [&](ptrdiff_t i) {
+    const auto group = static_cast<size_t>(i);
+    groups_[group].escapes.clear();
+    decode_runs({part.begin, runs_end}, group);
+    decode_plain({runs_end, part.end}, group);
+  });
+  size_t escapes = 0;
+  for (const Group& group : groups_) escapes += group.escapes.size();
   escapes_.clear();
-  for (size_t group = 0; group < groups_.size(); ++group) {
-    decode_runs({part.begin, runs_end}, group, symbols);
-    decode_plain({runs_end, part.end}, group, symbols);
+  escapes_.reserve(escapes);
+  for (const Group& group : groups_) {
+    escapes_.insert(escapes_.end(), group.escapes.begin(), group.escapes.end());
   }
-  if (!escapes_.empty()) decode_escapes(symbols);
+  if (!escapes_.empty()) decode_escapes();
+}
+
+// The lists of runs of a section.
+void Decoder::list_runs(Section section) {
+  const TableSet set = tables_->view();
+  run_lists_.clear();
+  if (section.begin == section.end) return;  // perhaps in a list without runs
+  for (const List& list : order_.lists()) {
+    if (list.end <= section.begin || list.begin >= section.end) continue;
+    const RunTable& table = set.runs[set.run_tables[list.table]];
+    run_lists_.push_back({std::min(list.end, section.end) - section.begin,
+                          table.first,
+                          table.limit,
+                          table.classes.count(),
+                          {table.runs, table.values}});
+  }
 }
 
 // Where a lane is in its runs.
@@ -216,7 +248,7 @@ struct Decoder::Run {
 // Lanes do not wait for one another at the ends of lists, so a step has events of several lists,
 // runs and values. Both are decoded by the same instructions, as a branch that depends on what is
 // decoded would be mispredicted too often.
-void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
+void Decoder::decode_runs(Section section, size_t g) {
   const auto lanes = static_cast<uint32_t>(states_.size());
   const uint32_t width = std::min(lanes, kGroupLanes);
   const auto first_lane = static_cast<uint32_t>(g) * width;
@@ -225,19 +257,10 @@ void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
   if (chunks.before(first_lane, count) == 0) return;
   const TableSet set = tables_->view();
   const RunEvent* events = tables_->run_events();
-  const uint32_t* symbol_at = symbol_at_.data() + section.begin;
+  int32_t* sorted = sorted_.data() + section.begin;
   Group& group = groups_[g];
-  uint32_t* states = states_.data() + first_lane;
-  run_lists_.clear();
-  for (const List& list : order_.lists()) {
-    if (list.end <= section.begin || list.begin >= section.end) continue;
-    const RunTable& table = set.runs[set.run_tables[list.table]];
-    run_lists_.push_back({std::min(list.end, section.end) - section.begin,
-                          table.first,
-                          table.limit,
-                          table.classes.count(),
-                          {table.runs, table.values}});
-  }
+  std::array<uint32_t, kGroupLanes> states;  // a copy: other threads write beside the group's own
+  std::copy_n(states_.data() + first_lane, width, states.data());
   const RunList* lists = run_lists_.data();
 
   std::array<Run, kGroupLanes> runs;
@@ -277,8 +300,10 @@ void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
       const RunEvent event = events[entry];
       const uint32_t number = run.next + (ends_run ? event.zeros : longest - 1);
       const uint32_t place = chunks.place(first_lane + lane, number);
-      symbols[symbol_at[place]] = ends_run ? event.symbol : 0;
-      if (ends_run && event.kind == RunEvent::kEscape) escapes_.push_back(section.begin + place);
+      sorted[place] = ends_run ? event.symbol : 0;
+      if (ends_run && event.kind == RunEvent::kEscape) {
+        group.escapes.push_back(section.begin + place);
+      }
       run.pending = ends_run && event.kind == RunEvent::kPending;
       run.next = number + 1 - run.pending;
       active[going_on] = lane;
@@ -294,42 +319,44 @@ void Decoder::decode_runs(Section section, size_t g, int32_t* symbols) {
     active_count = going_on;
   }
   group.next = next;
+  std::copy_n(states.data(), width, states_.data() + first_lane);
 }
 
-void Decoder::decode_plain(Section section, size_t group, int32_t* symbols) {
+void Decoder::decode_plain(Section section, size_t group) {
   switch (std::min<size_t>(states_.size(), kGroupLanes)) {
     case 2:
-      return decode_plain<2>(section, group, symbols);
+      return decode_plain<2>(section, group);
     case 4:
-      return decode_plain<4>(section, group, symbols);
+      return decode_plain<4>(section, group);
     case 8:
-      return decode_plain<8>(section, group, symbols);
+      return decode_plain<8>(section, group);
     case 16:
-      return decode_plain<16>(section, group, symbols);
+      return decode_plain<16>(section, group);
     default:
-      return decode_plain<32>(section, group, symbols);
+      return decode_plain<32>(section, group);
   }
 }
 
 template <uint32_t kWidth>
-void Decoder::decode_plain(Section section, size_t g, int32_t* symbols) {
+void Decoder::decode_plain(Section section, size_t g) {
   const TableSet set = tables_->view();
-  const uint32_t* symbol_at = symbol_at_.data();
+  int32_t* sorted = sorted_.data();
   Group& group = groups_[g];
-  uint32_t* states = states_.data() + g * kWidth;
+  std::array<uint32_t, kWidth> states;
+  std::copy_n(states_.data() + g * kWidth, kWidth, states.data());
+  const uint16_t* next = group.next;
   const List* list = order_.lists().data();
   for (uint64_t k = section.begin + g * kWidth; k < section.end; k += states_.size()) {
     while (k >= list->end) ++list;
     const List* own = list;
-    const uint16_t* next = group.next;
     const auto decode_lane = [&](size_t lane, const Table& table) {
       uint32_t x = states[lane];
       const uint32_t entry = decode_entry(set, table, x);
       const uint32_t needed = 0u - needs_word(x);
       states[lane] = x << (needed & 16) | (needed & *next);
       next += needed & 1;
-      symbols[symbol_at[k + lane]] = symbol_of(table, entry);
-      if (entry == table.escape) escapes_.push_back(static_cast<uint32_t>(k + lane));
+      sorted[k + lane] = symbol_of(table, entry);
+      if (entry == table.escape) group.escapes.push_back(static_cast<uint32_t>(k + lane));
     };
     if (k + kWidth <= std::min(list->end, section.end)) {
       const Table table = set.tables[list->table];
@@ -342,25 +369,25 @@ void Decoder::decode_plain(Section section, size_t g, int32_t* symbols) {
       }
     }
     if (next > group.end) throw_too_short();
-    group.next = next;
   }
+  group.next = next;
+  std::copy_n(states.data(), kWidth, states_.data() + g * kWidth);
 }
 
 // The rest of the escaped symbols of a part, in the order of their places, one a lane.
-void Decoder::decode_escapes(int32_t* symbols) {
+void Decoder::decode_escapes() {
   std::sort(escapes_.begin(), escapes_.end());
   const size_t width = std::min<size_t>(states_.size(), kGroupLanes);
   size_t g = 0;
   for (size_t k = 0; k < escapes_.size(); k += width) {
     decode_escapes(groups_[g], states_.data() + g * width, escapes_.data() + k,
-                   std::min(width, escapes_.size() - k), symbols);
+                   std::min(width, escapes_.size() - k));
     if (++g == groups_.size()) g = 0;
   }
 }
 
 // Rounds of one digit a lane, in lane order, until no lane has digits left.
-void Decoder::decode_escapes(Group& group, uint32_t* states, const uint32_t* places, size_t count,
-                             int32_t* symbols) {
+void Decoder::decode_escapes(Group& group, uint32_t* states, const uint32_t* places, size_t count) {
   const TableSet set = tables_->view();
   std::array<uint64_t, kGroupLanes> u{};
   uint32_t in_flight = count < 32 ? (1u << count) - 1 : ~0u;  // a bit a lane
@@ -375,13 +402,12 @@ void Decoder::decode_escapes(Group& group, uint32_t* states, const uint32_t* pla
       u[lane] = add_digit(u[lane], digit, round);
       if (!is_last_digit(digit)) continue;
       in_flight &= ~(1u << lane);
-      const uint32_t at = symbol_at_[places[lane]];
-      const Bounds bounds = bounds_of(set, order_.table_at(at));
+      const Bounds bounds = bounds_of(set, order_.table_of(places[lane]));
       const int64_t symbol = escaped_symbol(bounds.minimum, bounds.beyond, u[lane]);
       if (symbol != static_cast<int32_t>(symbol)) {
         throw CorruptStream(Error::kRange);
       }
-      symbols[at] = static_cast<int32_t>(symbol);
+      sorted_[places[lane]] = static_cast<int32_t>(symbol);
     }
   }
 }

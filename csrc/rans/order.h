@@ -34,8 +34,9 @@ class Order {
   const std::vector<List>& lists() const { return lists_; }  // those that are not empty
   uint32_t runs_end() const { return runs_end_; }            // places of run tables come before
   uint32_t count() const { return count_; }
-  uint32_t table_at(size_t symbol) const {
-    return bytes_ != nullptr ? bytes_[symbol] : narrow_[symbol];
+  uint32_t table_of(uint32_t place) const {
+    const auto ends_later = [](uint32_t p, const List& list) { return p < list.end; };
+    return std::upper_bound(lists_.begin(), lists_.end(), place, ends_later)->table;
   }
 
  private:

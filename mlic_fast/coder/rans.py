@@ -73,13 +73,23 @@ class Decoder:
         tables: those of the encoder.
         data: the payload.
         lanes: the encoder's number of lanes.
+        threads: that share large passes; the symbols do not depend on them.
 
     Raises:
         CorruptStreamError: the bytes cannot be a payload of so many lanes.
+        ValueError: a number of threads that cannot be.
     """
 
-    def __init__(self, tables: Tables, data: bytes | bytearray | memoryview, lanes: int) -> None:
-        self._core = _C.RansDecoder(tables.core, bytes(data), lanes)
+    def __init__(
+        self,
+        tables: Tables,
+        data: bytes | bytearray | memoryview,
+        lanes: int,
+        threads: int = 1,
+    ) -> None:
+        if threads < 1:
+            raise ValueError("there must be a thread")
+        self._core = _C.RansDecoder(tables.core, bytes(data), lanes, threads)
 
     def decode(self, indexes: Any) -> NDArray[np.int32]:
         """The symbols of the next pass, in the shape of `indexes`.

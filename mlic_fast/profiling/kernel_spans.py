@@ -50,7 +50,7 @@ def watched_kernels(codec: Codec, *, processor: bool = False) -> Iterator[Tracer
 
     Their details: ``operation``, ``layer``, ``bytes`` read and written, ``products``, and ``pool``:
     whether it runs on the threads of the C++ kernels, whose nanoseconds are counted then (calls,
-    results, layouts; csrc/exact/pool.h). Of the reference engine the networks have spans.
+    results, layouts; csrc/pool.h). Of the reference engine the networks have spans.
     """
     engine = codec._engine
     parts = parts_of(engine)

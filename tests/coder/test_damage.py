@@ -161,3 +161,31 @@ def test_lanes_that_retire():
         Decoder(tables, b"\x80\x00" + pack_states(good), 4)
     with pytest.raises(CorruptStreamError, match="states"):
         Decoder(tables, bytes([0]) + pack_states(good)[:-1] + b"\xff", 4)
+
+
+def test_threads_find_the_same_damage():
+    """Groups of lanes are decoded side by side: what one of them finds is found."""
+    rng = np.random.default_rng(3)
+    passes = [draw(rng, 30_000), draw(rng, 9_001)]
+    encoder = Encoder(gaussian_tables(), 256)
+    for symbols, indexes in passes:
+        encoder.encode(symbols, indexes)
+    data = np.frombuffer(encoder.finish(7), np.uint8)
+
+    def outcome(damaged: bytes, threads: int) -> object:
+        try:
+            decoder = Decoder(gaussian_tables(), damaged, 256, threads)
+            decoded = [decoder.decode(indexes).tobytes() for _, indexes in passes]
+            return decoded, decoder.finish()
+        except CorruptStreamError as error:
+            return str(error)
+
+    outcomes = set()
+    for _ in range(60):
+        damaged = data.copy()
+        at = rng.integers(0, len(data))
+        damaged[at : at + rng.integers(1, 4)] ^= rng.integers(1, 256, dtype=np.uint8)
+        alone, together = (outcome(damaged.tobytes(), threads) for threads in (1, 3))
+        assert together == alone
+        outcomes.add(alone if isinstance(alone, str) else "")
+    assert len(outcomes) > 1

@@ -26,12 +26,13 @@ def encode(tables: Tables, passes: Passes, lanes: int | None = None, digest: int
 
 def assert_round_trip(tables: Tables, passes: Passes, lanes: int | None, digest: int = 0) -> bytes:
     data, lanes = encode(tables, passes, lanes, digest)
-    decoder = Decoder(tables, data, lanes)
-    for symbols, indexes in passes:
-        decoded = decoder.decode(indexes)
-        assert decoded.dtype == np.int32
-        assert np.array_equal(decoded, symbols)
-    assert decoder.finish() == digest
+    for threads in (1, 3):
+        decoder = Decoder(tables, data, lanes, threads)
+        for symbols, indexes in passes:
+            decoded = decoder.decode(indexes)
+            assert decoded.dtype == np.int32
+            assert np.array_equal(decoded, symbols)
+        assert decoder.finish() == digest
     return data
 
 
@@ -67,7 +68,7 @@ def test_round_trip(tables_passes, lanes, digest):
 
 
 @pytest.mark.parametrize("lanes", LANES)
-@pytest.mark.parametrize("size", [1, 31, 33, 1025, 5000])
+@pytest.mark.parametrize("size", [1, 31, 33, 1025, 30_011])
 def test_round_trip_on_the_gaussian_tables(lanes, size):
     rng = np.random.default_rng(size)
     passes = [draw(rng, size, floor) for floor in (0.0, 0.7, 1.0)]
@@ -195,6 +196,8 @@ def test_bad_arguments_add_nothing():
         _ = encoder.lanes
     data = encoder.finish()
     assert data == Encoder(tables).finish()
+    with pytest.raises(ValueError, match="thread"):
+        Decoder(tables, data, 2, 0)
     for lanes in (0, 1, 3, 2048):
         with pytest.raises(ValueError, match="power of two"):
             Encoder(tables, lanes)

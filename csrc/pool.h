@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace mlic::exact {
+namespace mlic {
 
 // Calls f(context, task) for every task in 0 .. tasks, on the calling thread and on at most
 // threads - 1 workers. Where tasks throw, the first exception comes back once all are done. Several
@@ -41,4 +41,4 @@ struct Times {
 void measure(bool on);  // and begin at zero
 Times measured();
 
-}  // namespace mlic::exact
+}  // namespace mlic

@@ -1,4 +1,4 @@
-#include "exact/pool.h"
+#include "pool.h"
 
 #include <pthread.h>
 
@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-namespace mlic::exact {
+namespace mlic {
 namespace {
 
 // Sets the default environment, and restores the former one at the end.
@@ -100,7 +100,7 @@ struct Job {
 
 // A kernel call lasts tens of microseconds, about as long as it takes to wake a thread: so workers
 // look for the next job for a while before they sleep.
-constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kSpin = std::chrono::microseconds(1000);
 
 class Pool {
  public:
@@ -241,4 +241,4 @@ void measure(bool on) {
 
 Times measured() { return {g_counters.calls, g_counters.results, g_counters.layouts}; }
 
-}  // namespace mlic::exact
+}  // namespace mlic
