@@ -155,7 +155,7 @@ void conv_of_tiles(const Conv& c, int first, int last, ptrdiff_t begin, ptrdiff_
                    void* scratch) {
   const Tiles tiles;
   const int groups = (c.outputs + kGroup - 1) / kGroup;
-  const Panel last_panel = panel_of(groups, last - 1);
+  const Panel last_panel = panel_of(Layout::kTiles, groups, last - 1);
   const ptrdiff_t tile_bytes = conv_blocks(c) * 2 * kTileBytes;
   const ptrdiff_t step = conv_tiles(c) * kTileRows;
   auto* split = static_cast<int8_t*>(scratch);
@@ -169,8 +169,8 @@ void conv_of_tiles(const Conv& c, int first, int last, ptrdiff_t begin, ptrdiff_
     for (ptrdiff_t n = begin; n < stop; n += kTileRows, x += tile_bytes) {
       split_positions(c, n, count_at(n), line, x);
     }
-    for (int group = panel_of(groups, first).first; group < last_panel.first + last_panel.groups;
-         ++group) {
+    for (int group = panel_of(Layout::kTiles, groups, first).first;
+         group < last_panel.first + last_panel.groups; ++group) {
       x = split;
       for (ptrdiff_t n = begin; n < stop; n += kTileRows, x += tile_bytes) {
         tile(c, group, n, count_at(n), x);

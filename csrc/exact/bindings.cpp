@@ -19,7 +19,7 @@
 #include "exact/dispatch.h"
 #include "exact/gdn.h"
 #include "exact/ops.h"
-#include "exact/pool.h"
+#include "pool.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -243,6 +243,24 @@ class Kernels {
     run_.decoded(s.data(), m.data(), m.stride(), clear, latents);
   }
 
+  // Latents [1, H, W, C].
+  uint32_t digest(const py::array& y, uint64_t first) const {
+    const View<float> view(y, "latents");
+    require(y.shape(0) == 1, "the latents must be those of one image");
+    const py::ssize_t positions = y.shape(1) * y.shape(2), channels = y.shape(3);
+    const py::gil_scoped_release release;
+    return run_.digest(view.data(), view.stride(), positions, channels, first);
+  }
+
+  void scale(const py::array& r, const py::array& factors, py::array out) const {
+    const View<float> view(r, "the input");
+    const Shape shape = shape_of(r);
+    const Contiguous<float> f(factors, {shape[3]}, "factors");
+    float* to = output<float>(out, shape, "the output");
+    const py::gil_scoped_release release;
+    run_.scale(view.data(), view.stride(), shape[0] * shape[1] * shape[2], shape[3], f.data(), to);
+  }
+
   void quantise(const py::array& r, py::array out, float out_scale) const {
     const Contiguous<float> from(r, shape_of(r), "the input");
     int16_t* to = output<int16_t>(out, shape_of(r), "the output");
@@ -328,12 +346,43 @@ class Kernels {
     exact::to_pixels(run_, from.data(), batch, height, width, to);
   }
 
+  // Both take and give arrays of one type.
+  void space_to_depth(const py::array& x, py::array out) const {
+    is_float(x) ? space_to_depth_of<float>(x, out) : space_to_depth_of<int16_t>(x, out);
+  }
+
+  void depth_to_space(const py::array& x, py::array out) const {
+    is_float(x) ? depth_to_space_of<float>(x, out) : depth_to_space_of<int16_t>(x, out);
+  }
+
   int64_t peak(int64_t iterations) const {
     const py::gil_scoped_release release;
     return run_.kernels->peak(iterations);
   }
 
  private:
+  template <class T>
+  void space_to_depth_of(const py::array& x, py::array& out) const {
+    require(out.ndim() == 4 && out.shape(3) % 4 == 0, "the output must be [B, H, W, 4C]");
+    const Shape deep = shape_of(out);
+    const py::ssize_t channels = deep[3] / 4;
+    const Contiguous<T> from(x, {deep[0], 2 * deep[1], 2 * deep[2], channels}, "the input");
+    T* to = output<T>(out, deep, "the output");
+    const py::gil_scoped_release release;
+    exact::space_to_depth(run_, from.data(), deep[0], deep[1], deep[2], channels * sizeof(T), to);
+  }
+
+  template <class T>
+  void depth_to_space_of(const py::array& x, py::array& out) const {
+    require(x.ndim() == 4 && x.shape(3) % 4 == 0, "the input must be [B, H, W, 4C]");
+    const Shape deep = shape_of(x);
+    const py::ssize_t channels = deep[3] / 4;
+    const Contiguous<T> from(x, deep, "the input");
+    T* to = output<T>(out, {deep[0], 2 * deep[1], 2 * deep[2], channels}, "the output");
+    const py::gil_scoped_release release;
+    exact::depth_to_space(run_, from.data(), deep[0], deep[1], deep[2], channels * sizeof(T), to);
+  }
+
   static exact::Latents latents_of(const py::array& y, const py::array& means, int parity,
                                    float* data, py::ssize_t stride) {
     require(parity == 0 || parity == 1, "the parity must be 0 (non-anchors) or 1 (anchors)");
@@ -431,9 +480,9 @@ void bind_exact(py::module_& parent) {
       "exact", "Kernels of the entropy path; see mlic_fast.engine.cpu.cpu_kernels.");
   m.def("instruction_sets", &exact::instruction_sets);
   m.def("constants", &constants);
-  m.def("measure", &exact::measure, "on"_a);
+  m.def("measure", &mlic::measure, "on"_a);
   m.def("measured", [] {
-    const exact::Times times = exact::measured();
+    const mlic::Times times = mlic::measured();
     return py::make_tuple(times.calls, times.results, times.layouts);
   });
 
@@ -472,8 +521,12 @@ void bind_exact(py::module_& parent) {
       .def("scale_indexes", &Kernels::scale_indexes, "scales"_a, "bounds"_a, py::kw_only(), "out"_a)
       .def("symbols", &Kernels::symbols, "y"_a, "means"_a, "parity"_a, py::kw_only(), "out"_a)
       .def("decoded", &Kernels::decoded, "symbols"_a, "means"_a, "parity"_a, "clear"_a, "y"_a)
+      .def("digest", &Kernels::digest, "y"_a, "first"_a)
+      .def("scale", &Kernels::scale, "r"_a, "factors"_a, "out"_a)
       .def("to_blocks", &Kernels::to_blocks, "images"_a, "out"_a)
       .def("to_pixels", &Kernels::to_pixels, "r"_a, "images"_a)
+      .def("space_to_depth", &Kernels::space_to_depth, "x"_a, "out"_a)
+      .def("depth_to_space", &Kernels::depth_to_space, "x"_a, "out"_a)
       .def("mixing_blocks", &Kernels::mixing_blocks, "blocks"_a, "x"_a)
       .def("peak", &Kernels::peak, "iterations"_a);
 }

@@ -5,7 +5,7 @@
 #include <memory>
 #include <utility>
 
-#include "exact/pool.h"
+#include "pool.h"
 
 namespace mlic::exact {
 namespace {
@@ -52,6 +52,20 @@ void added(const Kernels& kernels, const Pointwise& layer, const int16_t* x, ptr
   c.out_float = r;
   c.out_act = out;
   pointwise(kernels, layer, x, count, c);
+}
+
+// Calls f(wide, deep) with the places in bytes of what space_to_depth moves at a time: 2 C values,
+// a row of four positions.
+template <class F>
+void for_rows_of_four(const Runner& run, ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width,
+                      ptrdiff_t pair, F&& f) {
+  rearrange(batch * height, run.threads, [&](ptrdiff_t row) {
+    for (ptrdiff_t u = 0; u < 2; ++u) {
+      for (ptrdiff_t x = 0; x < width; ++x) {
+        f(((2 * row + u) * width + x) * pair, (2 * (row * width + x) + u) * pair);
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -141,6 +155,24 @@ void to_pixels(const Runner& run, const float* r, ptrdiff_t batch, ptrdiff_t hei
                     bytes + line * kBlock, kBlock);
       }
     }
+  });
+}
+
+void space_to_depth(const Runner& run, const void* x, ptrdiff_t batch, ptrdiff_t height,
+                    ptrdiff_t width, ptrdiff_t bytes, void* out) {
+  const auto* from = static_cast<const char*>(x);
+  auto* to = static_cast<char*>(out);
+  for_rows_of_four(run, batch, height, width, 2 * bytes, [&](ptrdiff_t wide, ptrdiff_t deep) {
+    std::memcpy(to + deep, from + wide, static_cast<size_t>(2 * bytes));
+  });
+}
+
+void depth_to_space(const Runner& run, const void* x, ptrdiff_t batch, ptrdiff_t height,
+                    ptrdiff_t width, ptrdiff_t bytes, void* out) {
+  const auto* from = static_cast<const char*>(x);
+  auto* to = static_cast<char*>(out);
+  for_rows_of_four(run, batch, height, width, 2 * bytes, [&](ptrdiff_t wide, ptrdiff_t deep) {
+    std::memcpy(to + wide, from + deep, static_cast<size_t>(2 * bytes));
   });
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "exact/constants.h"
-#include "exact/pool.h"
+#include "pool.h"
 
 namespace mlic::exact {
 namespace {

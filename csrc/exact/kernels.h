@@ -11,31 +11,42 @@
 
 namespace mlic::exact {
 
-// Outputs come in groups of 16; up to three groups are computed together and share a panel of the
-// packed weights, [pair of channels][groups][16][2].
+// Outputs come in groups of 16.
 constexpr int kGroup = 16;
-constexpr int kPanelGroups = 3;
+
+// How packed weights lie: for instructions on pairs of 16-bit integers, panel by panel, [pair of
+// channels][groups][16][2]; or for those on tiles of bytes, [groups][blocks of 64 channels][high,
+// low][16][16][4], where an integer is 256 times its high byte plus its low byte, both with a sign,
+// and the last dimension is of channels.
+enum class Layout { kPairs, kWidePairs, kTiles };
+
+// Groups that are computed together share a panel: up to three, or four where registers are many.
+constexpr int kMostPanelGroups = 4;
 
 // (Internal linkage, for the reason above.)
-struct Panel {
-  int first;   // first group
-  int groups;  // 1 .. kPanelGroups
-};
-
-static inline int panel_count(int groups) { return (groups + kPanelGroups - 1) / kPanelGroups; }
-
-// Threes, with a remainder of one avoided where possible: 4 groups are 2 + 2.
-static inline Panel panel_of(int groups, int index) {
-  const int threes = groups % 3 == 1 && groups > 1 ? groups / 3 - 1 : groups / 3;
-  if (index < threes) return {3 * index, 3};
-  const int first = 3 * threes + 2 * (index - threes);
-  return {first, groups - first < 2 ? 1 : 2};
+static inline int panel_groups(Layout layout) {
+  return layout == Layout::kPairs ? kMostPanelGroups - 1 : kMostPanelGroups;
 }
 
-// How packed weights lie: for instructions on pairs of 16-bit integers, as above; or for those on
-// tiles of bytes, [groups][blocks of 64 channels][high, low][16][16][4], where an integer is 256
-// times its high byte plus its low byte, both with a sign, and the last dimension is of channels.
-enum class Layout { kPairs, kTiles };
+struct Panel {
+  int first;   // first group
+  int groups;  // at least 1
+};
+
+static inline int panel_count(Layout layout, int groups) {
+  const int most = panel_groups(layout);
+  return (groups + most - 1) / most;
+}
+
+// As even as can be, the wide ones first: 9 groups are 3 + 3 + 3 rather than 4 + 4 + 1.
+static inline Panel panel_of(Layout layout, int groups, int index) {
+  const int less = panel_groups(layout) - 1;
+  const int more = groups - less * panel_count(layout, groups);
+  const int wide = more > 0 ? more : 0;
+  if (index < wide) return {(less + 1) * index, less + 1};
+  const int first = wide + less * index;
+  return {first, groups - first < less ? groups - first : less};
+}
 
 constexpr ptrdiff_t kTileRows = 16;
 constexpr ptrdiff_t kTileChannels = 64;
@@ -135,7 +146,7 @@ static inline ptrdiff_t winograd_tiles(const Winograd& s, int outputs) {
 
 static inline ptrdiff_t winograd_scratch(const Winograd& s, int outputs) {
   return winograd_tiles(s, outputs) *
-         (20 * kPanelGroups * kGroup * 4 + s.shifts * s.shifts * 16 * s.channels * 2);
+         (20 * kMostPanelGroups * kGroup * 4 + s.shifts * s.shifts * 16 * s.channels * 2);
 }
 
 struct Depthwise {
@@ -264,6 +275,9 @@ struct Kernels {
   void (*symbols)(const float* y, const float* means, int32_t* out, ptrdiff_t count);
   // y[i] = symbols[i] + means[i]
   void (*decoded)(const int32_t* symbols, const float* means, float* y, ptrdiff_t count);
+  // Sum over i, modulo 2^32, of the mixed bits of y[i] plus first + i * step, which are numbers of
+  // latents times kDigestStep: mlic_fast/engine/digest.py.
+  uint32_t (*digest)(const float* y, uint32_t first, uint32_t step, ptrdiff_t count);
   // A loop of products in registers alone; gives their number.
   int64_t (*peak)(int64_t iterations);
 };

@@ -27,19 +27,50 @@ using I = Simd::I;
 using S = Simd;
 constexpr int W = Simd::width;
 constexpr int kGroupVectors = kGroup / W;
+constexpr bool kWide = S::tile_groups == kMostPanelGroups;
+constexpr Layout kLayout = kWide ? Layout::kWidePairs : Layout::kPairs;
+
+// Of a register tile with so many vectors: few enough that accumulators, a row's pair and the
+// columns fit the registers.
+constexpr int rows_of(int vectors) {
+  return kWide && vectors == kMostPanelGroups * kGroupVectors ? 6 : S::rows;
+}
 
 // ---- Elementwise ----
 
 inline F clamp(F x, float limit) { return S::min(S::max(x, S::set(-limit)), S::set(limit)); }
 
-inline F gelu(F r) {
-  const F t = clamp(r, kGeluClamp);
-  const F s = S::mul(t, t);
+// f(0), .., f(N - 1), each with a constant. Unlike a loop this is unrolled before the compiler
+// decides which arrays can live in registers.
+template <int N, class Function>
+MLIC_INLINE void unroll(const Function& f) {
+  if constexpr (N > 0) {
+    unroll<N - 1>(f);
+    f(std::integral_constant<int, N - 1>{});
+  }
+}
+
+// Of N vectors, step by step: each step of one waits for the one before it, and a processor looks
+// too few instructions ahead to find the other vectors behind all steps of the first. (A compiler
+// would put it in that order if it could look behind a step.)
+template <int N>
+MLIC_INLINE void gelu(F* r) {
+  F t[N], s[N], p[N];
   constexpr int n = sizeof(kGelu) / sizeof(kGelu[0]);
-  F p = S::set(kGelu[n - 1]);
-  MLIC_UNROLL
-  for (int i = n - 2; i >= 0; --i) p = S::add(S::mul(p, s), S::set(kGelu[i]));
-  return S::mul(r, S::add(S::set(0.5f), S::mul(t, p)));
+  unroll<N>([&](auto v) MLIC_LAMBDA { t[v] = clamp(r[v], kGeluClamp); });
+  unroll<N>([&](auto v) MLIC_LAMBDA { s[v] = S::mul(t[v], t[v]); });
+  unroll<N>([&](auto v) MLIC_LAMBDA { p[v] = S::mul(S::set(kGelu[n - 1]), s[v]); });
+  unroll<n - 2>([&](auto i) MLIC_LAMBDA {
+    unroll<N>([&](auto v) MLIC_LAMBDA { p[v] = S::add(p[v], S::set(kGelu[n - 2 - i])); });
+    unroll<N>([&](auto v) MLIC_LAMBDA {
+      p[v] = S::mul(p[v], s[v]);
+      S::opaque(p[v]);
+    });
+  });
+  unroll<N>([&](auto v) MLIC_LAMBDA { p[v] = S::add(p[v], S::set(kGelu[0])); });
+  unroll<N>([&](auto v) MLIC_LAMBDA { p[v] = S::mul(t[v], p[v]); });
+  unroll<N>([&](auto v) MLIC_LAMBDA { p[v] = S::add(S::set(0.5f), p[v]); });
+  unroll<N>([&](auto v) MLIC_LAMBDA { r[v] = S::mul(r[v], p[v]); });
 }
 
 inline F half_tanh(F r) {
@@ -54,32 +85,38 @@ inline F half_tanh(F r) {
   return S::mul(S::set(0.5f), S::div(S::mul(t, top), bottom));
 }
 
-// exp(x) for x <= 0, in 0 .. 16383; 0 for -infinity.
-inline I exp_int(F x) {
-  const F u = S::min(S::mul(x, S::set(kMinusLog2E)), S::set(kExpClamp));
-  const I n = S::truncate(u);
-  const F g = S::sub(u, S::to_float(n));
+// exp(x) for x <= 0, in 0 .. 16383; 0 for -infinity. Of N vectors, as above.
+template <int N>
+MLIC_INLINE void exp_int(const F* x, I* out) {
+  F g[N], p[N];
+  I n[N];
   constexpr int terms = sizeof(kExp2) / sizeof(kExp2[0]);
-  F p = S::set(kExp2[terms - 1]);
-  MLIC_UNROLL
-  for (int i = terms - 2; i >= 0; --i) p = S::add(S::mul(p, g), S::set(kExp2[i]));
-  const F power = S::from_bits(S::shift_left_23(S::sub(S::set(127), n)));
-  return S::round(S::mul(S::mul(p, power), S::set(kSoftmaxOne)));
+  unroll<N>([&](auto v) MLIC_LAMBDA {
+    g[v] = S::min(S::mul(x[v], S::set(kMinusLog2E)), S::set(kExpClamp));
+    n[v] = S::truncate(g[v]);
+    S::opaque(n[v]);
+  });
+  unroll<N>([&](auto v) MLIC_LAMBDA {
+    g[v] = S::sub(g[v], S::to_float(n[v]));
+    p[v] = S::mul(S::set(kExp2[terms - 1]), g[v]);
+    S::opaque(p[v]);
+  });
+  unroll<terms - 2>([&](auto i) MLIC_LAMBDA {
+    unroll<N>([&](auto v) MLIC_LAMBDA {
+      p[v] = S::mul(S::add(p[v], S::set(kExp2[terms - 2 - i])), g[v]);
+      S::opaque(p[v]);
+    });
+  });
+  unroll<N>([&](auto v) MLIC_LAMBDA {
+    const F power = S::from_bits(S::shift_left_23(S::sub(S::set(127), n[v])));
+    p[v] = S::mul(S::add(p[v], S::set(kExp2[0])), power);
+    out[v] = S::round(S::mul(p[v], S::set(kSoftmaxOne)));
+  });
 }
 
 inline I quantise(F r, F scale) { return S::round(clamp(S::mul(r, scale), kActivationLimit)); }
 
 // ---- Products ----
-
-// f(0), .., f(N - 1), each with a constant. Unlike a loop this is unrolled before the compiler
-// decides which arrays can live in registers.
-template <int N, class Function>
-MLIC_INLINE void unroll(const Function& f) {
-  if constexpr (N > 0) {
-    unroll<N - 1>(f);
-    f(std::integral_constant<int, N - 1>{});
-  }
-}
 
 template <int P, int V>
 MLIC_INLINE void clear(I (&acc)[P][V]) {
@@ -115,12 +152,31 @@ MLIC_INLINE void dot(I (&acc)[P][V], const int16_t* const (&x)[P], ptrdiff_t pai
   copy(sums, acc);
 }
 
-// r += float(acc) * m for one input at positions n[p]. (Not inlined, so that all pointers stay in
-// registers.)
+// What the sums begin with, of V vectors of outputs from o on: f(p, v, start).
+template <int P, int V, class Function>
+MLIC_INLINE void for_starts(const Conv& c, const ptrdiff_t (&n)[P], ptrdiff_t o,
+                            const Function& f) {
+  const ptrdiff_t left = c.outputs - o;
+  if (c.partial == nullptr) {
+    unroll<V>([&](auto v) MLIC_LAMBDA {
+      const F bias = S::load(c.bias + o + v * W, left - v * W);
+      unroll<P>([&](auto p) MLIC_LAMBDA { f(p, v, bias); });
+    });
+  } else {
+    unroll<P * V>([&](auto i) MLIC_LAMBDA {
+      const float* from = c.partial + n[i / V] * c.outputs + o + i % V * W;
+      f(i / V, i % V, S::load(from, left - i % V * W));
+    });
+  }
+}
+
+// r += float(acc) * m for input number s at positions n[p]; the first begins the sums. (Not
+// inlined, so that all pointers stay in registers.)
 template <int P, int V>
-__attribute__((noinline)) void add_segment(const Conv& c, const Segment& s, const ptrdiff_t (&n)[P],
+__attribute__((noinline)) void add_segment(const Conv& c, int number, const ptrdiff_t (&n)[P],
                                            int panel_first, int panel_groups, int group,
                                            F (&r)[P][V]) {
+  const Segment& s = c.segments[number];
   I acc[P][V];
   clear(acc);
   const ptrdiff_t step = panel_groups * kGroup * 2;
@@ -135,24 +191,32 @@ __attribute__((noinline)) void add_segment(const Conv& c, const Segment& s, cons
     for (int p = 0; p < P; ++p) x[p] += s.row_stride;
   }
   const ptrdiff_t first = ptrdiff_t{group} * kGroup;
+  F m[V];
   unroll<V>([&](auto v) MLIC_LAMBDA {
     const ptrdiff_t o = first + v * W;
-    const F m = S::mul(S::load(s.scales + o, c.outputs - o), S::set(s.unit));
-    unroll<P>([&](auto p)
-                  MLIC_LAMBDA { r[p][v] = S::add(r[p][v], S::mul(S::to_float(acc[p][v]), m)); });
+    m[v] = S::mul(S::load(s.scales + o, c.outputs - o), S::set(s.unit));
   });
+  const auto add = [&](int p, int v, F before) MLIC_LAMBDA {
+    r[p][v] = S::add(before, S::mul(S::to_float(acc[p][v]), m[v]));
+  };
+  if (number == 0) {
+    for_starts<P, V>(c, n, first, add);
+  } else {
+    unroll<P * V>([&](auto i) MLIC_LAMBDA { add(i / V, i % V, r[i / V][i % V]); });
+  }
 }
 
-// The steps after the sums, for V vectors of outputs from o on of `count` positions. Each step is
-// done for all before the next, since they share its other operands.
-template <int P, int V>
-__attribute__((noinline)) void finish(const Conv& c, const ptrdiff_t (&n)[P], int count,
-                                      ptrdiff_t o, F (&r)[P][V]) {
-  const ptrdiff_t left = c.outputs - o;
+// The steps after the sums, for V vectors of outputs from o on of `count` positions; all outputs
+// are there if kFull. Each step is done for all before the next, since they share its other
+// operands.
+template <int P, int V, bool kFull>
+__attribute__((noinline)) void finish_sums(const Conv& c, const ptrdiff_t (&n)[P], int count,
+                                           ptrdiff_t o, F (&r)[P][V]) {
+  const ptrdiff_t left = kFull ? V * W : c.outputs - o;
   if (c.gelu) {
-    for (int p = 0; p < count; ++p) {
-      unroll<V>([&](auto v) MLIC_LAMBDA { r[p][v] = gelu(r[p][v]); });
-    }
+    constexpr int N = P * V % 6 == 0 ? 6 : 4;  // as many as registers allow
+    static_assert(P * V % N == 0);
+    for (int i = 0; i < count * V; i += N) gelu<N>(&r[0][0] + i);
   }
   if (c.residual != nullptr) {
     for (int p = 0; p < count; ++p) {
@@ -188,6 +252,15 @@ __attribute__((noinline)) void finish(const Conv& c, const ptrdiff_t (&n)[P], in
   }
 }
 
+template <int P, int V>
+void finish(const Conv& c, const ptrdiff_t (&n)[P], int count, ptrdiff_t o, F (&r)[P][V]) {
+  if (c.outputs - o >= V * W) {
+    finish_sums<P, V, true>(c, n, count, o, r);
+  } else {
+    finish_sums<P, V, false>(c, n, count, o, r);
+  }
+}
+
 // P positions from `begin` on (of which `count` exist) times V vectors of outputs from `group` on.
 template <int P, int V>
 void conv_tile(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, int count) {
@@ -196,19 +269,11 @@ void conv_tile(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, in
   const ptrdiff_t first = ptrdiff_t{group} * kGroup;
 
   F r[P][V];
-  for (int v = 0; v < V; ++v) {
-    const ptrdiff_t o = first + v * W;
-    if (c.partial == nullptr) {
-      const F bias = S::load(c.bias + o, c.outputs - o);
-      for (int p = 0; p < P; ++p) r[p][v] = bias;
-    } else {
-      for (int p = 0; p < P; ++p) {
-        r[p][v] = S::load(c.partial + n[p] * c.outputs + o, c.outputs - o);
-      }
-    }
+  if (c.segment_count == 0) {
+    for_starts<P, V>(c, n, first, [&](int p, int v, F start) MLIC_LAMBDA { r[p][v] = start; });
   }
   for (int s = 0; s < c.segment_count; ++s) {
-    add_segment(c, c.segments[s], n, panel.first, panel.groups, group, r);
+    add_segment(c, s, n, panel.first, panel.groups, group, r);
   }
   finish(c, n, count, first, r);
 }
@@ -217,7 +282,8 @@ void conv_tile(const Conv& c, const Panel& panel, int group, ptrdiff_t begin, in
 // those of each group. The number of vectors is a constant.
 template <class Function>
 MLIC_INLINE void for_columns(int groups, const Function& f) {
-  if constexpr (S::tile_groups == 3) {
+  if constexpr (kWide) {
+    if (groups == 4) return f(std::integral_constant<int, 4 * kGroupVectors>{}, 0);
     if (groups == 3) return f(std::integral_constant<int, 3 * kGroupVectors>{}, 0);
     if (groups == 2) return f(std::integral_constant<int, 2 * kGroupVectors>{}, 0);
   }
@@ -227,9 +293,9 @@ MLIC_INLINE void for_columns(int groups, const Function& f) {
 }
 
 void conv_panel(const Conv& c, int index, ptrdiff_t begin, ptrdiff_t end) {
-  const Panel panel = panel_of((c.outputs + kGroup - 1) / kGroup, index);
+  const Panel panel = panel_of(kLayout, (c.outputs + kGroup - 1) / kGroup, index);
   for_columns(panel.groups, [&](auto vectors, int column) {
-    constexpr int P = S::rows;
+    constexpr int P = rows_of(vectors);
     for (ptrdiff_t n = begin; n < end; n += P) {
       const int count = static_cast<int>(end - n < P ? end - n : P);
       conv_tile<P, vectors>(c, panel, panel.first + column / kGroup, n, count);
@@ -264,23 +330,19 @@ void conv(const Conv& c, int first, int last, ptrdiff_t begin, ptrdiff_t end, vo
 namespace mlic::exact {
 namespace {
 
-// Positions begin .. end of one row, V vectors of channels from c on. Every column is read once, as
-// pairs of rows, and goes into the sums of the outputs to its right, at it and to its left.
-template <int V>
+// Positions begin .. end of one row, a vector of channels from c on, all of them there if kFull.
+// Every column is read once, as pairs of rows, and goes into the sums of the outputs to its right,
+// at it and to its left.
+template <bool kFull, bool kGelu>
 inline void depthwise_run(const Depthwise& d, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t c,
                           int16_t* out) {
   const ptrdiff_t x = begin % d.width;
   const ptrdiff_t y = begin / d.width % d.height;
-  const ptrdiff_t channels = d.channels;
-  I weights[6][V];
-  F bias[V], m[V];
-  for (int v = 0; v < V; ++v) {
-    const ptrdiff_t first = c + v * W;
-    const ptrdiff_t left = channels - first;
-    for (int i = 0; i < 6; ++i) weights[i][v] = S::load(d.weights + i * channels + first, left);
-    bias[v] = S::load(d.bias + first, left);
-    m[v] = S::mul(S::load(d.scales + first, left), S::set(d.unit));
-  }
+  const ptrdiff_t channels = d.channels, left = kFull ? W : channels - c;
+  I weights[6];
+  unroll<6>([&](auto i) MLIC_LAMBDA { weights[i] = S::load(d.weights + i * channels + c, left); });
+  const F bias = S::load(d.bias + c, left), scale = S::set(d.out_scale);
+  const F m = S::mul(S::load(d.scales + c, left), S::set(d.unit));
   const int16_t* rows[3];
   ptrdiff_t strides[3];
   for (int i = 0; i < 3; ++i) {
@@ -289,42 +351,58 @@ inline void depthwise_run(const Depthwise& d, ptrdiff_t begin, ptrdiff_t end, pt
     strides[i] = inside ? d.position_stride : 0;
   }
 
-  I sums[3][V];
-  clear(sums);
+  constexpr int N = kGelu ? 6 : 1;  // positions that are finished at a time
+  F r[N];
+  int ready = 0;
+  out += c;
+  const auto finish_ready = [&]() MLIC_LAMBDA {
+    for (int i = 0; i < ready; ++i, out += channels) S::narrow(out, quantise(r[i], scale), left);
+    ready = 0;
+  };
+  I sums[3] = {S::zero(), S::zero(), S::zero()};
   for (ptrdiff_t column = -1; column <= end - begin; ++column) {
-    const bool inside = x + column >= 0 && x + column < d.width;
-    for (int v = 0; v < V; ++v) {
-      sums[2][v] = S::zero();
-      if (!inside) continue;
-      const ptrdiff_t left = channels - c - v * W;
-      const I pair = S::pair(S::widen(rows[0] + v * W, left), S::widen(rows[1] + v * W, left));
-      const I last = S::widen(rows[2] + v * W, left);
-      for (int i = 0; i < 3; ++i) {
-        sums[i][v] = S::dot(sums[i][v], pair, weights[2 * (2 - i)][v]);
-        sums[i][v] = S::dot(sums[i][v], last, weights[2 * (2 - i) + 1][v]);
-      }
+    sums[2] = S::zero();
+    if (x + column >= 0 && x + column < d.width) {
+      const I pair = S::pair(S::widen(rows[0], left), S::widen(rows[1], left));
+      const I last = S::widen(rows[2], left);
+      unroll<3>([&](auto i) MLIC_LAMBDA {
+        sums[i] = S::dot(sums[i], pair, weights[2 * (2 - i)]);
+        sums[i] = S::dot(sums[i], last, weights[2 * (2 - i) + 1]);
+      });
     }
     for (int i = 0; i < 3; ++i) rows[i] += strides[i];
-    for (int v = 0; v < V; ++v) {
-      if (column >= 1) {
-        F r = S::add(bias[v], S::mul(S::to_float(sums[0][v]), m[v]));
-        if (d.gelu) r = gelu(r);
-        const ptrdiff_t at = c + v * W;
-        S::narrow(out + (column - 1) * channels + at, quantise(r, S::set(d.out_scale)),
-                  channels - at);
+    if (column >= 1) {
+      r[ready++] = S::add(bias, S::mul(S::to_float(sums[0]), m));
+      if (ready == N) {
+        if (kGelu) gelu<N>(r);
+        finish_ready();
       }
-      sums[0][v] = sums[1][v];
-      sums[1][v] = sums[2][v];
     }
+    sums[0] = sums[1];
+    sums[1] = sums[2];
   }
+  if (kGelu) {
+    for (int i = 0; i < ready; ++i) gelu<1>(r + i);
+  }
+  finish_ready();
+}
+
+template <bool kGelu>
+inline void depthwise_row(const Depthwise& d, ptrdiff_t begin, ptrdiff_t end, int16_t* out) {
+  ptrdiff_t c = 0;
+  for (; c + W <= d.channels; c += W) depthwise_run<true, kGelu>(d, begin, end, c, out);
+  if (c < d.channels) depthwise_run<false, kGelu>(d, begin, end, c, out);
 }
 
 void depthwise(const Depthwise& d, ptrdiff_t begin, ptrdiff_t end, int16_t* out) {
-  constexpr int V = S::tile_groups == 3 ? 2 : 1;  // as registers allow
   while (begin < end) {
     const ptrdiff_t row_end = begin - begin % d.width + d.width;
     const ptrdiff_t stop = row_end < end ? row_end : end;
-    for (ptrdiff_t c = 0; c < d.channels; c += V * W) depthwise_run<V>(d, begin, stop, c, out);
+    if (d.gelu) {
+      depthwise_row<true>(d, begin, stop, out);
+    } else {
+      depthwise_row<false>(d, begin, stop, out);
+    }
     out += (stop - begin) * d.channels;
     begin = stop;
   }
@@ -487,6 +565,20 @@ void decoded(const int32_t* symbols, const float* means, float* y, ptrdiff_t cou
   }
 }
 
+uint32_t digest(const float* y, uint32_t first, uint32_t step, ptrdiff_t count) {
+  uint32_t total = 0;
+  for (ptrdiff_t i = 0; i < count; ++i) {
+    uint32_t h;
+    memcpy(&h, y + i, sizeof h);
+    h = h == 0x80000000 ? 0 : h;  // negative zero
+    h += first + static_cast<uint32_t>(i) * step;
+    h = (h ^ h >> 16) * 0x85ebca6b;
+    h = (h ^ h >> 13) * 0xc2b2ae35;
+    total += h ^ h >> 16;
+  }
+  return total;
+}
+
 // ---- Window attention ----
 
 // Attention of one window and head. Queries lie side by side in lanes, keys one below the other, so
@@ -495,7 +587,8 @@ struct WindowScratch {
   alignas(64) int32_t queries[kMaxDepth / 2 * kWindowLanes];  // pairs of channels
   alignas(64) float logits[kTokens * kWindowLanes];
   alignas(64) int32_t weights[kWindow * kRowPairs * kWindowLanes];  // pairs of keys
-  int32_t totals[kWindowLanes];
+  float totals[kWindowLanes];
+  float reciprocals[kWindowLanes];
 };
 
 // The lanes of a row of the window overlap with those of the next, which is copied later.
@@ -542,18 +635,21 @@ inline void window_weights(const WindowAttention& a, const int16_t* keys, ptrdif
     I total = S::zero();
     for (int row = 0; row < kWindow; ++row) {
       const float* logits = scratch.logits + row * kWindow * kWindowLanes + at;
+      F x[kWindow];
       I p[2 * kRowPairs];
-      unroll<kWindow>([&](auto i) MLIC_LAMBDA {
-        p[i] = exp_int(S::sub(S::load(logits + i * kWindowLanes), top[v]));
-        total = S::add(total, p[i]);
-      });
+      unroll<kWindow>(
+          [&](auto i) MLIC_LAMBDA { x[i] = S::sub(S::load(logits + i * kWindowLanes), top[v]); });
+      exp_int<kWindow>(x, p);
+      unroll<kWindow>([&](auto i) MLIC_LAMBDA { total = S::add(total, p[i]); });
       p[kWindow] = S::zero();
       for (int i = 0; i < kRowPairs; ++i) {
         S::store(scratch.weights + (row * kRowPairs + i) * kWindowLanes + at,
                  S::pair(p[2 * i], p[2 * i + 1]));
       }
     }
-    S::store(scratch.totals + at, total);
+    const F real = S::to_float(total);
+    S::store(scratch.totals + at, real);
+    S::store(scratch.reciprocals + at, S::div(S::set(1.0f), real));
   }
 }
 
@@ -575,9 +671,11 @@ inline void window_values(const WindowAttention& a, const WindowScratch& scratch
         2 * kWindowLanes);
   }
   for (int i = 0; i < P; ++i) {
-    const auto total = static_cast<float>(scratch.totals[row * kRowLanes + i]);
+    const F total = S::set(scratch.totals[row * kRowLanes + i]);
+    const F reciprocal = S::set(scratch.reciprocals[row * kRowLanes + i]);
     for (int v = 0; v < V; ++v) {
-      const F real = S::mul(S::div(S::to_float(acc[i][v]), S::set(total)), S::set(a.value_scale));
+      const F ratio = S::quotient(S::to_float(acc[i][v]), total, reciprocal);
+      const F real = S::mul(ratio, S::set(a.value_scale));
       S::narrow(out + ptrdiff_t{i} * a.heads * a.depth + v * W, quantise(real, S::set(a.out_scale)),
                 left - v * W);
     }
@@ -662,18 +760,20 @@ void linear_keys(const LinearKeys& a, int64_t* sums, int64_t* totals) {
     const ptrdiff_t pairs = (count + 1) / 2;
     for (ptrdiff_t c = 0; c < columns; c += W) {
       const I largest = S::load(top + c);
-      const auto weight = [&](ptrdiff_t n) {
+      const auto logits = [&](ptrdiff_t n) {
         const I x = S::sub(S::widen(a.k + (begin + n) * a.k_stride + c, a.depth - c), largest);
-        return exp_int(S::mul(S::to_float(x), scale));
+        return S::mul(S::to_float(x), scale);
       };
       I total = S::zero();
       for (ptrdiff_t i = 0; i < pairs; ++i) {
         const ptrdiff_t even = 2 * i;
         const ptrdiff_t odd = 2 * i + 1 < count ? even + 1 : even;
-        const I first = weight(even);
-        const I second = odd > even ? weight(odd) : S::zero();
-        total = S::add(total, S::add(first, second));
-        S::store(weights + i * kMaxDepth + c, S::pair(first, second));
+        const F x[2] = {logits(even), logits(odd)};
+        I p[2];
+        exp_int<2>(x, p);
+        if (odd == even) p[1] = S::zero();
+        total = S::add(total, S::add(p[0], p[1]));
+        S::store(weights + i * kMaxDepth + c, S::pair(p[0], p[1]));
         const int16_t* v = a.v + (begin + even) * a.v_stride + c;
         const int16_t* next = v + (odd - even) * a.v_stride;
         S::store(values + i * kMaxDepth + c,
@@ -707,23 +807,38 @@ inline F float_of_sum(I a, I b) {
   return S::add(S::mul(S::to_float(high), S::set(65536.0f)), S::to_float(low));
 }
 
-// Softmax weights of one query over its channels, padded to pairs; returns their sum.
-inline int32_t query_weights(const int16_t* q, ptrdiff_t depth, F scale, const float* limits,
-                             int16_t* weights) {
-  F top = S::set(-__builtin_inff());
-  for (ptrdiff_t d = 0; d < depth; d += W) {
-    const F x = S::to_float(S::widen(q + d, depth - d));
-    top = S::max(top, S::min(x, S::load(limits + d)));
+// Softmax weights of N queries over their channels, padded to pairs, and their sums.
+template <int N>
+MLIC_INLINE void query_weights(const int16_t* const (&q)[N], ptrdiff_t depth, F scale,
+                               const float* limits, int16_t (&weights)[N][kMaxDepth],
+                               float (&totals)[N]) {
+  const auto at = [&](int p, ptrdiff_t d) MLIC_LAMBDA {
+    return S::min(S::to_float(S::widen(q[p] + d, depth - d)), S::load(limits + d));
+  };
+  F top[N];
+  I total[N];
+  for (int p = 0; p < N; ++p) {
+    F largest = at(p, 0);
+    for (ptrdiff_t d = W; d < depth; d += W) largest = S::max(largest, at(p, d));
+    top[p] = S::set(S::horizontal_max(largest));
+    total[p] = S::zero();
   }
-  top = S::set(S::horizontal_max(top));
-  I total = S::zero();
+  constexpr int together = 2;
+  static_assert(N % together == 0);
   for (ptrdiff_t d = 0; d < depth; d += W) {
-    const F x = S::min(S::to_float(S::widen(q + d, depth - d)), S::load(limits + d));
-    const I p = exp_int(S::mul(S::sub(x, top), scale));
-    total = S::add(total, p);
-    S::narrow(weights + d, p, W);
+    for (int p = 0; p < N; p += together) {
+      F x[together];
+      I exponentials[together];
+      unroll<together>([&](auto i)
+                           MLIC_LAMBDA { x[i] = S::mul(S::sub(at(p + i, d), top[p + i]), scale); });
+      exp_int<together>(x, exponentials);
+      unroll<together>([&](auto i) MLIC_LAMBDA {
+        total[p + i] = S::add(total[p + i], exponentials[i]);
+        S::narrow(weights[p + i] + d, exponentials[i], W);
+      });
+    }
   }
-  return S::horizontal_add(total);
+  for (int p = 0; p < N; ++p) totals[p] = static_cast<float>(S::horizontal_add(total[p]));
 }
 
 void linear_queries(const LinearQueries& a, ptrdiff_t count) {
@@ -739,15 +854,15 @@ void linear_queries(const LinearQueries& a, ptrdiff_t count) {
   alignas(64) int16_t weights[P][kMaxDepth];
   for (ptrdiff_t begin = 0; begin < count; begin += P) {
     const ptrdiff_t rows = count - begin < P ? count - begin : P;
-    float totals[P];
+    float totals[P], reciprocals[P];
+    const int16_t* q[P];
     const int16_t* x[P];
     for (int p = 0; p < P; ++p) {
-      x[p] = weights[p < rows ? p : 0];
-      if (p >= rows) continue;
-      const int16_t* q = a.q + (begin + p) * a.q_stride;
-      totals[p] =
-          static_cast<float>(query_weights(q, a.depth, S::set(a.scale), limits, weights[p]));
+      q[p] = a.q + (begin + (p < rows ? p : rows - 1)) * a.q_stride;
+      x[p] = weights[p];
     }
+    query_weights<P>(q, a.depth, S::set(a.scale), limits, weights, totals);
+    for (int p = 0; p < P; ++p) reciprocals[p] = 1.0f / totals[p];
     for (ptrdiff_t column = 0; column < columns; column += W) {
       I low[P][1];
       I high[P][1];
@@ -761,7 +876,8 @@ void linear_queries(const LinearQueries& a, ptrdiff_t count) {
       }
       for (int p = 0; p < rows; ++p) {
         const F sum = float_of_sum(low[p][0], high[p][0]);
-        const F real = S::mul(S::div(sum, S::set(totals[p])), S::set(a.real_scale));
+        const F ratio = S::quotient(sum, S::set(totals[p]), S::set(reciprocals[p]));
+        const F real = S::mul(ratio, S::set(a.real_scale));
         S::narrow(a.out + (begin + p) * a.out_stride + column, quantise(real, S::set(a.out_scale)),
                   a.depth - column);
       }
@@ -860,9 +976,17 @@ void softmax_attention(const SoftmaxAttention& a, ptrdiff_t first, int count, in
     const ptrdiff_t end = begin + kKeyBlock < a.key_count ? begin + kKeyBlock : a.key_count;
     softmax_logits(a, queries, begin, logits);
     for (int row = 0; row < kQueryRows; ++row) {
-      for (int i = 0; i < kKeyBlock; i += W) {
-        const I x = S::sub(S::load(logits[row] + i), top[row]);
-        S::narrow(weights[row] + i, exp_int(S::mul(S::to_float(x), scale)), W);
+      constexpr int N = 4;
+      static_assert(kKeyBlock % (N * W) == 0);
+      for (int i = 0; i < kKeyBlock; i += N * W) {
+        F x[N];
+        I exponentials[N];
+        unroll<N>([&](auto v) MLIC_LAMBDA {
+          x[v] = S::mul(S::to_float(S::sub(S::load(logits[row] + i + v * W), top[row])), scale);
+        });
+        exp_int<N>(x, exponentials);
+        unroll<N>([&](auto v)
+                      MLIC_LAMBDA { S::narrow(weights[row] + i + v * W, exponentials[v], W); });
       }
       int16_t* p = weights[row];
       for (ptrdiff_t i = end - begin; i < kKeyBlock; ++i) p[i] = 0;
@@ -880,8 +1004,8 @@ void softmax_attention(const SoftmaxAttention& a, ptrdiff_t first, int count, in
 // ---- Peak ----
 
 int64_t peak(int64_t iterations) {
-  constexpr int P = S::rows;
   constexpr int V = S::tile_groups * kGroupVectors;
+  constexpr int P = rows_of(V);
   I acc[P][V];
   clear(acc);
   int16_t memory[V * 2 * W];
@@ -902,7 +1026,7 @@ int64_t peak(int64_t iterations) {
   return S::horizontal_add(total) == -1 ? 0 : iterations * P * V * 2 * W;
 }
 
-constexpr Kernels kKernels = {Layout::kPairs,
+constexpr Kernels kKernels = {kLayout,
                               &conv,
                               &winograd,
                               &depthwise,
@@ -920,6 +1044,7 @@ constexpr Kernels kKernels = {Layout::kPairs,
                               &scale_indexes,
                               &symbols,
                               &decoded,
+                              &digest,
                               &peak};
 
 }  // namespace

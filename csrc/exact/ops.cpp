@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
 
 #include "exact/constants.h"
-#include "exact/pool.h"
+#include "pool.h"
 
 namespace mlic::exact {
 namespace {
@@ -178,7 +179,8 @@ void* tile_memory(ptrdiff_t bytes) { return thread_memory<Memory::kTile>(bytes);
 void conv_in_tile(const Kernels& kernels, Conv c, ptrdiff_t count) {
   c.rows = 1;
   c.corners = kTilePositions.data();
-  conv_panels(kernels, c, 0, panel_count((c.outputs + kGroup - 1) / kGroup), 0, count);
+  const int panels = panel_count(kernels.layout, (c.outputs + kGroup - 1) / kGroup);
+  conv_panels(kernels, c, 0, panels, 0, count);
 }
 
 void Runner::conv(const std::vector<Input>& inputs, Positions at, ptrdiff_t positions,
@@ -266,7 +268,7 @@ void Runner::direct(const std::vector<Input>& inputs, Positions at, ptrdiff_t po
 
   // Enough tasks to share out evenly, each of a multiple of every register tile's rows and, unless
   // positions are too few, of all panels, so that an output is written while it lies in a cache.
-  const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
+  const int panels = panel_count(kernels->layout, (c.outputs + kGroup - 1) / kGroup);
   const ptrdiff_t tasks = task_count(threads);
   const ptrdiff_t chunk = round_up(divide_up(positions, tasks), 48);
   const ptrdiff_t chunks = divide_up(positions, chunk);
@@ -558,6 +560,34 @@ void Runner::decoded(const int32_t* symbols, const float* means, ptrdiff_t strid
     for (ptrdiff_t j = 0; j < half; ++j) {
       kernels->decoded(symbols + (row * half + j) * y.channels, means + (row * half + j) * stride,
                        y.squeezed(row, j), y.channels);
+    }
+  });
+}
+
+uint32_t Runner::digest(const float* y, ptrdiff_t stride, ptrdiff_t positions, ptrdiff_t channels,
+                        uint64_t first) const {
+  std::atomic<uint32_t> total{0};
+  parallel_for(divide_up(positions, kRun), threads, [&](ptrdiff_t task) {
+    const ptrdiff_t begin = task * kRun;
+    uint32_t sum = 0;
+    for (ptrdiff_t n = begin; n < std::min(begin + kRun, positions); ++n) {
+      const auto number = static_cast<uint32_t>(first + static_cast<uint64_t>(n));
+      sum += kernels->digest(y + n * stride, number * kDigestStep,
+                             static_cast<uint32_t>(positions) * kDigestStep, channels);
+    }
+    total.fetch_add(sum, std::memory_order_relaxed);
+  });
+  return total;
+}
+
+void Runner::scale(const float* r, ptrdiff_t stride, ptrdiff_t positions, ptrdiff_t channels,
+                   const float* factors, float* out) const {
+  parallel_for(divide_up(positions, kRun), threads, [&](ptrdiff_t task) {
+    const ptrdiff_t begin = task * kRun;
+    for (ptrdiff_t n = begin; n < std::min(begin + kRun, positions); ++n) {
+      const float* from = r + n * stride;
+      float* to = out + n * channels;
+      for (ptrdiff_t c = 0; c < channels; ++c) to[c] = from[c] * factors[c];
     }
   });
 }

@@ -58,7 +58,7 @@ void conv_panels(const Kernels& kernels, const Conv& c, int first, int last, ptr
 // Positions of a tile, the values of which a thread takes through several layers: activations of
 // 512 channels take 96 KiB, so all of a tile lies in the second level cache, and the weights of a
 // layer are read once for many positions.
-constexpr ptrdiff_t kTile = 96;
+constexpr ptrdiff_t kTile = 48;
 
 // Memory of a thread for the values of its tile, kept for the next one.
 void* tile_memory(ptrdiff_t bytes);
@@ -100,6 +100,14 @@ struct Runner {
   void decoded(const int32_t* symbols, const float* means, ptrdiff_t stride, bool clear,
                const Latents& y) const;
 
+  // The digest of latents of one image that lie `stride` apart, [positions, channels], the first of
+  // which has the number `first` of all.
+  uint32_t digest(const float* y, ptrdiff_t stride, ptrdiff_t positions, ptrdiff_t channels,
+                  uint64_t first) const;
+
+  // out = r times a factor for each channel; r lies `stride` apart.
+  void scale(const float* r, ptrdiff_t stride, ptrdiff_t positions, ptrdiff_t channels,
+             const float* factors, float* out) const;
   void quantise(const float* r, float scale, int16_t* out, ptrdiff_t count) const;
   // y [batch, height, width, channels] += half_tanh(r) at one colour; r is squeezed.
   void add_half_tanh(const float* r, Positions at, ptrdiff_t rows, ptrdiff_t height,

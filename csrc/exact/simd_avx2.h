@@ -43,6 +43,7 @@ struct Simd {
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F quotient(F a, F b, F /*reciprocal*/) { return div(a, b); }  // see simd_avx512.h
   static F sqrt(F a) { return _mm256_sqrt_ps(a); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
@@ -146,7 +147,10 @@ struct Simd {
   }
 
   // The compiler takes a to have changed.
-  static void opaque(Pair& a) { asm volatile("" : "+x"(a)); }
+  template <class T>
+  static void opaque(T& a) {
+    asm volatile("" : "+x"(a));
+  }
 
   static void add_to(int64_t* p, I a) {
     auto* low = reinterpret_cast<__m256i*>(p);

@@ -43,6 +43,7 @@ struct Simd {
   static F sub(F a, F b) { return vsubq_f32(a, b); }
   static F mul(F a, F b) { return vmulq_f32(a, b); }
   static F div(F a, F b) { return vdivq_f32(a, b); }
+  static F quotient(F a, F b, F /*reciprocal*/) { return div(a, b); }  // see simd_avx512.h
   static F sqrt(F a) { return vsqrtq_f32(a); }
   // The second operand where one is NaN, unlike the instructions of that name.
   static F min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
@@ -115,8 +116,10 @@ struct Simd {
   }
 
   // The compiler takes a to have changed.
-  static void opaque(I& a) { asm volatile("" : "+w"(a)); }
-  static void opaque(Pair& a) { asm volatile("" : "+w"(a)); }
+  template <class T>
+  static void opaque(T& a) {
+    asm volatile("" : "+w"(a));
+  }
 
   static void add_to(int64_t* p, I a) {
     vst1q_s64(p, vaddw_s32(vld1q_s64(p), vget_low_s32(a)));

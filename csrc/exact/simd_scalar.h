@@ -60,6 +60,7 @@ struct Simd {
   static F div(F a, F b) {
     return map<F>([&](int i) { return a.v[i] / b.v[i]; });
   }
+  static F quotient(F a, F b, F /*reciprocal*/) { return div(a, b); }  // see simd_avx512.h
   static F sqrt(F a) {
     return map<F>([&](int i) { return std::sqrt(a.v[i]); });
   }
@@ -188,7 +189,10 @@ struct Simd {
   }
 
   // The compiler takes a to have changed.
-  static void opaque(Pair& a) { asm volatile("" : "+m"(a)); }
+  template <class T>
+  static void opaque(T& a) {
+    asm volatile("" : "+m"(a));
+  }
 
   static void add_to(int64_t* p, I a) {
     for (int i = 0; i < width; ++i) p[i] += a.v[i];

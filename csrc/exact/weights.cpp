@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "exact/constants.h"
-#include "exact/pool.h"
+#include "pool.h"
 
 namespace mlic::exact {
 namespace {
@@ -72,14 +72,14 @@ Weights::Weights(const int16_t* w, ptrdiff_t outputs, ptrdiff_t kernel, ptrdiff_
 
   std::atomic<bool> valid{true};
   const ptrdiff_t used = kernel * kernel * channels;
-  parallel_for(panel_count(groups), threads, [&](ptrdiff_t index) {
-    const Panel panel = panel_of(groups, static_cast<int>(index));
+  parallel_for(panel_count(layout, groups), threads, [&](ptrdiff_t index) {
+    const Panel panel = panel_of(layout, groups, static_cast<int>(index));
     const ptrdiff_t first = ptrdiff_t{panel.first} * kGroup;
     const ptrdiff_t last = std::min(outputs, first + ptrdiff_t{panel.groups} * kGroup);
     for (ptrdiff_t o = first; o < last; ++o) {
       if (!fits_int32(w + o * used, used)) valid = false;
     }
-    if (layout == Layout::kPairs) return pack_pairs(w, panel);
+    if (layout != Layout::kTiles) return pack_pairs(w, panel);
     for (int i = 0; i < panel.groups; ++i) pack_tiles(w, panel.first + i);
   });
   if (!valid) {
@@ -140,8 +140,8 @@ const int16_t* Weights::packed(ptrdiff_t first, ptrdiff_t columns, ptrdiff_t tap
 template <class F>
 void Weights::for_panels(int threads, const F& f) const {
   const int groups = static_cast<int>((outputs_ + kGroup - 1) / kGroup);
-  parallel_for(panel_count(groups), threads, [&](ptrdiff_t index) {
-    const Panel panel = panel_of(groups, static_cast<int>(index));
+  parallel_for(panel_count(layout_, groups), threads, [&](ptrdiff_t index) {
+    const Panel panel = panel_of(layout_, groups, static_cast<int>(index));
     f(ptrdiff_t{panel.first} * kGroup, ptrdiff_t{panel.groups} * kGroup);
   });
 }
@@ -203,7 +203,7 @@ float Weights::most_squares(int threads) const {
 }
 
 WinogradWeights Weights::make_winograd(int threads) const {
-  if (layout_ != Layout::kPairs || (kernel_ != 3 && kernel_ != 5)) return {};
+  if (layout_ == Layout::kTiles || (kernel_ != 3 && kernel_ != 5)) return {};
   if (channels_ % kWinogradChannels != 0) return {};
   const ptrdiff_t part = winograd_part(threads);
   if (part == 0) return {};

@@ -99,7 +99,7 @@ template <int V>
 __attribute__((noinline)) void multiply_tiles(const int16_t* x, ptrdiff_t stride, ptrdiff_t pairs,
                                               const int16_t* w, ptrdiff_t columns, bool add,
                                               int32_t* m) {
-  constexpr int P = S::rows;
+  constexpr int P = rows_of(V);
   const int16_t* at[P];
   for (int p = 0; p < P; ++p) at[p] = x + p * stride;
   I acc[P][V];
@@ -121,7 +121,7 @@ struct TileInputs {
 void multiply_panel(const TileInputs& in, bool add, const int16_t* w, int groups, int32_t* m) {
   const ptrdiff_t columns = ptrdiff_t{groups} * kGroup;
   for_columns(groups, [&](auto vectors, int column) {
-    constexpr int P = S::rows;
+    constexpr int P = rows_of(vectors);
     static_assert(kWinogradTiles % P == 0);
     for (ptrdiff_t n = 0; n < in.tiles; n += P) {
       multiply_tiles<vectors>(in.x + n * in.stride, in.stride, in.pairs, w + 2 * column, columns,
@@ -233,7 +233,7 @@ TileOutputs find_outputs(const Winograd& s, ptrdiff_t begin, ptrdiff_t tiles) {
 template <int V>
 void finish_columns(const Conv& c, const Winograd& s, ptrdiff_t first, const TileOutputs& found,
                     const int32_t* outputs, ptrdiff_t columns) {
-  constexpr int P = S::rows;
+  constexpr int P = rows_of(V);
   F start[V], m[V];
   unroll<V>([&](auto v) MLIC_LAMBDA {
     const ptrdiff_t o = first + v * W;
@@ -274,15 +274,15 @@ void winograd(const Conv& c, const Winograd& s, ptrdiff_t begin, ptrdiff_t end, 
   const ptrdiff_t most = winograd_tiles(s, c.outputs);
   TileBlock block;
   block.m = static_cast<int32_t*>(scratch);
-  block.outputs = block.m + 16 * most * kPanelGroups * kGroup;
-  block.x = reinterpret_cast<int16_t*>(block.outputs + 4 * most * kPanelGroups * kGroup);
+  block.outputs = block.m + 16 * most * kMostPanelGroups * kGroup;
+  block.x = reinterpret_cast<int16_t*>(block.outputs + 4 * most * kMostPanelGroups * kGroup);
   for (block.begin = begin; block.begin < end; block.begin += most) {
     block.tiles = end - block.begin < most ? end - block.begin : most;
     block.room = (block.tiles + kWinogradTiles - 1) / kWinogradTiles * kWinogradTiles;
     const ptrdiff_t part = transform_block(s, block) ? s.channels : s.part;
     const TileOutputs found = find_outputs(s, block.begin, block.tiles);
-    for (int index = 0; index < panel_count(groups); ++index) {
-      const Panel panel = panel_of(groups, index);
+    for (int index = 0; index < panel_count(kLayout, groups); ++index) {
+      const Panel panel = panel_of(kLayout, groups, index);
       for (ptrdiff_t first = 0; first < s.channels; first += part) {
         add_part(s, panel, first, s.channels - first < part ? s.channels - first : part, block);
       }

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlic_fast.coder import scale_indexes
+from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.operations import Act, Latents, Operations
 from mlic_fast.models.parity import Parity
 
@@ -168,6 +169,9 @@ def place(half: npt.NDArray[Any], parity: Parity, into: npt.NDArray[Any]) -> npt
 class SpecOps(Operations):
     """The operations of the entropy path on numpy arrays; activations are int16."""
 
+    #: That work at the same time.
+    threads = 1
+
     # -- quantities ---------------------------------------------------------------------------
 
     def quantise(self, r: Float, out: str) -> Act:
@@ -184,6 +188,10 @@ class SpecOps(Operations):
         return to_symbols(squeeze(y, parity) - means)
 
     # -- latents ------------------------------------------------------------------------------
+
+    def digest(self, y: Float, first: int = 0) -> int:
+        """:func:`latents_digest` of latents [1, H, W, C]; ``first`` is the number of the first."""
+        return latents_digest(np.moveaxis(y, -1, 1), first)
 
     def new_latents(self, batch: int, height: int, width: int) -> Latents:
         return Latents(self.config.slices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy.typing as npt
 from mlic_fast.bitstream import EXACT
 from mlic_fast.coder import Decoder, Encoder
 from mlic_fast.engine.arithmetic import Float, Int32, SpecOps, to_symbols
-from mlic_fast.engine.digest import latents_digest
 from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.engine.packing.pack_transforms import pack_transforms
 from mlic_fast.engine.packing.packed import PackedLayers, PackedModel, PackedTransforms
@@ -62,28 +61,30 @@ class ExactEngine(PerImageEngine):
         """Arrays are freed as soon as they are not needed any more: large pictures fill memory."""
         y, z = (_channels_last(each) for each in analyse())
         z_symbols = to_symbols(z - self._packed.layers["medians"].bias)
-        coding = _Encoding(np.split(y, self._packed.config.slices, axis=-1))
-        del y, z
+        del z
+        encoder = Encoder(self._packed.tables)
+        encoder.encode(z_symbols, self._packed.hyper_indexes(z_symbols.shape))
         digest = 0
 
         def take(index: int, y_hat: Float) -> None:
             nonlocal digest
-            digest += latents_digest(np.moveaxis(y_hat, -1, 1), first=index * y_hat.size)
+            digest += self._ops.digest(y_hat, first=index * y_hat.size)
 
-        code_latents(self._ops, z_symbols, coding, coding.slices, take)
-        encoder = Encoder(self._packed.tables)
-        encoder.encode(z_symbols, self._packed.hyper_indexes(z_symbols.shape))
-        coding.drain(encoder)
+        slices = np.split(y, self._packed.config.slices, axis=-1)
+        code_latents(self._ops, z_symbols, _Encoding(encoder), slices, take)
         return encoder.finish(digest & 0xFFFFFFFF), encoder.lanes
 
     def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Float, int]:
-        decoder = Decoder(self._packed.tables, payload, lanes)
+        decoder = Decoder(self._packed.tables, payload, lanes, self._ops.threads)
         symbols = decoder.decode(self._packed.hyper_indexes((1, *size, self._packed.config.N)))
         slices: list[Float] = []
         code_latents(
             self._ops, symbols, _Decoding(decoder), take=lambda _, y_hat: slices.append(y_hat)
         )
         return np.moveaxis(np.concatenate(slices, axis=-1), -1, 1), decoder.finish()
+
+    def digest(self, y_hat: Float) -> int:
+        return self._ops.digest(np.moveaxis(y_hat, 1, -1))
 
     def synthesise(self, y_hat: Float, rate: float | None) -> Pixels:
         return np.asarray(self._transforms.synthesise(y_hat, rate))
@@ -98,26 +99,16 @@ def cpu_transforms(
 
 
 class _Encoding:
-    """Pass coder of an encoder: keeps the symbols in as few bits as they need, since the range
-    coder goes backwards, and the slices [B, H, W, C] of the latents until they are coded.
-    """
+    """Pass coder of an encoder."""
 
-    def __init__(self, slices: Sequence[Float]) -> None:
-        self.slices: list[Any] = [np.ascontiguousarray(each) for each in slices]
-        self._passes: list[tuple[npt.NDArray[Any], Indexes]] = []
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
 
     def __call__(
         self, index: int, parity: Parity, scale_indexes: Indexes, means: Float, symbols: Int32
     ) -> Int32:
-        kept = symbols.astype(np.min_scalar_type(-1 - int(np.abs(symbols).max())))
-        self._passes.append((kept, scale_indexes))
-        if parity is Parity.NON_ANCHOR:
-            self.slices[index] = None
+        self._encoder.encode(symbols, scale_indexes)
         return symbols
-
-    def drain(self, encoder: Encoder) -> None:
-        while self._passes:
-            encoder.encode(*self._passes.pop(0))
 
 
 class _Decoding:

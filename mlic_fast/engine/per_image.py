@@ -36,6 +36,10 @@ class PerImageEngine(ABC):
     def synthesise(self, y_hat: Any, rate: float | None) -> Any:
         """Decoded latents -> uint8 [1, 3, H, W]."""
 
+    def digest(self, y_hat: Any) -> int:
+        """Of the decoded latents of one image, [1, M, H, W]."""
+        return latents_digest(y_hat)
+
     def batch_limit(self, height: int, width: int) -> int:
         return 1
 
@@ -60,7 +64,7 @@ class PerImageEngine(ABC):
 
     def _checked_latents(self, payload: bytes, lanes: int, size: tuple[int, int]) -> Any:
         y_hat, digest = self.decode(payload, lanes, size)
-        check_digest(latents_digest(y_hat), digest)
+        check_digest(self.digest(y_hat), digest)
         return y_hat
 
 

@@ -74,7 +74,8 @@ def integer_peak(device: torch.device = CPU) -> float:
         a, b = (torch.ones(side, side, dtype=torch.int8, device=device) for _ in range(2))
         return side**3 / _best(lambda: torch._int_mm(a, b.T), device) / 4
     kernels = exact.Kernels(exact.instruction_sets()[0], 1)
-    iterations, threads = 200_000, torch.get_num_threads()
+    # Some ms, beside which the start of a thread is short.
+    iterations, threads = 2_000_000, torch.get_num_threads()
     products = kernels.peak(iterations)
     with ThreadPoolExecutor(threads) as pool:
         return (

@@ -20,9 +20,8 @@ from torch import Tensor
 import mlic_fast
 from mlic_fast import bitstream
 from mlic_fast.codec import Codec, load
-from mlic_fast.engine import bands, block_networks, exact_engine
+from mlic_fast.engine import bands, block_networks
 from mlic_fast.engine.cpu.cpu_operations import CpuOps
-from mlic_fast.engine.digest import latents_digest
 from mlic_fast.errors import (
     CheckpointError,
     CorruptStreamError,
@@ -122,12 +121,15 @@ def test_decode_latents_is_what_the_encoder_had(
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def keep(latents: np.ndarray, first: int = 0) -> int:
-        seen.append(latents.copy())
-        return latents_digest(latents, first)
+    digest = CpuOps.digest
 
-    monkeypatch.setattr(exact_engine, "latents_digest", keep)
-    data = codec.compress(picture(63, 130))
+    def keep(ops: CpuOps, y: np.ndarray, first: int = 0) -> int:
+        seen.append(np.moveaxis(y, -1, 1).copy())
+        return digest(ops, y, first)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CpuOps, "digest", keep)
+        data = codec.compress(picture(63, 130))
     y_hat = codec.decode_latents(data)
     assert y_hat.dtype == torch.float32
     assert y_hat.shape == (codec.model.config.M, 4, 12)

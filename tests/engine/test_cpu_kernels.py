@@ -303,6 +303,39 @@ def test_elementwise_over_channels(how: Any, size: Any) -> None:
                 check(model, how, "add_residual", y, r, parity)
 
 
+def test_conv_of_any_number_of_outputs(how: Any) -> None:
+    """Panels of all widths, full or not."""
+    for outputs in (*range(1, 290, 16), *range(16, 290, 16), 47, 190):
+        model = packed(layer=Layer(real(outputs), (segment(outputs, 1, 6), segment(outputs, 1, 4))))
+        inputs = [act(1, 1, 25, 6), act(1, 1, 25, 4)]
+        residual = real(1, 1, 25, outputs)
+        check(model, how, "conv", "layer", inputs, gelu_after=True, residual=residual, out="fine")
+        check(model, how, "conv", "layer", inputs[1:], partial=residual)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (32, 48)], ids=str)
+@pytest.mark.parametrize("channels", [1, 37, 64])
+def test_digest_and_scale(how: Any, size: Any, channels: int) -> None:
+    wide = real(1, *size, channels + 3)
+    wide[0, 0, 0, 2:4] = -0.0, 0.0
+    for y in (wide[..., 2 : 2 + channels], wide[..., ::-1], wide.transpose(0, 2, 1, 3)):
+        factors = real(y.shape[-1])
+        check(packed(), how, "scale", y, factors)
+        for first in (0, 12345, 2**31 + 5):
+            found = CpuOps(packed(), **how).digest(y, first)
+            assert found == SpecOps(packed()).digest(y, first)
+
+
+@pytest.mark.parametrize("size", [(1, 2, 2), (2, 4, 10), (1, 64, 6)], ids=str)
+@pytest.mark.parametrize("channels", [4, 12, 36])
+def test_layouts_of_four_positions(how: Any, size: Any, channels: int) -> None:
+    x = act(*size, channels + 1)
+    x = Act(x.q[..., 1:], x.exponent)
+    check(packed(), how, "space_to_depth", x)
+    check(packed(), how, "depth_to_space", x.q)
+    check(packed(), how, "depth_to_space", real(*size, channels))
+
+
 @pytest.mark.parametrize("size", [*SIZES, (2, 3, 2)], ids=str)
 def test_layouts_of_one_colour(how: Any, size: Any) -> None:
     wide = Act(act(*size, 11).q[..., 3:10], 5)
@@ -445,6 +478,11 @@ def test_unfit_arrays_are_value_errors() -> None:
         lambda: ops.softmax_attention(x, x, act(1, 2, 3, 6), 2, "fine"),
         lambda: ops.softmax_attention(x, *[act(1, 2, 3, 6)] * 2, 2, "fine", exclude=True),
         lambda: ops.quantise(real(3).astype(np.float64), "fine"),
+        lambda: ops.scale(real(1, 2, 4, 6), real(5)),
+        lambda: ops.digest(real(2, 2, 4, 6)),
+        lambda: ops.digest(real(1, 2, 4, 6).astype(np.float64)),
+        lambda: ops.depth_to_space(real(1, 2, 4, 6)),
+        lambda: ops.space_to_depth(act(1, 3, 4, 6)),
         lambda: ops.add_residual(real(1, 2, 3, 6), real(1, 2, 1, 6), Parity.ANCHOR),
     ):
         with pytest.raises(ValueError):

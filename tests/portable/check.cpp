@@ -261,7 +261,7 @@ void check_odd_reals() {
       const ptrdiff_t corner = 0;
       c.corners = &corner;
       c.rows = 1;
-      const int panels = panel_count((c.outputs + kGroup - 1) / kGroup);
+      const int panels = panel_count(run.kernels->layout, (c.outputs + kGroup - 1) / kGroup);
       conv_panels(*run.kernels, c, 0, panels, 0, 1);
       result.add(act);
     }

@@ -99,6 +99,9 @@ class KernelOps(SpecOps):
         self._kernels.scale_indexes(scales, SCALES[:-1], out=indexes)
         return indexes
 
+    def digest(self, y: Float, first: int = 0) -> int:
+        return int(self._kernels.digest(y, first))
+
     def symbols(self, y: Float, means: Float, parity: Parity) -> Int32:
         symbols = np.empty(means.shape, np.int32)
         self._kernels.symbols(y, means, int(parity), out=symbols)
@@ -164,6 +167,11 @@ class KernelOps(SpecOps):
 
     # -- block transforms ---------------------------------------------------------------------
 
+    def scale(self, r: Float, factors: Float) -> Float:
+        scaled = np.empty(r.shape, f32)
+        self._kernels.scale(r, factors, scaled)
+        return scaled
+
     def to_blocks(self, images: npt.NDArray[np.uint8]) -> Act:
         batch, _, height, width = images.shape
         q = np.empty((batch, height // 8, width // 8, 192), np.int16)
@@ -175,6 +183,18 @@ class KernelOps(SpecOps):
         images = np.empty((batch, 3, 8 * height, 8 * width), np.uint8)
         self._kernels.to_pixels(r, images)
         return images
+
+    def space_to_depth(self, x: Act) -> Act:
+        batch, height, width, channels = x.q.shape
+        q = np.empty((batch, height // 2, width // 2, 4 * channels), x.q.dtype)
+        self._kernels.space_to_depth(x.q, q)
+        return Act(q, x.exponent)
+
+    def depth_to_space(self, r: Float) -> Float:
+        batch, height, width, channels = r.shape
+        spread = np.empty((batch, 2 * height, 2 * width, channels // 4), r.dtype)
+        self._kernels.depth_to_space(r, spread)
+        return spread
 
     def mixing_blocks(self, prefix: str, count: int, r: Float) -> Float:
         r = np.ascontiguousarray(r)
