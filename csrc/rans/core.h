@@ -141,6 +141,10 @@ MLIC_HD uint32_t low_bits(uint32_t x, uint32_t size) {
 // size that makes whole words of them.
 constexpr uint32_t kMostGivenBits = kSizeBits + 2 * kWordBits - 1;  // of a lane
 
+MLIC_HD constexpr uint32_t most_given_words(uint32_t lanes) {
+  return lanes * kMostGivenBits / kWordBits;
+}
+
 // Bits that the symbols after a retirement should have for each lane that retires, which gives back
 // 27.5 on average.
 constexpr uint32_t kStartBits = 30;

@@ -99,7 +99,7 @@ Decoder::Decoder(std::shared_ptr<const Tables> tables, const uint8_t* data, size
   if (listed > words) throw_too_short();
   lengths.back() = words - listed;
 
-  const size_t room = size_t{lanes} * kMostGivenBits / kWordBits;
+  const size_t room = most_given_words(lanes);
   words_.resize(room + words + kGroupLanes);
   uint16_t* next = words_.data() + room;
   for (size_t i = 0; i < words; ++i) next[i] = reader.little_endian<uint16_t>();

@@ -47,8 +47,6 @@ WRITE, WRITE_PASS = 5000, 300
 #: runs, and what the lane with the most of them has beyond that: a share, and so many steps in runs
 #: a pass for lists that end (10 to 13 on two photographs at three rates with 128 to 512 lanes).
 EVENTS_A_BYTE, RUNS_SHARE, IMBALANCE, LIST_ENDS = 2.46, 0.76, 1.05, 11
-#: Bits that an encoder has coded for each lane that retires (csrc/rans/core.h).
-START_BITS = 30
 
 Array = npt.NDArray[Any]
 
@@ -70,20 +68,13 @@ class CoderTime:
     plain_steps: float
 
 
-def lanes_of(payload_bytes: float) -> int:
-    """The number of lanes that an encoder gives a payload (docs/format.md, section 6)."""
-    lanes = 2
-    while payload_bytes >= 2000 and lanes < 512 and payload_bytes >= 100 * lanes:
-        lanes *= 2
-    return lanes
-
-
 def steps_after_retirements(lanes: int) -> float:
     """Steps of the symbols that are coded when lanes have retired."""
     steps = 0.0
     while lanes > 2:
-        left = min(max(lanes // 4, 2), 32)
-        steps += START_BITS / 8 * EVENTS_A_BYTE * (lanes - left) / left
+        left = _C.gpu_coder.tail_of(lanes)
+        started = _C.gpu_coder.START_BITS / 8 * (lanes - left)  # bytes
+        steps += EVENTS_A_BYTE * started / left
         lanes = left
     return steps
 
@@ -118,7 +109,7 @@ def predict(payload_bytes: float, passes: int, symbols: float) -> CoderTime:
         passes: 1 + 2 S of a model of S slices.
         symbols: of all passes together.
     """
-    lanes = lanes_of(payload_bytes)
+    lanes = _C.gpu_coder.choose_lanes(int(payload_bytes))
     steps = EVENTS_A_BYTE * IMBALANCE * payload_bytes / lanes + steps_after_retirements(lanes)
     runs = RUNS_SHARE * steps + LIST_ENDS * passes
     return time_of_steps(passes, symbols, runs, (1 - RUNS_SHARE) * steps)
@@ -141,7 +132,7 @@ def coder_time(
     """
     if lanes is None:
         bits = sum(float(tables.bits(np.ravel(s), np.ravel(i)).sum()) for s, i in passes)
-        lanes = lanes_of(bits / 8)
+        lanes = _C.gpu_coder.choose_lanes(int(bits / 8))
     counts = [count_events(tables, np.ravel(s), np.ravel(i), lanes) for s, i in passes]
     run_steps, plain_steps = (sum(int(part[k].max(initial=0)) for part in counts) for k in range(2))
     run_steps += round(steps_after_retirements(lanes))

@@ -188,6 +188,9 @@ void bind_rans_device(py::module_& module) {
   m.attr("HOST") = kHost;
   m.attr("DECODER_SCRATCH") = static_cast<uint32_t>(kDecoderScratch);
   m.attr("MAX_PASSES") = kMaxPasses;
+  m.def("choose_lanes", &mlic::rans::choose_lanes, "payload_bytes"_a);
+  m.def("tail_of", &mlic::rans::tail_of, "lanes"_a);
+  m.attr("START_BITS") = mlic::rans::kStartBits;
   m.def("event_room", &event_room, "size"_a);
   m.attr("HEADER_BYTES") = sizeof(PayloadHeader);
   m.attr("RETURNED_WORDS") = kReturnedWords;

@@ -818,9 +818,8 @@ MLIC_DEVICE void start_lanes(Block& block, WriteShared& shared, const EncodeArgs
       writer.close();
     });
   };
-  with_writer([&](WordWriter<Warp>& writer) {
-    writer.peek(gone * kMostGivenBits / kWordBits + 2, shared.front);
-  });
+  with_writer(
+      [&](WordWriter<Warp>& writer) { writer.peek(most_given_words(gone) + 2, shared.front); });
   // The last one's is not written: its size makes whole words of the bits of all.
   const auto size_of = [&](uint32_t thread) {
     return thread + 1 < gone ? bits_at(shared.front, kSizeBits * thread, kSizeBits) : 0;

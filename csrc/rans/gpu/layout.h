@@ -15,7 +15,7 @@ constexpr uint32_t kPageBytes = 1024;    // the encoder's words are collected in
 // Lengths of groups and of parts take at most
 constexpr uint32_t kHeaderBytes = 5 * (kMaxGroups + kMaxRetirements);
 // Words that lanes give back when they retire go before those of the payload.
-constexpr uint32_t kReturnedWords = kMaxLanes * kMostGivenBits / kWordBits;
+constexpr uint32_t kReturnedWords = most_given_words(kMaxLanes);
 
 // ---- Tables ----
 
