@@ -35,6 +35,17 @@ def test_the_document_is_what_the_results_say(load: Any, monkeypatch: pytest.Mon
     assert all(f"figures/{name}" in text for name in figures)
 
 
+@pytest.mark.parametrize("rehearses", [False, True])
+def test_the_check_of_a_gpu_runs_tests_that_are_there(load: Any, rehearses: bool) -> None:
+    steps = load("gpu.check").steps(rehearses)
+    files = [Path(part) for command in steps.values() for part in command if part.endswith(".py")]
+    assert [file for file in files if not file.is_file()] == []
+    for room in ("coder", "engine", "kernels"):
+        for file in (BENCHMARKS.parent / "tests" / room).glob("test_*.py"):
+            text = file.read_text()
+            assert file in files or ("mark.gpu" not in text and "a CUDA device" not in text)
+
+
 def test_a_section_that_nobody_writes(load: Any) -> None:
     with pytest.raises(SystemExit, match="poetry"):
         load("report").generate("<!-- poetry -->", [])

@@ -29,11 +29,14 @@ def steps(rehearses: bool) -> dict[str, list[str]]:
     pytest += ["--collect-only"] if rehearses else []
     mlic_fast = [sys.executable, "-m", "mlic_fast.cli"]
     kernels = sorted((TESTS / "kernels").glob("test_*.py"), key=lambda file: -file.stat().st_size)
-    engine = [TESTS / "engine" / f"test_{name}.py" for name in ("gpu", "fused", "gpu_transforms")]
+    engine = [
+        TESTS / "engine" / f"test_{name}.py"
+        for name in ("gpu", "fused_transforms", "gpu_transforms")
+    ]
     files = [*engine, *kernels, TESTS / "test_self_check.py"]
     found = {file.stem: [*pytest, str(file)] for file in files}
     found["profiler"] = [*pytest, str(TESTS / "test_profile.py"), "-k", "taken_apart"]
-    coder = [*pytest, str(TESTS / "coder" / "test_device.py"), "-k"]
+    coder = [*pytest, str(TESTS / "coder" / "test_gpu_coder.py"), "-k"]
     found["coder"] = [*coder, "cuda"]
     found["doctor"] = [*mlic_fast, "doctor"]
     if not rehearses:
