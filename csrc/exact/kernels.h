@@ -15,9 +15,9 @@ namespace mlic::exact {
 constexpr int kGroup = 16;
 
 // How packed weights lie: for instructions on pairs of 16-bit integers, panel by panel, [pair of
-// channels][groups][16][2]; or for those on tiles of bytes, [groups][blocks of 64 channels][high,
-// low][16][16][4], where an integer is 256 times its high byte plus its low byte, both with a sign,
-// and the last dimension is of channels.
+// channels][groups][16][2], panels being wide or not; or for those on tiles of bytes,
+// [groups][blocks of 64 channels][high, low][16][16][4], where an integer is 256 times its high
+// byte plus its low byte, both with a sign, and the last dimension is of channels.
 enum class Layout { kPairs, kWidePairs, kTiles };
 
 // Groups that are computed together share a panel: up to three, or four where registers are many.
@@ -275,8 +275,8 @@ struct Kernels {
   void (*symbols)(const float* y, const float* means, int32_t* out, ptrdiff_t count);
   // y[i] = symbols[i] + means[i]
   void (*decoded)(const int32_t* symbols, const float* means, float* y, ptrdiff_t count);
-  // Sum over i, modulo 2^32, of the mixed bits of y[i] plus first + i * step, which are numbers of
-  // latents times kDigestStep: mlic_fast/engine/digest.py.
+  // What latents add to the digest (mlic_fast/engine/digest.py). `first` is the number of the first
+  // one, `step` what the next one's is more, both times kDigestStep, modulo 2^32.
   uint32_t (*digest)(const float* y, uint32_t first, uint32_t step, ptrdiff_t count);
   // A loop of products in registers alone; gives their number.
   int64_t (*peak)(int64_t iterations);

@@ -51,8 +51,8 @@ MLIC_INLINE void unroll(const Function& f) {
 }
 
 // Of N vectors, step by step: each step of one waits for the one before it, and a processor looks
-// too few instructions ahead to find the other vectors behind all steps of the first. (A compiler
-// would put it in that order if it could look behind a step.)
+// too few instructions ahead to find the other vectors behind all steps of the first. (Where the
+// compiler takes a vector to have changed, it cannot put its steps together again.)
 template <int N>
 MLIC_INLINE void gelu(F* r) {
   F t[N], s[N], p[N];

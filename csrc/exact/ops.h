@@ -56,7 +56,7 @@ void conv_panels(const Kernels& kernels, const Conv& c, int first, int last, ptr
                  ptrdiff_t end);
 
 // Positions of a tile, the values of which a thread takes through several layers: activations of
-// 512 channels take 96 KiB, so all of a tile lies in the second level cache, and the weights of a
+// 512 channels take 48 KiB, so all of a tile lies in the second level cache, and the weights of a
 // layer are read once for many positions.
 constexpr ptrdiff_t kTile = 48;
 

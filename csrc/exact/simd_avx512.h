@@ -33,9 +33,10 @@ struct Simd {
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
-  // a / b, given 1 / b: two steps of Newton give the same bits (Markstein, IBM J. Res. Dev. 34(1),
-  // 1990, theorem 8: from a quotient within one unit of the last place and the reciprocal rounded
-  // correctly), in a third of the time. For values and quotients far from the ends of the range.
+  // a / b, given 1 / b, in a third of the time of a division. A step of Newton with the reciprocal,
+  // rounded correctly, rounds a quotient correctly that is within a unit of the last place
+  // (Markstein, IBM J. Res. Dev. 34(1), 1990); the step before brings it there. For numbers and
+  // quotients far from the ends of the range; -0 becomes 0.
   static F quotient(F a, F b, F reciprocal) {
     F q = mul(a, reciprocal);
     q = _mm512_fmadd_ps(_mm512_fnmadd_ps(q, b, a), reciprocal, q);

@@ -244,9 +244,10 @@ void finish_columns(const Conv& c, const Winograd& s, ptrdiff_t first, const Til
     const int some = static_cast<int>(found.count - k < P ? found.count - k : P);
     ptrdiff_t n[P];
     F r[P][V];
-    for (int p = 0; p < some; ++p) {
-      n[p] = found.positions[k + p];
-      const int32_t* sums = outputs + found.tiles[k + p] * columns;
+    for (int p = 0; p < P; ++p) {
+      const ptrdiff_t at = k + (p < some ? p : some - 1);
+      n[p] = found.positions[at];
+      const int32_t* sums = outputs + found.tiles[at] * columns;
       unroll<V>([&](auto v) MLIC_LAMBDA {
         const ptrdiff_t o = first + v * W;
         if (c.partial != nullptr) {
