@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 import torch
 from lively import BLOCKS, SMALL, lively_model
 
+from mlic_fast.codec import Codec
 from mlic_fast.engine.cpu import cpu_operations
 from mlic_fast.models import MlicModel, save_checkpoint
 
@@ -103,6 +104,28 @@ def wrong_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         return r
 
     monkeypatch.setattr(cpu_operations.CpuOps, "conv", conv)
+
+
+@pytest.fixture
+def compress_to_latents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., tuple[bytes, np.ndarray]]:
+    """`Codec.compress` on the CPU: the stream, and the latents [M, H, W] that its encoder has."""
+
+    def compress(codec: Codec, *args: Any, **kwargs: Any) -> tuple[bytes, np.ndarray]:
+        slices: list[np.ndarray] = []
+        digest = cpu_operations.CpuOps.digest
+
+        def keep(ops: cpu_operations.CpuOps, y: np.ndarray, first: int = 0) -> int:
+            slices.append(y.copy())
+            return digest(ops, y, first)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_operations.CpuOps, "digest", keep)
+            stream = codec.compress(*args, **kwargs)
+        return stream, np.moveaxis(np.concatenate(slices, axis=-1)[0], -1, 0)
+
+    return compress
 
 
 @pytest.fixture

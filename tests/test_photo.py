@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import skimage.data
 import torch
 
 from mlic_fast.codec import Codec, load
-from mlic_fast.engine import exact_engine
 from mlic_fast.evaluation.metrics import psnr
 
 
@@ -33,20 +34,10 @@ def test_quality_is_smooth(codec: Codec) -> None:
 
 @pytest.mark.parametrize("quality", [1, 2, 33, 50, 99, 100])
 def test_engines_decode_to_the_encoders_latents(
-    codec: Codec, quality: int, monkeypatch: pytest.MonkeyPatch
+    codec: Codec, quality: int, compress_to_latents: Any
 ) -> None:
-    encoded: list[np.ndarray] = []
-    digest = exact_engine.latents_digest
-
-    def keep(latents: np.ndarray, first: int = 0) -> int:
-        encoded.append(latents)
-        return digest(latents, first)
-
     photograph = torch.from_numpy(skimage.data.coffee()[100:163, 200:297]).permute(2, 0, 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(exact_engine, "latents_digest", keep)
-        stream = codec.compress(photograph, quality=quality)
-    latents = np.concatenate(encoded, axis=1)
+    stream, latents = compress_to_latents(codec, photograph, quality=quality)
     for engine in ("cpu", "spec"):
         decoded = load("photo", device="cpu", engine=engine).decode_latents(stream)
-        assert np.array_equal(decoded.numpy(), latents[0])
+        assert np.array_equal(decoded.numpy(), latents)
