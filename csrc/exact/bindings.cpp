@@ -346,13 +346,10 @@ class Kernels {
     exact::to_pixels(run_, from.data(), batch, height, width, to);
   }
 
-  // Both take and give arrays of one type.
-  void space_to_depth(const py::array& x, py::array out) const {
-    is_float(x) ? space_to_depth_of<float>(x, out) : space_to_depth_of<int16_t>(x, out);
-  }
-
-  void depth_to_space(const py::array& x, py::array out) const {
-    is_float(x) ? depth_to_space_of<float>(x, out) : depth_to_space_of<int16_t>(x, out);
+  // [B, 2H, 2W, C] -> [B, H, W, 4C], or with `spread` the inverse; both of one type.
+  void rearrange_fours(const py::array& x, bool spread, py::array out) const {
+    is_float(x) ? rearrange_fours_of<float>(x, spread, out)
+                : rearrange_fours_of<int16_t>(x, spread, out);
   }
 
   int64_t peak(int64_t iterations) const {
@@ -362,25 +359,16 @@ class Kernels {
 
  private:
   template <class T>
-  void space_to_depth_of(const py::array& x, py::array& out) const {
-    require(out.ndim() == 4 && out.shape(3) % 4 == 0, "the output must be [B, H, W, 4C]");
-    const Shape deep = shape_of(out);
+  void rearrange_fours_of(const py::array& x, bool spread, py::array& out) const {
+    const Shape deep = shape_of(spread ? x : out);
+    require(deep.size() == 4 && deep[3] % 4 == 0, "one of the arrays must be [B, H, W, 4C]");
     const py::ssize_t channels = deep[3] / 4;
-    const Contiguous<T> from(x, {deep[0], 2 * deep[1], 2 * deep[2], channels}, "the input");
-    T* to = output<T>(out, deep, "the output");
+    const Shape wide = {deep[0], 2 * deep[1], 2 * deep[2], channels};
+    const Contiguous<T> from(x, spread ? deep : wide, "the input");
+    T* to = output<T>(out, spread ? wide : deep, "the output");
     const py::gil_scoped_release release;
-    exact::space_to_depth(run_, from.data(), deep[0], deep[1], deep[2], channels * sizeof(T), to);
-  }
-
-  template <class T>
-  void depth_to_space_of(const py::array& x, py::array& out) const {
-    require(x.ndim() == 4 && x.shape(3) % 4 == 0, "the input must be [B, H, W, 4C]");
-    const Shape deep = shape_of(x);
-    const py::ssize_t channels = deep[3] / 4;
-    const Contiguous<T> from(x, deep, "the input");
-    T* to = output<T>(out, {deep[0], 2 * deep[1], 2 * deep[2], channels}, "the output");
-    const py::gil_scoped_release release;
-    exact::depth_to_space(run_, from.data(), deep[0], deep[1], deep[2], channels * sizeof(T), to);
+    exact::rearrange_fours(run_, from.data(), deep[0], deep[1], deep[2], channels * sizeof(T),
+                           spread, to);
   }
 
   static exact::Latents latents_of(const py::array& y, const py::array& means, int parity,
@@ -525,8 +513,7 @@ void bind_exact(py::module_& parent) {
       .def("scale", &Kernels::scale, "r"_a, "factors"_a, "out"_a)
       .def("to_blocks", &Kernels::to_blocks, "images"_a, "out"_a)
       .def("to_pixels", &Kernels::to_pixels, "r"_a, "images"_a)
-      .def("space_to_depth", &Kernels::space_to_depth, "x"_a, "out"_a)
-      .def("depth_to_space", &Kernels::depth_to_space, "x"_a, "out"_a)
+      .def("rearrange_fours", &Kernels::rearrange_fours, "x"_a, "spread"_a, "out"_a)
       .def("mixing_blocks", &Kernels::mixing_blocks, "blocks"_a, "x"_a)
       .def("peak", &Kernels::peak, "iterations"_a);
 }

@@ -54,20 +54,6 @@ void added(const Kernels& kernels, const Pointwise& layer, const int16_t* x, ptr
   pointwise(kernels, layer, x, count, c);
 }
 
-// Calls f(wide, deep) with the places in bytes of what space_to_depth moves at a time: 2 C values,
-// a row of four positions.
-template <class F>
-void for_rows_of_four(const Runner& run, ptrdiff_t batch, ptrdiff_t height, ptrdiff_t width,
-                      ptrdiff_t pair, F&& f) {
-  rearrange(batch * height, run.threads, [&](ptrdiff_t row) {
-    for (ptrdiff_t u = 0; u < 2; ++u) {
-      for (ptrdiff_t x = 0; x < width; ++x) {
-        f(((2 * row + u) * width + x) * pair, (2 * (row * width + x) + u) * pair);
-      }
-    }
-  });
-}
-
 }  // namespace
 
 void mixing_blocks(const Runner& run, const std::vector<const MixingBlock*>& blocks,
@@ -158,21 +144,19 @@ void to_pixels(const Runner& run, const float* r, ptrdiff_t batch, ptrdiff_t hei
   });
 }
 
-void space_to_depth(const Runner& run, const void* x, ptrdiff_t batch, ptrdiff_t height,
-                    ptrdiff_t width, ptrdiff_t bytes, void* out) {
-  const auto* from = static_cast<const char*>(x);
-  auto* to = static_cast<char*>(out);
-  for_rows_of_four(run, batch, height, width, 2 * bytes, [&](ptrdiff_t wide, ptrdiff_t deep) {
-    std::memcpy(to + deep, from + wide, static_cast<size_t>(2 * bytes));
-  });
-}
-
-void depth_to_space(const Runner& run, const void* x, ptrdiff_t batch, ptrdiff_t height,
-                    ptrdiff_t width, ptrdiff_t bytes, void* out) {
-  const auto* from = static_cast<const char*>(x);
-  auto* to = static_cast<char*>(out);
-  for_rows_of_four(run, batch, height, width, 2 * bytes, [&](ptrdiff_t wide, ptrdiff_t deep) {
-    std::memcpy(to + wide, from + deep, static_cast<size_t>(2 * bytes));
+void rearrange_fours(const Runner& run, const void* x, ptrdiff_t batch, ptrdiff_t height,
+                     ptrdiff_t width, ptrdiff_t bytes, bool spread, void* out) {
+  const ptrdiff_t pair = 2 * bytes;  // the two of a row lie side by side in both
+  rearrange(batch * height, run.threads, [&](ptrdiff_t row) {
+    for (ptrdiff_t u = 0; u < 2; ++u) {
+      for (ptrdiff_t i = 0; i < width; ++i) {
+        const ptrdiff_t wide = ((2 * row + u) * width + i) * pair;
+        const ptrdiff_t deep = (2 * (row * width + i) + u) * pair;
+        std::memcpy(static_cast<char*>(out) + (spread ? wide : deep),
+                    static_cast<const char*>(x) + (spread ? deep : wide),
+                    static_cast<size_t>(pair));
+      }
+    }
   });
 }
 

@@ -51,11 +51,9 @@ void to_blocks(const Runner& run, const uint8_t* images, ptrdiff_t batch, ptrdif
 void to_pixels(const Runner& run, const float* r, ptrdiff_t batch, ptrdiff_t height,
                ptrdiff_t width, uint8_t* images);
 
-// [batch, 2 height, 2 width, C] <-> [batch, height, width, 4 C], where channel (2u + v) C + c is
-// row 2y + u, column 2x + v. `bytes` are those of C values.
-void space_to_depth(const Runner& run, const void* x, ptrdiff_t batch, ptrdiff_t height,
-                    ptrdiff_t width, ptrdiff_t bytes, void* out);
-void depth_to_space(const Runner& run, const void* x, ptrdiff_t batch, ptrdiff_t height,
-                    ptrdiff_t width, ptrdiff_t bytes, void* out);
+// [batch, 2 height, 2 width, C] -> [batch, height, width, 4 C], where channel (2u + v) C + c is row
+// 2y + u, column 2x + v, or with `spread` the inverse. `bytes` are those of C values.
+void rearrange_fours(const Runner& run, const void* x, ptrdiff_t batch, ptrdiff_t height,
+                     ptrdiff_t width, ptrdiff_t bytes, bool spread, void* out);
 
 }  // namespace mlic::exact

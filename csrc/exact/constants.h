@@ -2,15 +2,12 @@
 // compares the two.
 #pragma once
 
-#include <cstdint>
-
 namespace mlic::exact {
 
 constexpr float kActivationLimit = 4095.0f;
 constexpr float kSoftmaxOne = 16383.0f;
 constexpr int kWeightLimit = 16383;
 constexpr float kSymbolLimit = 4194304.0f;
-constexpr uint32_t kDigestStep = 0x9e3779b1;  // between latents
 
 // Squares are integers of twice so many bits, in two parts.
 constexpr int kSquareBits = 11;

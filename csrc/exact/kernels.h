@@ -234,6 +234,8 @@ struct SoftmaxAttention {
   float logit_scale;
 };
 
+constexpr uint32_t kDigestStep = 0x9e3779b1;  // of the digest, between latents
+
 struct Kernels {
   Layout layout;  // of the weights
   // Positions begin .. end of the panels first .. last. `scratch` is conv_scratch() bytes, aligned

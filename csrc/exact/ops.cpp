@@ -73,6 +73,13 @@ constexpr ptrdiff_t kRun = 64;
 constexpr ptrdiff_t kAhead = 4;
 constexpr ptrdiff_t kLine = 16;
 
+// f(begin, end) for runs of positions, on all threads.
+template <class F>
+void for_runs(ptrdiff_t positions, int threads, F&& f) {
+  parallel_for(divide_up(positions, kRun), threads,
+               [&](ptrdiff_t task) { f(task * kRun, std::min((task + 1) * kRun, positions)); });
+}
+
 // ---- Attention ----
 
 // Rows 2i and 2i + 1 side by side, as products read them: `rows` rows of `depth` integers become
@@ -526,10 +533,8 @@ void Runner::colour(const Act& x, Positions at, ptrdiff_t width, bool squeezed,
 void Runner::scale_indexes(const float* scales, ptrdiff_t stride, ptrdiff_t positions,
                            ptrdiff_t channels, const float* bounds, int bound_count,
                            uint8_t* out) const {
-  parallel_for(divide_up(positions, kRun), threads, [&](ptrdiff_t task) {
-    const ptrdiff_t first = task * kRun;
-    const ptrdiff_t count = std::min(kRun, positions - first);
-    for (ptrdiff_t n = first; n < first + count; ++n) {
+  for_runs(positions, threads, [&](ptrdiff_t begin, ptrdiff_t end) {
+    for (ptrdiff_t n = begin; n < end; ++n) {
       kernels->scale_indexes(scales + n * stride, bounds, bound_count, out + n * channels,
                              channels);
     }
@@ -567,10 +572,9 @@ void Runner::decoded(const int32_t* symbols, const float* means, ptrdiff_t strid
 uint32_t Runner::digest(const float* y, ptrdiff_t stride, ptrdiff_t positions, ptrdiff_t channels,
                         uint64_t first) const {
   std::atomic<uint32_t> total{0};
-  parallel_for(divide_up(positions, kRun), threads, [&](ptrdiff_t task) {
-    const ptrdiff_t begin = task * kRun;
+  for_runs(positions, threads, [&](ptrdiff_t begin, ptrdiff_t end) {
     uint32_t sum = 0;
-    for (ptrdiff_t n = begin; n < std::min(begin + kRun, positions); ++n) {
+    for (ptrdiff_t n = begin; n < end; ++n) {
       const auto number = static_cast<uint32_t>(first + static_cast<uint64_t>(n));
       sum += kernels->digest(y + n * stride, number * kDigestStep,
                              static_cast<uint32_t>(positions) * kDigestStep, channels);
@@ -582,9 +586,8 @@ uint32_t Runner::digest(const float* y, ptrdiff_t stride, ptrdiff_t positions, p
 
 void Runner::scale(const float* r, ptrdiff_t stride, ptrdiff_t positions, ptrdiff_t channels,
                    const float* factors, float* out) const {
-  parallel_for(divide_up(positions, kRun), threads, [&](ptrdiff_t task) {
-    const ptrdiff_t begin = task * kRun;
-    for (ptrdiff_t n = begin; n < std::min(begin + kRun, positions); ++n) {
+  for_runs(positions, threads, [&](ptrdiff_t begin, ptrdiff_t end) {
+    for (ptrdiff_t n = begin; n < end; ++n) {
       const float* from = r + n * stride;
       float* to = out + n * channels;
       for (ptrdiff_t c = 0; c < channels; ++c) to[c] = from[c] * factors[c];

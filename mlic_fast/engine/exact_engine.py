@@ -58,7 +58,7 @@ class ExactEngine(PerImageEngine):
         return lambda rate: self._encode(lambda: self._transforms.at_rate(latents, rate))
 
     def _encode(self, analyse: Callable[[], tuple[Any, Any]]) -> tuple[bytes, int]:
-        """Arrays are freed as soon as they are not needed any more: large pictures fill memory."""
+        """Of what the transforms give, y stays for all passes: its slices are views of it."""
         y, z = (_channels_last(each) for each in analyse())
         z_symbols = to_symbols(z - self._packed.layers["medians"].bias)
         del z

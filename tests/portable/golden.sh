@@ -37,7 +37,7 @@ trap 'rm -f $module' EXIT
 aarch64-linux-gnu-g++ -shared -fPIC -O2 -std=c++17 -fvisibility=hidden -Icsrc \
   -I"$root/usr/include/python3.11" -I"$root/usr/include" \
   -I"$("$python" -c 'import pybind11; print(pybind11.get_include())')" \
-  csrc/bindings.cpp csrc/exact/bindings.cpp csrc/rans/gpu/bindings.cpp csrc/rans/gpu/emulate.cpp csrc/rans/gpu/image.cpp $core -o $module
+  csrc/bindings.cpp csrc/exact/bindings.cpp csrc/rans/gpu/*.cpp $core -o $module
 
 qemu-aarch64 -L "$root" -E PYTHONHOME="$root/usr" -E PYTHONPATH="$PWD:$site" \
   "$root/usr/bin/python3.11" -m mlic_fast.cli verify --engine cpu:neon

@@ -187,13 +187,13 @@ class KernelOps(SpecOps):
     def space_to_depth(self, x: Act) -> Act:
         batch, height, width, channels = x.q.shape
         q = np.empty((batch, height // 2, width // 2, 4 * channels), x.q.dtype)
-        self._kernels.space_to_depth(x.q, q)
+        self._kernels.rearrange_fours(x.q, spread=False, out=q)
         return Act(q, x.exponent)
 
     def depth_to_space(self, r: Float) -> Float:
         batch, height, width, channels = r.shape
         spread = np.empty((batch, 2 * height, 2 * width, channels // 4), r.dtype)
-        self._kernels.depth_to_space(r, spread)
+        self._kernels.rearrange_fours(r, spread=True, out=spread)
         return spread
 
     def mixing_blocks(self, prefix: str, count: int, r: Float) -> Float:
