@@ -63,6 +63,7 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     # 32 positions of the pass kernel would spill. Its stages are as many as shared memory holds.
     "pass": {
         ("interpreter", "any"): Config(64),
+        ("sm120", "any"): Config(16, warps=4, stages=3),
         ("any", "any"): Config(16, warps=8, stages=3),
     },
     "elements": {
@@ -86,7 +87,11 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
     },
     # Slices of more than 32 channels, which the published models do not have.
     "window_qkv_wide": {("any", "any"): Config(16)},
-    "window_mlp_wide": {("any", "any"): Config(16, warps=8, outputs=64)},
+    "window_mlp_wide": {
+        ("sm100", "any"): Config(16, outputs=64),
+        ("sm120", "any"): Config(16, outputs=64),
+        ("any", "any"): Config(16, warps=8, outputs=64),
+    },
     "linear_contexts": {("any", "any"): Config(32)},
     "linear_apply": {
         ("any", "small"): Config(64, warps=4),
@@ -105,13 +110,16 @@ CONFIGS: dict[str, dict[tuple[str, str], Config]] = {
         ("interpreter", "any"): Config(2048),
         ("sm90", "any"): Config(64, warps=8),
         ("sm100", "any"): Config(64, warps=8),
-        ("any", "any"): Config(32, outputs=16),  # others have less shared memory
+        # Others have less shared memory.
+        ("sm120", "any"): Config(32, warps=8, outputs=16),
+        ("any", "any"): Config(32, outputs=16),
     },
     "to_pixels": {
         ("interpreter", "any"): Config(4096),
         ("any", "any"): Config(256),
     },
     "softmax": {
+        ("sm90", "small"): Config(16, warps=8),
         ("any", "small"): Config(16),
         ("any", "large"): Config(64, warps=4),
     },
