@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "exact/ops.h"
+#include "exact/recording.h"
 
 namespace mlic::arrays {
 
@@ -47,20 +48,38 @@ inline void require_shape(const py::array& array, const Shape& shape, const char
 
 inline bool contiguous(const py::array& array) { return (array.flags() & py::array::c_style) != 0; }
 
-// An array of type T and the given shape, copied if it is not contiguous and aligned.
+// Where a call is recorded, its arrays lie in the memory of the recording: copies do not.
+inline void check_recorded(const py::array& array) {
+  if (const auto* recording = exact::Recording::current()) recording->check(array.data());
+}
+
+// Weights, biases and the like, of type T and the given shape: copied if not contiguous and
+// aligned.
 template <class T>
-class Contiguous {
+class Constant {
  public:
-  Contiguous(const py::array& array, const Shape& shape, const char* name) {
+  Constant(const py::array& array, const Shape& shape, const char* name) {
     require_type<T>(array, name);
     require_shape(array, shape, name);
     const bool aligned = reinterpret_cast<uintptr_t>(array.data()) % alignof(T) == 0;
     array_ = contiguous(array) && aligned ? array : py::array(array.attr("copy")());
+    require(array_.is(array) || exact::Recording::current() == nullptr,
+            "constants of recorded calls must be contiguous and aligned");
   }
   const T* data() const { return static_cast<const T*>(array_.data()); }
 
- private:
+ protected:
   py::array array_;
+};
+
+// An array that changes from call to call, copied likewise.
+template <class T>
+class Contiguous : public Constant<T> {
+ public:
+  Contiguous(const py::array& array, const Shape& shape, const char* name)
+      : Constant<T>(array, shape, name) {
+    check_recorded(this->array_);
+  }
 };
 
 // An array that is written: contiguous.
@@ -69,6 +88,7 @@ T* output(py::array& array, const Shape& shape, const char* name) {
   require_type<T>(array, name);
   require_shape(array, shape, name);
   require(contiguous(array), "outputs must be contiguous");
+  check_recorded(array);
   return static_cast<T*>(array.mutable_data());  // throws where it is read-only
 }
 
@@ -87,6 +107,7 @@ class View {
       array_ = py::array(array.attr("copy")());
       stride_ = array.shape(3);
     }
+    check_recorded(array_);
   }
   const T* data() const { return static_cast<const T*>(array_.data()); }
   py::ssize_t stride() const { return stride_; }

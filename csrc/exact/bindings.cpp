@@ -1,5 +1,5 @@
 // Submodule mlic_fast._C.exact. All arrays are checked here, beside the code that trusts them: one
-// that does not fit is a ValueError. The GIL is released around the work.
+// that does not fit is a ValueError. The GIL is released around the work, which may be recorded.
 #include "exact/bindings.h"
 
 #include <pybind11/numpy.h>
@@ -19,6 +19,7 @@
 #include "exact/dispatch.h"
 #include "exact/gdn.h"
 #include "exact/ops.h"
+#include "exact/recording.h"
 #include "pool.h"
 
 namespace py = pybind11;
@@ -35,6 +36,12 @@ exact::Positions positions_of(int at) {
 }
 
 using Array = std::optional<py::array>;
+
+// Positions of channels, with a stride between them.
+struct Reals {
+  const float* data;
+  py::ssize_t stride, positions, channels;
+};
 
 class Kernels {
  public:
@@ -60,28 +67,29 @@ class Kernels {
     const py::ssize_t height = shape[1] * (positions == exact::Positions::kEven ? 2 : 1);
 
     std::vector<ActView> views;
-    std::vector<Contiguous<float>> contiguous_scales;
+    std::vector<Constant<float>> constant_scales;
     views.reserve(inputs.size());
-    contiguous_scales.reserve(inputs.size());
+    constant_scales.reserve(inputs.size());
     std::vector<exact::Input> list;
     for (size_t i = 0; i < inputs.size(); ++i) {
       require(weights[i] != nullptr, "weights are missing");
       views.emplace_back(inputs[i], "an input");
-      contiguous_scales.emplace_back(scales[i], Shape{outputs}, "scales");
+      constant_scales.emplace_back(scales[i], Shape{outputs}, "scales");
       require_shape(inputs[i], {shape[0], height, width, weights[i]->channels()}, "an input");
       require(weights[i]->outputs() == outputs, "weights and output differ in channels");
       require(weights[i]->kernel() == weights[0]->kernel(), "weights differ in kernel size");
       require(weights[i]->layout() == run_.kernels->layout,
               "weights are packed for another instruction set");
-      list.push_back({views[i].act(), weights[i].get(), contiguous_scales[i].data(), units[i]});
+      list.push_back({views[i].act(), weights[i].get(), constant_scales[i].data(), units[i]});
     }
 
     exact::Conv c{};
     c.outputs = static_cast<int>(outputs);
     c.gelu = gelu;
+    std::optional<Constant<float>> constant_bias;
     std::optional<Contiguous<float>> start;
     if (bias) {
-      c.bias = start.emplace(*bias, Shape{outputs}, "the bias").data();
+      c.bias = constant_bias.emplace(*bias, Shape{outputs}, "the bias").data();
     } else {
       c.partial = start.emplace(*partial, shape, "the partial sum").data();
     }
@@ -104,17 +112,16 @@ class Kernels {
     }
     const py::ssize_t count = shape[0] * shape[1] * shape[2];
     if (count == 0) return;
-    const py::gil_scoped_release release;
-    run_.conv(list, positions, count, c);
+    perform([=, run = run_] { run.conv(list, positions, count, c); });
   }
 
   void depthwise(const py::array& x, const py::array& weights, const py::array& scales, float unit,
                  const py::array& bias, bool gelu, py::array out, float out_scale) const {
     const ActView view(x, "the input");
     const exact::Act act = view.act();
-    const Contiguous<int16_t> w(weights, {3, 3, act.channels}, "weights");
-    const Contiguous<float> s(scales, {act.channels}, "scales");
-    const Contiguous<float> b(bias, {act.channels}, "the bias");
+    const Constant<int16_t> w(weights, {3, 3, act.channels}, "weights");
+    const Constant<float> s(scales, {act.channels}, "scales");
+    const Constant<float> b(bias, {act.channels}, "the bias");
     exact::Depthwise d{};
     d.x = act.data;
     d.position_stride = act.stride;
@@ -127,8 +134,8 @@ class Kernels {
     d.gelu = gelu;
     d.out_scale = out_scale;
     int16_t* to = output<int16_t>(out, shape_of(x), "the output");
-    const py::gil_scoped_release release;
-    run_.depthwise(w.data(), act.batch, d, to);
+    const int16_t* taps = w.data();
+    perform([=, run = run_] { run.depthwise(taps, act.batch, d, to); });
   }
 
   void layer_norm(const py::array& x, const py::array& gain, const py::array& bias, float epsilon,
@@ -136,13 +143,12 @@ class Kernels {
     const ActView view(x, "the input");
     const exact::Act act = view.act();
     require(act.channels <= 1 << 14, "a norm takes at most 16384 channels");
-    const Contiguous<float> g(gain, {act.channels}, "the gain");
-    const Contiguous<float> b(bias, {act.channels}, "the bias");
+    const Constant<float> g(gain, {act.channels}, "the gain");
+    const Constant<float> b(bias, {act.channels}, "the bias");
     int16_t* to = output<int16_t>(out, shape_of(x), "the output");
     const exact::LayerNorm l{act.data, act.stride, act.channels, g.data(),
                              b.data(), epsilon,    to,           out_scale};
-    const py::gil_scoped_release release;
-    run_.layer_norm(l, act.positions());
+    perform([=, run = run_] { run.layer_norm(l, act.positions()); });
   }
 
   void window_attention(const py::array& qkv, const py::array& bias, float logit_scale,
@@ -151,7 +157,7 @@ class Kernels {
     const exact::Act act = view.act();
     require(bias.ndim() == 3, "the bias must be [heads, 25, 25]");
     const py::ssize_t heads = bias.shape(0);
-    const Contiguous<float> b(bias, {heads, exact::kTokens, exact::kTokens}, "the bias");
+    const Constant<float> b(bias, {heads, exact::kTokens, exact::kTokens}, "the bias");
     require_heads(heads, act.channels, 3);
     require(act.width % 2 == 0, "the width must be even");
     exact::WindowAttention a{};
@@ -162,32 +168,36 @@ class Kernels {
         out, {act.batch, act.height, act.width / 2, exact::kTokens * (act.channels / 3)},
         "the output");
     a.out_scale = out_scale;
-    const py::gil_scoped_release release;
-    run_.window_attention(act, b.data(), a);
+    const float* table = b.data();
+    perform([=, run = run_] { run.window_attention(act, table, a); });
   }
 
   void linear_attention(const py::array& q, const py::array& k, const py::array& v, int heads,
                         float query_scale, float key_scale, int value_exponent, py::array out,
                         float out_scale) const {
-    const ActView qv(q, "queries"), kv(k, "keys"), vv(v, "values");
+    const ActView q_view(q, "queries"), k_view(k, "keys"), v_view(v, "values");
+    const exact::Act queries = q_view.act(), keys = k_view.act(), values = v_view.act();
     require_attention(q, k, v, heads);
     int16_t* to = output<int16_t>(out, shape_of(q), "the output");
     require(value_exponent >= -60 && value_exponent <= 60, "exponents are -60 .. 60");
-    const py::gil_scoped_release release;
-    run_.linear_attention(qv.act(), kv.act(), vv.act(), heads, query_scale, key_scale,
-                          value_exponent, out_scale, to);
+    perform([=, run = run_] {
+      run.linear_attention(queries, keys, values, heads, query_scale, key_scale, value_exponent,
+                           out_scale, to);
+    });
   }
 
   void softmax_attention(const py::array& q, const py::array& k, const py::array& v, int heads,
                          bool exclude, float logit_scale, float value_scale, py::array out,
                          float out_scale) const {
-    const ActView qv(q, "queries"), kv(k, "keys"), vv(v, "values");
+    const ActView q_view(q, "queries"), k_view(k, "keys"), v_view(v, "values");
+    const exact::Act queries = q_view.act(), keys = k_view.act(), values = v_view.act();
     require_attention(q, k, v, heads);
     if (exclude) require_shape(k, shape_of(q), "keys");
     int16_t* to = output<int16_t>(out, shape_of(q), "the output");
-    const py::gil_scoped_release release;
-    run_.softmax_attention(qv.act(), kv.act(), vv.act(), heads, exclude, logit_scale, value_scale,
-                           out_scale, to);
+    perform([=, run = run_] {
+      run.softmax_attention(queries, keys, values, heads, exclude, logit_scale, value_scale,
+                            out_scale, to);
+    });
   }
 
   // Converts between squeezed and other arrays; their widths tell which is which.
@@ -204,21 +214,23 @@ class Kernels {
     auto* to =
         output<int16_t>(out, {act.batch, act.height, out.shape(2), act.channels}, "the output");
     const bool squeezed = out.shape(2) != width;
-    const py::gil_scoped_release release;
-    run_.colour(act, positions_of(parity), width, squeezed, to);
+    perform([=, run = run_] { run.colour(act, positions_of(parity), width, squeezed, to); });
   }
 
   // Scales and means [B, H, W/2, C]; integers alike; latents [B, H, W, C].
   void scale_indexes(const py::array& scales, const py::array& bounds, py::array out) const {
     const View<float> view(scales, "scales");
     const Shape half = shape_of(scales);
-    const Contiguous<float> b(bounds, {bounds.size()}, "bounds");
+    const Constant<float> b(bounds, {bounds.size()}, "bounds");
     require(bounds.size() < 256, "there are too many bounds");
     auto* to = output<uint8_t>(out, half, "the output");
     const auto bound_count = static_cast<int>(bounds.size());
-    const py::gil_scoped_release release;
-    run_.scale_indexes(view.data(), view.stride(), half[0] * half[1] * half[2], half[3], b.data(),
-                       bound_count, to);
+    const Reals from = reals_of(view, half);
+    const float* bound = b.data();
+    perform([=, run = run_] {
+      run.scale_indexes(from.data, from.stride, from.positions, from.channels, bound, bound_count,
+                        to);
+    });
   }
 
   void symbols(const py::array& y, const py::array& means, int parity, py::array out) const {
@@ -228,8 +240,9 @@ class Kernels {
         latents_of(y, means, parity, const_cast<float*>(view.data()), view.stride());
     const Shape half = shape_of(means);
     auto* to = output<int32_t>(out, half, "the output");
-    const py::gil_scoped_release release;
-    run_.symbols(latents, m.data(), m.stride(), to);
+    const float* mean = m.data();
+    const py::ssize_t stride = m.stride();
+    perform([=, run = run_] { run.symbols(latents, mean, stride, to); });
   }
 
   void decoded(const py::array& symbols, const py::array& means, int parity, bool clear,
@@ -239,8 +252,10 @@ class Kernels {
     const Contiguous<int32_t> s(symbols, half, "symbols");
     float* to = output<float>(y, shape_of(y), "latents");
     const exact::Latents latents = latents_of(y, means, parity, to, half[3]);
-    const py::gil_scoped_release release;
-    run_.decoded(s.data(), m.data(), m.stride(), clear, latents);
+    const int32_t* symbol = s.data();
+    const float* mean = m.data();
+    const py::ssize_t stride = m.stride();
+    perform([=, run = run_] { run.decoded(symbol, mean, stride, clear, latents); });
   }
 
   // Latents [1, H, W, C].
@@ -255,18 +270,21 @@ class Kernels {
   void scale(const py::array& r, const py::array& factors, py::array out) const {
     const View<float> view(r, "the input");
     const Shape shape = shape_of(r);
-    const Contiguous<float> f(factors, {shape[3]}, "factors");
+    const Constant<float> f(factors, {shape[3]}, "factors");
     float* to = output<float>(out, shape, "the output");
-    const py::gil_scoped_release release;
-    run_.scale(view.data(), view.stride(), shape[0] * shape[1] * shape[2], shape[3], f.data(), to);
+    const Reals from = reals_of(view, shape);
+    const float* factor = f.data();
+    perform([=, run = run_] {
+      run.scale(from.data, from.stride, from.positions, from.channels, factor, to);
+    });
   }
 
   void quantise(const py::array& r, py::array out, float out_scale) const {
-    const Contiguous<float> from(r, shape_of(r), "the input");
+    const Contiguous<float> input(r, shape_of(r), "the input");
+    const float* from = input.data();
     int16_t* to = output<int16_t>(out, shape_of(r), "the output");
     const py::ssize_t count = r.size();
-    const py::gil_scoped_release release;
-    run_.quantise(from.data(), out_scale, to, count);
+    perform([=, run = run_] { run.quantise(from, out_scale, to, count); });
   }
 
   // Skip [B, H, W, C], or [B, H/2, W/2, 4C] to be spread: channel (2u + v) C + c.
@@ -280,28 +298,31 @@ class Kernels {
     const Shape shape = shape_of(r);
     require(gamma->kernel() == 1 && gamma->channels() == shape[3] && gamma->outputs() == shape[3],
             "weights must be 1x1 and have as many inputs and outputs as the input has channels");
-    const Contiguous<float> from(r, shape, "the input");
-    const Contiguous<float> s(scales, {shape[3]}, "scales");
-    const Contiguous<float> b(beta, {shape[3]}, "beta");
+    const Contiguous<float> input(r, shape, "the input");
+    const Constant<float> s(scales, {shape[3]}, "scales");
+    const Constant<float> b(beta, {shape[3]}, "beta");
     const bool spread = shape_of(skip) != shape;
     require(!spread || (shape[1] % 2 == 0 && shape[2] % 2 == 0), "height and width must be even");
     const Contiguous<float> added(
         skip, spread ? Shape{shape[0], shape[1] / 2, shape[2] / 2, 4 * shape[3]} : shape, "skip");
     int16_t* to = output<int16_t>(out, shape, "the output");
     const exact::Gdn g{b.data(), gamma.get(), s.data(), square_scale, inverse, out_scale};
-    const py::gil_scoped_release release;
-    exact::gdn(run_, g, from.data(), added.data(), spread, shape[0] * shape[1], shape[2], to);
+    const float *from = input.data(), *add = added.data();
+    const py::ssize_t rows = shape[0] * shape[1], width = shape[2];
+    perform([=, run = run_] { exact::gdn(run, g, from, add, spread, rows, width, to); });
   }
 
   void add_half_tanh(const py::array& r, int parity, py::array y) const {
     require(r.ndim() == 4, "the residual must be [B, H, W/2, C]");
     require(parity == 0 || parity == 1, "the parity must be 0 (non-anchors) or 1 (anchors)");
     const Shape half = shape_of(r);
-    const Contiguous<float> from(r, half, "the residual");
+    const Contiguous<float> input(r, half, "the residual");
+    const float* from = input.data();
     float* to = output<float>(y, {half[0], half[1], 2 * half[2], half[3]}, "the latents");
-    const py::gil_scoped_release release;
-    run_.add_half_tanh(from.data(), positions_of(parity), half[0] * half[1], half[1], 2 * half[2],
-                       half[3], to);
+    const py::ssize_t batch = half[0], height = half[1], width = 2 * half[2], channels = half[3];
+    perform([=, run = run_] {
+      run.add_half_tanh(from, positions_of(parity), batch * height, height, width, channels, to);
+    });
   }
 
   void mixing_blocks(const std::vector<std::shared_ptr<exact::MixingBlock>>& blocks,
@@ -322,28 +343,27 @@ class Kernels {
     float* to = output<float>(x, shape_of(x), "x");
     const py::ssize_t batch = x.shape(0), height = x.shape(1), width = x.shape(2);
     const py::ssize_t channels = x.shape(3);
-    const py::gil_scoped_release release;
-    exact::mixing_blocks(run_, list, batch, height, width, channels, to);
+    perform(
+        [=, run = run_] { exact::mixing_blocks(run, list, batch, height, width, channels, to); });
   }
 
+  // Images [B, 3, sH, sW] <-> [B, H, W, 3ss].
   void to_blocks(const py::array& images, py::array out) const {
-    require(images.ndim() == 4 && out.ndim() == 4, "images must be [B, 3, H, W]");
-    const py::ssize_t batch = images.shape(0), height = out.shape(1), width = out.shape(2);
-    const Contiguous<uint8_t> from(images, {batch, exact::kColours, 8 * height, 8 * width},
-                                   "images");
-    int16_t* to = output<int16_t>(out, {batch, height, width, 192}, "the output");
-    const py::gil_scoped_release release;
-    exact::to_blocks(run_, from.data(), batch, height, width, to);
+    require(images.ndim() == 4 && out.ndim() == 4, "images must be [B, 3, sH, sW]");
+    const exact::Blocks blocks = blocks_of(out);
+    const Contiguous<uint8_t> input(images, images_of(blocks), "images");
+    const uint8_t* from = input.data();
+    int16_t* to = output<int16_t>(out, shape_of(out), "the output");
+    perform([=, run = run_] { exact::to_blocks(run, from, blocks, to); });
   }
 
   void to_pixels(const py::array& r, py::array images) const {
-    require(r.ndim() == 4, "the input must be [B, H, W, 192]");
-    const py::ssize_t batch = r.shape(0), height = r.shape(1), width = r.shape(2);
-    const Contiguous<float> from(r, {batch, height, width, 192}, "the input");
-    uint8_t* to =
-        output<uint8_t>(images, {batch, exact::kColours, 8 * height, 8 * width}, "images");
-    const py::gil_scoped_release release;
-    exact::to_pixels(run_, from.data(), batch, height, width, to);
+    require(r.ndim() == 4, "the input must be [B, H, W, 3ss]");
+    const exact::Blocks blocks = blocks_of(r);
+    const Contiguous<float> input(r, shape_of(r), "the input");
+    const float* from = input.data();
+    uint8_t* to = output<uint8_t>(images, images_of(blocks), "images");
+    perform([=, run = run_] { exact::to_pixels(run, from, blocks, to); });
   }
 
   // [B, 2H, 2W, C] -> [B, H, W, 4C], or with `spread` the inverse; both of one type.
@@ -358,17 +378,46 @@ class Kernels {
   }
 
  private:
+  // Makes a call, and keeps it where this thread records. What it captures is plain: pointers,
+  // sizes, numbers.
+  template <class Call>
+  void perform(const Call& call) const {
+    {
+      const py::gil_scoped_release release;
+      call();
+    }
+    if (auto* recording = exact::Recording::current()) recording->add(call);
+  }
+
+  static Reals reals_of(const View<float>& view, const Shape& shape) {
+    return {view.data(), view.stride(), shape[0] * shape[1] * shape[2], shape[3]};
+  }
+
+  // Of an array [B, H, W, 3ss].
+  static exact::Blocks blocks_of(const py::array& array) {
+    const py::ssize_t side = array.shape(3) == exact::kColours ? 1 : exact::kBlock;
+    require(array.shape(3) == exact::kColours * side * side, "blocks have 1 or 8 x 8 pixels");
+    return {array.shape(0), array.shape(1), array.shape(2), side};
+  }
+
+  static Shape images_of(const exact::Blocks& b) {
+    return {b.batch, exact::kColours, b.side * b.height, b.side * b.width};
+  }
+
   template <class T>
   void rearrange_fours_of(const py::array& x, bool spread, py::array& out) const {
     const Shape deep = shape_of(spread ? x : out);
     require(deep.size() == 4 && deep[3] % 4 == 0, "one of the arrays must be [B, H, W, 4C]");
     const py::ssize_t channels = deep[3] / 4;
     const Shape wide = {deep[0], 2 * deep[1], 2 * deep[2], channels};
-    const Contiguous<T> from(x, spread ? deep : wide, "the input");
+    const Contiguous<T> input(x, spread ? deep : wide, "the input");
+    const T* from = input.data();
     T* to = output<T>(out, spread ? wide : deep, "the output");
-    const py::gil_scoped_release release;
-    exact::rearrange_fours(run_, from.data(), deep[0], deep[1], deep[2], channels * sizeof(T),
-                           spread, to);
+    const py::ssize_t batch = deep[0], height = deep[1], width = deep[2];
+    const auto bytes = static_cast<py::ssize_t>(channels * sizeof(T));
+    perform([=, run = run_] {
+      exact::rearrange_fours(run, from, batch, height, width, bytes, spread, to);
+    });
   }
 
   static exact::Latents latents_of(const py::array& y, const py::array& means, int parity,
@@ -402,7 +451,7 @@ std::shared_ptr<exact::Weights> make_weights(const py::array& w, const std::stri
   require(w.ndim() == 4 && w.shape(1) == w.shape(2) && w.shape(1) % 2 == 1 && w.size() > 0,
           "weights must be [O, k, k, C], k odd");
   require(w.shape(0) < 1 << 24, "there are too many outputs");
-  const Contiguous<int16_t> from(w, shape_of(w), "weights");
+  const Constant<int16_t> from(w, shape_of(w), "weights");
   const py::ssize_t outputs = w.shape(0), kernel = w.shape(1), channels = w.shape(3);
   const exact::Layout layout = exact::kernels_for(isa).layout;
   const py::gil_scoped_release release;
@@ -411,8 +460,8 @@ std::shared_ptr<exact::Weights> make_weights(const py::array& w, const std::stri
 
 exact::Scaling scaling_of(const py::array& bias, const py::array& scales, float unit,
                           float out_scale) {
-  const Contiguous<float> b(bias, {bias.size()}, "the bias");
-  const Contiguous<float> s(scales, {bias.size()}, "scales");
+  const Constant<float> b(bias, {bias.size()}, "the bias");
+  const Constant<float> s(scales, {bias.size()}, "scales");
   return {{b.data(), b.data() + bias.size()}, {s.data(), s.data() + bias.size()}, unit, out_scale};
 }
 
@@ -438,7 +487,7 @@ std::shared_ptr<exact::MixingBlock> make_mixing_block(
   fits(expand, channels, 2 * channels);
   fits(contract, 2 * channels, channels);
   require_shape(bias, {channels}, "the bias");
-  const Contiguous<int16_t> w(taps, {3, 3, channels}, "taps");
+  const Constant<int16_t> w(taps, {3, 3, channels}, "taps");
   return std::make_shared<exact::MixingBlock>(exact::MixingBlock{
       mix_in, exact::depthwise_taps(w.data(), channels), scaling_of(bias, scales, unit, out_scale),
       mix_out, expand, contract, in_scale});
@@ -478,6 +527,18 @@ void bind_exact(py::module_& parent) {
       .def(py::init(&make_weights), "weights"_a, "isa"_a, "threads"_a = 1)
       .def_property_readonly("winograd",
                              [](const exact::Weights& w) { return w.winograd(1) != nullptr; });
+
+  py::class_<exact::Recording>(m, "Recording")
+      .def(py::init<>())
+      .def("begin", &exact::Recording::begin)
+      .def("end", &exact::Recording::end)
+      .def("add_memory",
+           [](exact::Recording& recording, const py::array& memory) {
+             recording.add_memory(memory.data(), static_cast<size_t>(memory.nbytes()));
+           })
+      .def("__len__", &exact::Recording::size)
+      .def("replay", &exact::Recording::replay, "begin"_a, "end"_a,
+           py::call_guard<py::gil_scoped_release>());
 
   py::class_<exact::Pointwise>(m, "Pointwise")
       .def(py::init(&pointwise_of), "weights"_a, "bias"_a, "scales"_a, py::kw_only(), "unit"_a,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "pool.h"
@@ -10,7 +11,25 @@
 namespace mlic::exact {
 namespace {
 
-constexpr ptrdiff_t kBlockSize = kColours * kBlock * kBlock;
+// Calls f(line of a block, where its pixels begin in an image) for the lines of a row of blocks.
+template <class F>
+void for_lines(const Blocks& b, ptrdiff_t row, F f) {
+  for (ptrdiff_t line = 0; line < kColours * b.side; ++line) {
+    const ptrdiff_t plane = row / b.height * kColours + line / b.side;
+    const ptrdiff_t y = row % b.height * b.side + line % b.side;
+    f(line, (plane * b.height * b.side + y) * b.width * b.side);
+  }
+}
+
+// Calls f with the side of blocks as a constant: loops over it are then short and unrolled.
+template <class F>
+void with_side(const Blocks& b, F f) {
+  if (b.side == 1) {
+    f(std::integral_constant<ptrdiff_t, 1>{});
+  } else {
+    f(std::integral_constant<ptrdiff_t, kBlock>{});
+  }
+}
 
 // Room for the values of a tile, four times `channels` at each position.
 int16_t* tile_values(ptrdiff_t channels) {
@@ -113,34 +132,34 @@ void mixing_blocks(const Runner& run, const std::vector<const MixingBlock*>& blo
   }
 }
 
-void to_blocks(const Runner& run, const uint8_t* images, ptrdiff_t batch, ptrdiff_t height,
-               ptrdiff_t width, int16_t* out) {
-  rearrange(batch * height, run.threads, [&](ptrdiff_t row) {
-    for (ptrdiff_t line = 0; line < kColours * kBlock; ++line) {
-      const ptrdiff_t plane = row / height * kColours + line / kBlock;
-      const ptrdiff_t y = row % height * kBlock + line % kBlock;
-      const uint8_t* from = images + (plane * height * kBlock + y) * width * kBlock;
-      int16_t* to = out + row * width * kBlockSize + line * kBlock;
-      for (ptrdiff_t x = 0; x < width; ++x, from += kBlock, to += kBlockSize) {
-        for (ptrdiff_t i = 0; i < kBlock; ++i) to[i] = from[i];
-      }
-    }
+void to_blocks(const Runner& run, const uint8_t* images, const Blocks& b, int16_t* out) {
+  with_side(b, [&](auto side) {
+    rearrange(b.batch * b.height, run.threads, [&](ptrdiff_t row) {
+      for_lines(b, row, [&](ptrdiff_t line, ptrdiff_t begin) {
+        const uint8_t* from = images + begin;
+        int16_t* to = out + row * b.width * b.size() + line * side;
+        for (ptrdiff_t x = 0; x < b.width; ++x, from += side, to += b.size()) {
+          for (ptrdiff_t i = 0; i < side; ++i) to[i] = from[i];
+        }
+      });
+    });
   });
 }
 
-void to_pixels(const Runner& run, const float* r, ptrdiff_t batch, ptrdiff_t height,
-               ptrdiff_t width, uint8_t* images) {
-  parallel_for(batch * height, run.threads, [&](ptrdiff_t row) {
-    uint8_t bytes[kBlockSize];
-    for (ptrdiff_t x = 0; x < width; ++x) {
-      run.kernels->to_bytes(r + (row * width + x) * kBlockSize, bytes, kBlockSize);
-      for (ptrdiff_t line = 0; line < kColours * kBlock; ++line) {
-        const ptrdiff_t plane = row / height * kColours + line / kBlock;
-        const ptrdiff_t y = row % height * kBlock + line % kBlock;
-        std::memcpy(images + ((plane * height * kBlock + y) * width + x) * kBlock,
-                    bytes + line * kBlock, kBlock);
-      }
-    }
+void to_pixels(const Runner& run, const float* r, const Blocks& b, uint8_t* images) {
+  with_side(b, [&](auto side) {
+    parallel_for(b.batch * b.height, run.threads, [&](ptrdiff_t row) {
+      const ptrdiff_t values = b.width * b.size();
+      auto* bytes = static_cast<uint8_t*>(tile_memory(values));
+      run.kernels->to_bytes(r + row * values, bytes, values);
+      for_lines(b, row, [&](ptrdiff_t line, ptrdiff_t begin) {
+        const uint8_t* from = bytes + line * side;
+        uint8_t* to = images + begin;
+        for (ptrdiff_t x = 0; x < b.width; ++x, from += b.size(), to += side) {
+          for (ptrdiff_t i = 0; i < side; ++i) to[i] = from[i];
+        }
+      });
+    });
   });
 }
 

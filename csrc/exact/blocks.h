@@ -45,11 +45,18 @@ void mixing_blocks(const Runner& run, const std::vector<const MixingBlock*>& blo
 constexpr ptrdiff_t kBlock = 8;
 constexpr ptrdiff_t kColours = 3;
 
-// images [batch, kColours, 8 height, 8 width] <-> [batch, height, width, kColours * 64].
-void to_blocks(const Runner& run, const uint8_t* images, ptrdiff_t batch, ptrdiff_t height,
-               ptrdiff_t width, int16_t* out);
-void to_pixels(const Runner& run, const float* r, ptrdiff_t batch, ptrdiff_t height,
-               ptrdiff_t width, uint8_t* images);
+// Images in blocks of side x side pixels, of kBlock or of one.
+struct Blocks {
+  ptrdiff_t batch, height, width;  // in blocks
+  ptrdiff_t side;
+
+  ptrdiff_t size() const { return kColours * side * side; }
+};
+
+// images [batch, kColours, side * height, side * width] <-> [batch, height, width, size()]: channel
+// (colour * side + v) * side + u is row v and column u of a block.
+void to_blocks(const Runner& run, const uint8_t* images, const Blocks& b, int16_t* out);
+void to_pixels(const Runner& run, const float* r, const Blocks& b, uint8_t* images);
 
 // [batch, 2 height, 2 width, C] -> [batch, height, width, 4 C], where channel (2u + v) C + c is row
 // 2y + u, column 2x + v, or with `spread` the inverse. `bytes` are those of C values.

@@ -189,9 +189,10 @@ def create_engine(
         transforms = cpu_transforms(model, SpecOps)
         return ExactEngine(transforms, packed, SpecOps(packed), name)
     from mlic_fast.engine.cpu.cpu_operations import CpuOps
+    from mlic_fast.engine.cpu.recording import Recordings
 
     transforms = cpu_transforms(model, CpuOps)
-    return ExactEngine(transforms, packed, CpuOps(packed), name)
+    return ExactEngine(transforms, packed, CpuOps(packed), name, Recordings())
 
 
 def _type(device: torch.device | str) -> str:

@@ -9,7 +9,7 @@ below 2^53. Arrays are [B, H, W, C]; functions of single elements take any shape
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,6 +171,14 @@ class SpecOps(Operations):
 
     #: That work at the same time.
     threads = 1
+
+    def room(self, shape: Sequence[int], dtype: Any) -> npt.NDArray[Any]:
+        """An array to be written, as of numpy.empty."""
+        return np.empty(shape, dtype)
+
+    def step(self, do: Callable[[], None]) -> None:
+        """Do something that is no operation, between operations."""
+        do()
 
     # -- quantities ---------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mlic_fast.bitstream import EXACT
 from mlic_fast.coder import Decoder, Encoder
 from mlic_fast.engine.arithmetic import Float, Int32, SpecOps, to_symbols
+from mlic_fast.engine.cpu.recording import Client, Recordings, Work
 from mlic_fast.engine.exact_transforms import ExactTransforms
 from mlic_fast.engine.packing.pack_transforms import pack_transforms
 from mlic_fast.engine.packing.packed import PackedLayers, PackedModel, PackedTransforms
@@ -33,6 +34,8 @@ class ExactEngine(PerImageEngine):
         packed: the entropy path.
         ops: backend of the entropy path.
         name: of the engine.
+        recordings: if given, work on small pictures is recorded, and replayed for the next picture
+            of the same size; transforms and ops must then be on the kernels of the CPU engine.
     """
 
     arithmetic_version = EXACT
@@ -44,50 +47,100 @@ class ExactEngine(PerImageEngine):
         packed: PackedModel,
         ops: SpecOps,
         name: str,
+        recordings: Recordings | None = None,
     ) -> None:
         self.name = name
         self._transforms = transforms
         self._packed = packed
         self._ops = ops
+        self._recordings = recordings
 
     def encode(self, image: list[Pixels], rate: float | None) -> tuple[bytes, int]:
-        return self._encode(lambda: self._transforms.analyse(image.pop(), rate))
+        return self.encoder(image.pop())(rate)
 
     def encoder(self, image: Pixels) -> Callable[[float | None], tuple[bytes, int]]:
-        latents = self._transforms.analysis(image)
-        return lambda rate: self._encode(lambda: self._transforms.at_rate(latents, rate))
+        pixels = image.shape[2] * image.shape[3]
+        latents = self._run(self._analyse, Client(), pixels, image)
+        return lambda rate: self._encode(latents, pixels, rate)
 
-    def _encode(self, analyse: Callable[[], tuple[Any, Any]]) -> tuple[bytes, int]:
-        """Of what the transforms give, y stays for all passes: its slices are views of it."""
-        y, z = (_channels_last(each) for each in analyse())
-        z_symbols = to_symbols(z - self._packed.layers["medians"].bias)
-        del z
-        encoder = Encoder(self._packed.tables)
-        encoder.encode(z_symbols, self._packed.hyper_indexes(z_symbols.shape))
-        digest = 0
+    def _analyse(self, client: Client, images: Pixels) -> Sequence[Float]:
+        return [self._transforms.analysis(images)]
+
+    def _encode(
+        self, latents: Sequence[Float], pixels: int, rate: float | None
+    ) -> tuple[bytes, int]:
+        """What g_a gave, of so many pixels -> payload and lanes."""
+        factors = self._transforms.scales(rate)[0]
+        client = Client(Encoder(self._packed.tables))
+        self._run(self._encode_latents, client, pixels, *latents, factors)
+        return client.coder.finish(client.digest & 0xFFFFFFFF), client.coder.lanes
+
+    def _encode_latents(self, client: Client, latents: Float, factors: Float) -> Sequence[Float]:
+        """What g_a gave, and factors for its channels -> the symbols, for the client's coder.
+
+        Of the latents y stays for all passes: its slices are views of it.
+        """
+        ops = self._ops
+        y, z = self._transforms.at_rate(latents, factors)
+        z_symbols = ops.room(z.shape, np.int32)
+        medians, hyper_indexes = self._packed.layers["medians"].bias, self._packed.hyper_indexes
+
+        def encode_hyper(z: Float = z) -> None:
+            z_symbols[...] = to_symbols(z - medians)
+            client.coder.encode(z_symbols, hyper_indexes(z_symbols.shape))
+
+        ops.step(encode_hyper)
+        del z, encode_hyper
 
         def take(index: int, y_hat: Float) -> None:
-            nonlocal digest
-            digest += self._ops.digest(y_hat, first=index * y_hat.size)
+            def add_digest() -> None:
+                client.digest += ops.digest(y_hat, first=index * y_hat.size)
+
+            ops.step(add_digest)
 
         slices = np.split(y, self._packed.config.slices, axis=-1)
-        code_latents(self._ops, z_symbols, _Encoding(encoder), slices, take)
-        return encoder.finish(digest & 0xFFFFFFFF), encoder.lanes
+        code_latents(ops, z_symbols, _Encoding(ops, client), slices, take)
+        return []
 
     def decode(self, payload: bytes, lanes: int, size: tuple[int, int]) -> tuple[Float, int]:
-        decoder = Decoder(self._packed.tables, payload, lanes, self._ops.threads)
-        symbols = decoder.decode(self._packed.hyper_indexes((1, *size, self._packed.config.N)))
-        slices: list[Float] = []
-        code_latents(
-            self._ops, symbols, _Decoding(decoder), take=lambda _, y_hat: slices.append(y_hat)
-        )
-        return np.moveaxis(np.concatenate(slices, axis=-1), -1, 1), decoder.finish()
+        client = Client(Decoder(self._packed.tables, payload, lanes, self._ops.threads))
+        symbols = client.coder.decode(self._packed.hyper_indexes((1, *size, self._packed.config.N)))
+        height, width = size
+        (y_hat,) = self._run(self._decode_passes, client, 64 * height * 64 * width, symbols)
+        return np.moveaxis(y_hat, -1, 1), client.coder.finish()
+
+    def _decode_passes(self, client: Client, z_symbols: Int32) -> Sequence[Float]:
+        """The symbols of z -> the latents that the client's coder holds, [B, H, W, M]."""
+        ops = self._ops
+        batch, height, width, _ = z_symbols.shape
+        y_hat = ops.room((batch, 4 * height, 4 * width, self._packed.config.M), np.float32)
+
+        def take(index: int, y: Float) -> None:
+            channels = y.shape[-1]
+            into = y_hat[..., index * channels : (index + 1) * channels]
+            ops.step(lambda: np.copyto(into, y))
+
+        code_latents(ops, z_symbols, _Decoding(ops, client), take=take)
+        return [y_hat]
 
     def digest(self, y_hat: Float) -> int:
         return self._ops.digest(np.moveaxis(y_hat, 1, -1))
 
     def synthesise(self, y_hat: Float, rate: float | None) -> Pixels:
-        return np.asarray(self._transforms.synthesise(y_hat, rate))
+        y = np.moveaxis(y_hat, 1, -1)
+        _, height, width, _ = y.shape
+        factors = self._transforms.scales(rate)[1]
+        (images,) = self._run(self._synthesise, Client(), 16 * height * 16 * width, y, factors)
+        return images
+
+    def _synthesise(self, client: Client, y: Float, factors: Float) -> Sequence[Pixels]:
+        return [self._transforms.synthesis(y, factors)]
+
+    def _run(self, work: Work, client: Client, pixels: int, *arrays: Any) -> Sequence[Any]:
+        """The work for a client, of a picture with so many pixels."""
+        if self._recordings is None:
+            return work(client, *arrays)
+        return self._recordings.run(work, client, pixels, *arrays)
 
 
 def cpu_transforms(
@@ -101,28 +154,26 @@ def cpu_transforms(
 class _Encoding:
     """Pass coder of an encoder."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+    def __init__(self, ops: SpecOps, client: Client) -> None:
+        self._ops, self._client = ops, client
 
     def __call__(
         self, index: int, parity: Parity, scale_indexes: Indexes, means: Float, symbols: Int32
     ) -> Int32:
-        self._encoder.encode(symbols, scale_indexes)
+        client = self._client
+        self._ops.step(lambda: client.coder.encode(symbols, scale_indexes))
         return symbols
 
 
 class _Decoding:
     """Pass coder of a decoder."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    def __init__(self, ops: SpecOps, client: Client) -> None:
+        self._ops, self._client = ops, client
 
     def __call__(
         self, index: int, parity: Parity, scale_indexes: Indexes, means: Float, symbols: None
     ) -> Int32:
-        return self._decoder.decode(scale_indexes)
-
-
-def _channels_last(x: Any) -> Float:
-    """Array or tensor [B, C, H, W] -> array [B, H, W, C]."""
-    return np.ascontiguousarray(np.moveaxis(np.asarray(x), 1, -1))
+        client, decoded = self._client, self._ops.room(scale_indexes.shape, np.int32)
+        self._ops.step(lambda: np.copyto(decoded, client.coder.decode(scale_indexes)))
+        return decoded

@@ -41,7 +41,8 @@ class ExactTransforms:
 
     def analyse(self, images: Any, rate: Any) -> tuple[Any, Any]:
         """uint8 [B, 3, H, W] -> float32 y [B, M, H/16, W/16] and z [B, N, H/64, W/64]."""
-        return self.at_rate(self.analysis(images), rate)
+        y, z = self.at_rate(self.analysis(images), self.scales(rate)[0])
+        return np.moveaxis(y, -1, 1), np.moveaxis(z, -1, 1)
 
     def analysis(self, images: Any) -> Real:
         """g_a, the same for all rates: uint8 [B, 3, H, W] -> the input of :meth:`at_rate`."""
@@ -56,28 +57,36 @@ class ExactTransforms:
         (y,) = in_bands(bands(height // 16, width // 16, halo), network)
         return y
 
-    def at_rate(self, latents: Real, rate: float | None) -> tuple[Float, Float]:
-        """y and z as of :meth:`analyse`, from the result of :meth:`analysis` [B, H/16, W/16, M]."""
+    def at_rate(self, latents: Real, factors: Float) -> tuple[Float, Float]:
+        """y and z as of :meth:`analyse`, but channels last: from the result of :meth:`analysis`
+        [B, H/16, W/16, M] and the first of :meth:`scales`.
+        """
         ops = self.ops
-        y = ops.scale(latents, self.scales(rate)[0])
+        y = ops.scale(latents, factors)
 
         def network(at: slice) -> tuple[Any]:
             part = ops.scale(np.ascontiguousarray(y[:, at]), self.packed.hyper_scale)
             return (_hyper_hidden(ops, ops.quantise(part, "h_a")).q,)
 
         (q,) = in_bands(bands(y.shape[1], y.shape[2], len(_HYPER_HIDDEN)), network)
-        z = _hyper_end(ops, Act(q, ops.exponents[_HYPER_HIDDEN[-1]]))
-        return np.moveaxis(y, -1, 1), np.moveaxis(z, -1, 1)
+        return y, _hyper_end(ops, Act(q, ops.exponents[_HYPER_HIDDEN[-1]]))
 
     def synthesise(self, y_hat: Any, rate: Any) -> Any:
         """Decoded latents [B, M, H/16, W/16] -> uint8 [B, 3, H, W]."""
         y = np.moveaxis(np.asarray(y_hat), 1, -1)
-        factors = self.scales(rate)[1]
-        batch, height, width, _ = y.shape
-        images = np.empty((batch, 3, 16 * height, 16 * width), np.uint8)
+        return self.synthesis(y, self.scales(rate)[1])
+
+    def synthesis(self, y: Real, factors: Float) -> Any:
+        """:meth:`synthesise` of latents [B, H/16, W/16, M] and the second of :meth:`scales`."""
+        _, height, width, _ = y.shape
+        images = None
         for band in bands(height, width, self._config.transform_kind.synthesis_halo(self._config)):
             part = np.ascontiguousarray(y[:, band.seen])
-            pixels = np.asarray(self.networks.synthesis(self.ops, self.ops.scale(part, factors)))
+            pixels = self.networks.synthesis(self.ops, self.ops.scale(part, factors))
+            if part.shape[1] == height:
+                return pixels
+            if images is None:
+                images = np.empty((len(y), 3, 16 * height, 16 * width), np.uint8)
             inner = slice(16 * band.inner.start, 16 * band.inner.stop)
             images[:, :, 16 * band.rows.start : 16 * band.rows.stop] = pixels[:, :, inner]
         return images

@@ -57,7 +57,8 @@ def watched(
 ) -> Iterator[Tracer]:
     """A tracer that knows the stages of the codec's engine while entered.
 
-    The GPU engine runs without its CUDA graphs then, one thing after the other, which takes longer.
+    The CPU engine replays no recordings then. The GPU engine runs without its CUDA graphs, one
+    thing after the other. Both take longer so.
     """
     tracer, engine = Tracer(codec.device, processor=processor, counters=counters), codec._engine
     with ExitStack() as stack:
@@ -72,8 +73,10 @@ def watched(
             return lambda *args: _TimedCoder(tracer, make(*args))
 
         if isinstance(engine, ExactEngine):
-            stage(engine._transforms, "analyse", ANALYSIS)
-            stage(engine._transforms, "synthesise", SYNTHESIS)
+            replace(engine, "_recordings", None)  # they would not call what is watched
+            for name in ("analysis", "at_rate"):
+                stage(engine._transforms, name, ANALYSIS)
+            stage(engine._transforms, "synthesis", SYNTHESIS)
             stage(exact_engine, "code_latents", ENTROPY_PATH)
             for name in ("Encoder", "Decoder"):
                 replace(exact_engine, name, timed_coder(getattr(exact_engine, name)))

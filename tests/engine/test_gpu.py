@@ -41,11 +41,18 @@ class OnArrays:
     def __init__(self, transforms: Any) -> None:
         self._transforms = transforms
 
-    def analyse(self, images: Any, rate: None) -> Any:
-        return self._transforms.analyse(torch.from_numpy(images), rate)
+    def scales(self, rate: None) -> tuple[None, None]:
+        return None, None
 
-    def synthesise(self, y_hat: Any, rate: None) -> Any:
-        return self._transforms.synthesise(torch.from_numpy(y_hat), rate)
+    def analysis(self, images: Any) -> Any:
+        return self._transforms.analyse(torch.from_numpy(images), None)
+
+    def at_rate(self, latents: Any, factors: None) -> Any:
+        return tuple(each.permute(0, 2, 3, 1).contiguous().numpy() for each in latents)
+
+    def synthesis(self, y: Any, factors: None) -> Any:
+        y_hat = torch.from_numpy(y).permute(0, 3, 1, 2)
+        return self._transforms.synthesise(y_hat, None).numpy()
 
 
 def codecs(config: MlicConfig, device: torch.device) -> tuple[Codec, Codec]:

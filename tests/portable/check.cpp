@@ -469,14 +469,19 @@ void check_blocks(ptrdiff_t channels, const Size& size) {
   std::vector<uint8_t> pixels(static_cast<size_t>(size.positions() * 192));
   for (uint8_t& pixel : pixels) pixel = static_cast<uint8_t>(g.bits());
   const auto real = g.reals(size.positions() * 192, 300.0f);
-  check("pixels " + size.text(), [&](Runner run, Result& result) {
-    std::vector<int16_t> vectors(pixels.size());
-    to_blocks(run, pixels.data(), size.batch, size.height, size.width, vectors.data());
-    result.add(vectors);
-    std::vector<uint8_t> images(pixels.size());
-    to_pixels(run, real.data(), size.batch, size.height, size.width, images.data());
-    result.add(images);
-  });
+  for (const ptrdiff_t side : {ptrdiff_t{1}, kBlock}) {
+    const Blocks blocks{size.batch, size.height, size.width, side};
+    const auto count = static_cast<size_t>(size.positions() * blocks.size());
+    check("pixels in blocks of " + std::to_string(side) + " " + size.text(),
+          [&](Runner run, Result& result) {
+            std::vector<int16_t> vectors(count);
+            to_blocks(run, pixels.data(), blocks, vectors.data());
+            result.add(vectors);
+            std::vector<uint8_t> images(count);
+            to_pixels(run, real.data(), blocks, images.data());
+            result.add(images);
+          });
+  }
 }
 
 // ---- Range coders ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,9 +22,8 @@ from mlic_fast.engine.arithmetic import (
     power_of_two,
 )
 from mlic_fast.engine.cpu.instruction_sets import instruction_set
-from mlic_fast.engine.operations import (
-    Latents,
-)
+from mlic_fast.engine.cpu.recording import room, step
+from mlic_fast.engine.operations import Latents
 from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.engine.surroundings import thread_count
 from mlic_fast.models.parity import Parity
@@ -64,7 +63,8 @@ class KernelOps(SpecOps):
         self.threads = threads or thread_count()
         self.isa = instruction_set(isa)
         self._kernels = exact.Kernels(self.isa, self.threads)
-        #: Layers that give some of the output channels of a layer of the model.
+        #: Layers that give some of the output channels of a layer of the model, or all in another
+        #: order.
         self._parts: dict[str, Layer] = {}
         self._weights: dict[str, list[Any]] = {}
         #: [3, 3, C] of the layers that can be depthwise.
@@ -74,18 +74,24 @@ class KernelOps(SpecOps):
         self._blocks: dict[str, Any] = {}
 
     def _prepare(self, name: str, layer: Layer) -> None:
-        self._weights[name] = [
-            exact.Weights(s.weight, self.isa, self.threads) for s in layer.segments
-        ]
+        weights = [exact.Weights(s.weight, self.isa, self.threads) for s in layer.segments]
+        self._weights.setdefault(name, weights)
         if layer.segments and layer.segments[0].weight.shape[1:] == (3, 3, 1):
             weight = layer.segments[0].weight
-            self._taps[name] = np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0))
+            taps = np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0))
+            self._taps.setdefault(name, taps)
 
     def _room(self, shape: tuple[int, ...], out: str) -> tuple[Act, dict[str, Any]]:
         """An activation to be written, and the arguments that tell kernels so."""
         exponent = self.exponents[out]
-        q = np.empty(shape, np.int16)
+        q = room(shape, np.int16)
         return Act(q, exponent), {"out": q, "out_scale": _scale(exponent)}
+
+    def room(self, shape: Sequence[int], dtype: Any) -> npt.NDArray[Any]:
+        return room(shape, dtype)
+
+    def step(self, do: Callable[[], None]) -> None:
+        step(do)
 
     # -- quantities ---------------------------------------------------------------------------
 
@@ -94,8 +100,18 @@ class KernelOps(SpecOps):
         self._kernels.quantise(r, **into)
         return result
 
+    def hyper_latents(self, symbols: Int32) -> Act:
+        bias = self.layers["medians"].bias
+        r = room(symbols.shape, f32)
+
+        def add() -> None:
+            np.add(symbols.astype(f32), bias, out=r)
+
+        step(add)
+        return self.quantise(r, "z_hat")
+
     def scale_indexes(self, scales: Float) -> npt.NDArray[np.uint8]:
-        indexes = np.empty(scales.shape, np.uint8)
+        indexes = room(scales.shape, np.uint8)
         self._kernels.scale_indexes(scales, SCALES[:-1], out=indexes)
         return indexes
 
@@ -103,7 +119,7 @@ class KernelOps(SpecOps):
         return int(self._kernels.digest(y, first))
 
     def symbols(self, y: Float, means: Float, parity: Parity) -> Int32:
-        symbols = np.empty(means.shape, np.int32)
+        symbols = room(means.shape, np.int32)
         self._kernels.symbols(y, means, int(parity), out=symbols)
         return symbols
 
@@ -112,7 +128,7 @@ class KernelOps(SpecOps):
     ) -> None:
         first = parity is Parity.ANCHOR
         batch, height, half, channels = means.shape
-        y = np.empty((batch, height, 2 * half, channels), f32) if first else latents.y[index]
+        y = room((batch, height, 2 * half, channels), f32) if first else latents.y[index]
         self._kernels.decoded(symbols, means, int(parity), first, y)
         self._set(latents, index, y)
 
@@ -133,11 +149,31 @@ class KernelOps(SpecOps):
 
     def _colour(self, x: Act, parity: Parity, width: int) -> Act:
         batch, height, _, channels = x.q.shape
-        q = np.empty((batch, height, width, channels), np.int16)
+        q = room((batch, height, width, channels), np.int16)
         self._kernels.colour(x.q, int(parity), out=q)
         return Act(q, x.exponent)
 
+    def subpixel_conv(self, layer: str, x: Act, out: str) -> Act:
+        fours = f"{layer}, as depth_to_space takes it"  # channel 4c + s is s C + c
+        if fours not in self._parts:
+            order = np.arange(len(self.layers[layer].bias)).reshape(-1, 4).T.ravel()
+            self._make_part(fours, layer, order)
+        deep = self.conv(fours, [x], gelu_after=True, out=out)
+        return Act(self.depth_to_space(deep.q), deep.exponent)
+
     # -- residual transforms ------------------------------------------------------------------
+
+    def to_positions(self, images: npt.NDArray[np.uint8]) -> Act:
+        batch, colours, height, width = images.shape
+        q = room((batch, height, width, colours), np.int16)
+        self._kernels.to_blocks(images, q)
+        return Act(q, 0)
+
+    def from_positions(self, r: Float) -> npt.NDArray[np.uint8]:
+        batch, height, width, colours = r.shape
+        images = room((batch, colours, height, width), np.uint8)
+        self._kernels.to_pixels(r, images)
+        return images
 
     def gdn(
         self,
@@ -150,7 +186,7 @@ class KernelOps(SpecOps):
         into: Int16 | None = None,
     ) -> Act:
         weights = self.layers[layer]
-        q = np.empty(r.shape, np.int16) if into is None else into
+        q = room(r.shape, np.int16) if into is None else into
         exponent = self.exponents[out]
         self._kernels.gdn(
             r,
@@ -168,31 +204,31 @@ class KernelOps(SpecOps):
     # -- block transforms ---------------------------------------------------------------------
 
     def scale(self, r: Float, factors: Float) -> Float:
-        scaled = np.empty(r.shape, f32)
+        scaled = room(r.shape, f32)
         self._kernels.scale(r, factors, scaled)
         return scaled
 
     def to_blocks(self, images: npt.NDArray[np.uint8]) -> Act:
         batch, _, height, width = images.shape
-        q = np.empty((batch, height // 8, width // 8, 192), np.int16)
+        q = room((batch, height // 8, width // 8, 192), np.int16)
         self._kernels.to_blocks(images, q)
         return Act(q, 0)
 
     def to_pixels(self, r: Float) -> npt.NDArray[np.uint8]:
         batch, height, width, _ = r.shape
-        images = np.empty((batch, 3, 8 * height, 8 * width), np.uint8)
+        images = room((batch, 3, 8 * height, 8 * width), np.uint8)
         self._kernels.to_pixels(r, images)
         return images
 
     def space_to_depth(self, x: Act) -> Act:
         batch, height, width, channels = x.q.shape
-        q = np.empty((batch, height // 2, width // 2, 4 * channels), x.q.dtype)
+        q = room((batch, height // 2, width // 2, 4 * channels), x.q.dtype)
         self._kernels.rearrange_fours(x.q, spread=False, out=q)
         return Act(q, x.exponent)
 
     def depth_to_space(self, r: Float) -> Float:
         batch, height, width, channels = r.shape
-        spread = np.empty((batch, 2 * height, 2 * width, channels // 4), r.dtype)
+        spread = room((batch, 2 * height, 2 * width, channels // 4), r.dtype)
         self._kernels.rearrange_fours(r, spread=True, out=spread)
         return spread
 
@@ -306,7 +342,7 @@ class KernelOps(SpecOps):
         """
         weights = self._layer(layer)
         exponent = 0 if out is None else self.exponents[out]
-        r = np.empty((*shape, len(weights.bias)), np.float32 if out is None else np.int16)
+        r = room((*shape, len(weights.bias)), np.float32 if out is None else np.int16)
         added = residual.q if isinstance(residual, Act) else residual
         self._kernels.conv(
             [x.q for x in inputs],
@@ -332,15 +368,21 @@ class KernelOps(SpecOps):
         """The layer that gives a part of the channels of another one."""
         name = f"{whole}[{part.start}:{part.stop}]"
         if name not in self._parts:
-            layer = self.layers[whole]
-            segments = tuple(
-                Segment(np.ascontiguousarray(s.weight[part]), s.scale[part].copy())
-                for s in layer.segments
-            )
-            narrowed = Layer(layer.bias[part].copy(), segments)
-            self._prepare(name, narrowed)
-            self._parts[name] = narrowed  # last: other threads may look for it
+            self._make_part(name, whole, part)
         return name
+
+    def _make_part(self, name: str, whole: str, channels: slice | npt.NDArray[Any]) -> None:
+        """Makes the layer that gives some of the channels of another one, unless another thread has
+        made it meanwhile: recordings know the addresses of what was first.
+        """
+        layer = self.layers[whole]
+        segments = tuple(
+            Segment(np.ascontiguousarray(s.weight[channels]), s.scale[channels].copy())
+            for s in layer.segments
+        )
+        part = Layer(layer.bias[channels].copy(), segments)
+        self._prepare(name, part)
+        self._parts.setdefault(name, part)  # last: other threads look for it
 
     def depthwise(self, layer: str, x: Act, *, gelu_after: bool = False, out: str) -> Act:
         weights = self._layer(layer)
