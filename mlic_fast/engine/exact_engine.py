@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -56,32 +56,32 @@ class ExactEngine(PerImageEngine):
         self._recordings = recordings
 
     def encode(self, image: list[Pixels], rate: float | None) -> tuple[bytes, int]:
-        return self.encoder(image.pop())(rate)
+        pixels = image[0].shape[2] * image[0].shape[3]
+        return self._encode(self._run(self._analyse, Client(), pixels, image), pixels, rate)
 
     def encoder(self, image: Pixels) -> Callable[[float | None], tuple[bytes, int]]:
         pixels = image.shape[2] * image.shape[3]
-        latents = self._run(self._analyse, Client(), pixels, image)
-        return lambda rate: self._encode(latents, pixels, rate)
+        (latents,) = self._run(self._analyse, Client(), pixels, [image])
+        return lambda rate: self._encode([latents], pixels, rate)
 
-    def _analyse(self, client: Client, images: Pixels) -> Sequence[Float]:
-        return [self._transforms.analysis(images)]
+    def _analyse(self, client: Client, arrays: list[Any]) -> list[Any]:
+        """[images] -> [what g_a gives]."""
+        return [self._transforms.analysis(arrays.pop())]
 
-    def _encode(
-        self, latents: Sequence[Float], pixels: int, rate: float | None
-    ) -> tuple[bytes, int]:
-        """What g_a gave, of so many pixels -> payload and lanes."""
-        factors = self._transforms.scales(rate)[0]
+    def _encode(self, latents: list[Float], pixels: int, rate: float | None) -> tuple[bytes, int]:
+        """[What g_a gave], of so many pixels, is taken out of the list -> payload and lanes."""
+        latents.append(self._transforms.scales(rate)[0])
         client = Client(Encoder(self._packed.tables))
-        self._run(self._encode_latents, client, pixels, *latents, factors)
+        self._run(self._encode_latents, client, pixels, latents)
         return client.coder.finish(client.digest & 0xFFFFFFFF), client.coder.lanes
 
-    def _encode_latents(self, client: Client, latents: Float, factors: Float) -> Sequence[Float]:
-        """What g_a gave, and factors for its channels -> the symbols, for the client's coder.
+    def _encode_latents(self, client: Client, arrays: list[Any]) -> list[Any]:
+        """[What g_a gave, factors for its channels] -> the symbols, for the client's coder.
 
         Of the latents y stays for all passes: its slices are views of it.
         """
-        ops = self._ops
-        y, z = self._transforms.at_rate(latents, factors)
+        ops, factors = self._ops, arrays.pop()
+        y, z = self._transforms.at_rate(arrays.pop(), factors)
         z_symbols = ops.room(z.shape, np.int32)
         medians, hyper_indexes = self._packed.layers["medians"].bias, self._packed.hyper_indexes
 
@@ -106,12 +106,12 @@ class ExactEngine(PerImageEngine):
         client = Client(Decoder(self._packed.tables, payload, lanes, self._ops.threads))
         symbols = client.coder.decode(self._packed.hyper_indexes((1, *size, self._packed.config.N)))
         height, width = size
-        (y_hat,) = self._run(self._decode_passes, client, 64 * height * 64 * width, symbols)
+        (y_hat,) = self._run(self._decode_passes, client, 64 * height * 64 * width, [symbols])
         return np.moveaxis(y_hat, -1, 1), client.coder.finish()
 
-    def _decode_passes(self, client: Client, z_symbols: Int32) -> Sequence[Float]:
-        """The symbols of z -> the latents that the client's coder holds, [B, H, W, M]."""
-        ops = self._ops
+    def _decode_passes(self, client: Client, arrays: list[Any]) -> list[Any]:
+        """[Symbols of z] -> [the latents that the client's coder holds, B x H x W x M]."""
+        ops, z_symbols = self._ops, arrays.pop()
         batch, height, width, _ = z_symbols.shape
         y_hat = ops.room((batch, 4 * height, 4 * width, self._packed.config.M), np.float32)
 
@@ -130,17 +130,20 @@ class ExactEngine(PerImageEngine):
         y = np.moveaxis(y_hat, 1, -1)
         _, height, width, _ = y.shape
         factors = self._transforms.scales(rate)[1]
-        (images,) = self._run(self._synthesise, Client(), 16 * height * 16 * width, y, factors)
+        pixels = 16 * height * 16 * width
+        (images,) = self._run(self._synthesise, Client(), pixels, [y, factors])
         return images
 
-    def _synthesise(self, client: Client, y: Float, factors: Float) -> Sequence[Pixels]:
-        return [self._transforms.synthesis(y, factors)]
+    def _synthesise(self, client: Client, arrays: list[Any]) -> list[Any]:
+        """[Latents, factors for their channels] -> [images]."""
+        factors = arrays.pop()
+        return [self._transforms.synthesis(arrays.pop(), factors)]
 
-    def _run(self, work: Work, client: Client, pixels: int, *arrays: Any) -> Sequence[Any]:
+    def _run(self, work: Work, client: Client, pixels: int, arrays: list[Any]) -> list[Any]:
         """The work for a client, of a picture with so many pixels."""
         if self._recordings is None:
-            return work(client, *arrays)
-        return self._recordings.run(work, client, pixels, *arrays)
+            return work(client, arrays)
+        return self._recordings.run(work, client, pixels, arrays)
 
 
 def cpu_transforms(

@@ -11,8 +11,5 @@ from torch import Tensor
 RATES = replace(SMALL["mlic_plus_plus"], lambdas=(0.01, 0.02, 0.08))
 
 
-RATES = replace(SMALL["mlic_plus_plus"], lambdas=(0.01, 0.02, 0.08))
-
-
 def picture(height: int, width: int) -> Tensor:
     return (photograph(height, width)[0] * 255).round().to(torch.uint8)

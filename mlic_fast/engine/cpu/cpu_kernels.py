@@ -154,7 +154,7 @@ class KernelOps(SpecOps):
         return Act(q, x.exponent)
 
     def subpixel_conv(self, layer: str, x: Act, out: str) -> Act:
-        fours = f"{layer}, as depth_to_space takes it"  # channel 4c + s is s C + c
+        fours = f"{layer}[fours]"  # channel 4c + s of it is s C + c, as depth_to_space takes them
         if fours not in self._parts:
             order = np.arange(len(self.layers[layer].bias)).reshape(-1, 4).T.ravel()
             self._make_part(fours, layer, order)
@@ -258,7 +258,7 @@ class KernelOps(SpecOps):
                 for layer in ("mix_in", "depthwise", "expand")
             }
             depthwise = self.layers[f"{name}.depthwise"]
-            self._blocks[name] = exact.MixingBlock(
+            block = exact.MixingBlock(
                 mix_in=pointwise("mix_in", picture, inner["mix_in"]),
                 taps=self._taps[f"{name}.depthwise"],
                 bias=depthwise.bias,
@@ -270,6 +270,7 @@ class KernelOps(SpecOps):
                 contract=pointwise("contract", inner["expand"], 0),
                 in_scale=_scale(picture),
             )
+            self._blocks.setdefault(name, block)  # recordings know the address of the first
         return self._blocks[name]
 
     # -- products -----------------------------------------------------------------------------

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from mlic_fast._C import exact
 
 Array = npt.NDArray[Any]
-#: What is done on arrays of fixed shapes, and gives arrays. The first argument is the
-#: :class:`Client` it is done for. Of all else nothing may change from one time to the next.
-Work = Callable[..., Sequence[Array]]
+#: What is done for a :class:`Client` on arrays, which it takes out of the list, and gives arrays.
+#: Nothing but these may differ from one time to the next.
+Work = Callable[["Client", list[Array]], list[Array]]
 
 #: A picture with more pixels is not recorded: its work takes memory, and Python little of the time.
 RECORDED_PIXELS = 1 << 20
@@ -36,7 +36,7 @@ _thread = threading.local()
 
 
 def room(shape: Sequence[int], dtype: Any) -> Array:
-    """An array to be written, as of numpy.empty: of the recording that this thread makes, if any."""
+    """An array to be written, as of numpy.empty: in the recording that this thread makes."""
     recording: Recording | None = getattr(_thread, "recording", None)
     return np.empty(shape, dtype) if recording is None else recording.room(shape, dtype)
 
@@ -144,39 +144,42 @@ class _Place:
 
 
 class Recording:
-    """A work, and how it was done once.
+    """How a work was done once.
 
     Its arrays take no more memory than doing the work did: where one was that no array of Python is
     in any more, others may be. What kernels share with steps stays, since steps hold it.
 
     Args:
-        work: what is to be done.
         arrays: of the shapes and dtypes that it is done on.
         memory: where it is done. It lives as long as the recording.
     """
 
-    def __init__(self, work: Work, arrays: Sequence[Array], memory: Memory) -> None:
-        self._work, self._memory = work, memory
+    def __init__(self, arrays: Sequence[Array], memory: Memory) -> None:
+        self._memory = memory
         self._calls = exact.Recording()
         self._steps: list[tuple[int, Callable[[], None]]] = []
         self._places = _Places(memory, self._calls.add_memory)
         self._client = Client()
         self._arrays = [self.room(each.shape, each.dtype) for each in arrays]
-        self._results: Sequence[Array] | None = None
+        self._results: list[Array] | None = None
 
     @property
     def complete(self) -> bool:
         """Whether the work was done once."""
         return self._results is not None
 
-    def run(self, client: Client, arrays: Sequence[Array]) -> list[Array]:
-        """Do the work for a client, on copies of ``arrays``. The results are copies too."""
+    def run(self, work: Work, client: Client, arrays: list[Array]) -> list[Array]:
+        """Do the work, always the same one, for a client.
+
+        ``arrays`` are copied, and taken out of the list. The results are copies too.
+        """
         for own, given in zip(self._arrays, arrays, strict=True):
             np.copyto(own, given)
+        arrays.clear()
         self._client.coder, self._client.digest = client.coder, client.digest
         try:
             if self._results is None:
-                self._results = self._record()
+                self._results = self._record(work)
             else:
                 self._replay()
         finally:
@@ -184,10 +187,10 @@ class Recording:
         client.digest = self._client.digest
         return [each.copy() for each in self._results]
 
-    def _record(self) -> Sequence[Array]:
+    def _record(self, work: Work) -> list[Array]:
         self._begin()
         try:
-            return self._work(self._client, *self._arrays)
+            return work(self._client, list(self._arrays))
         finally:
             self._end()
 
@@ -228,10 +231,10 @@ class _Lane:
         self.memory = Memory()
         self.recordings: dict[Any, Recording] = {}
 
-    def run(self, key: Any, work: Work, client: Client, arrays: Sequence[Array]) -> list[Array]:
-        recording = self.recordings.pop(key, None) or Recording(work, arrays, self.memory)
+    def run(self, key: Any, work: Work, client: Client, arrays: list[Array]) -> list[Array]:
+        recording = self.recordings.pop(key, None) or Recording(arrays, self.memory)
         try:
-            return recording.run(client, arrays)
+            return recording.run(work, client, arrays)
         finally:
             if recording.complete:
                 self.recordings[key] = recording
@@ -240,34 +243,39 @@ class _Lane:
 
 
 class Recordings:
-    """Recordings of the works of a codec, for any number of threads."""
+    """Recordings of the works of a codec, for any number of threads.
+
+    There is no lock, which a process could be forked with: lists are popped and appended to as a
+    whole.
+    """
 
     def __init__(self) -> None:
         self._idle: list[_Lane] = []  # the latest last
-        self._lock = threading.Lock()
         self._most_pixels = RECORDED_PIXELS
 
-    def run(self, work: Work, client: Client, pixels: int, *arrays: Array) -> Sequence[Array]:
-        """``work(client, *arrays)``, which depends on nothing else, of a picture of so many pixels.
-
-        It is recorded, unless the picture is large.
-        """
+    def run(self, work: Work, client: Client, pixels: int, arrays: list[Array]) -> list[Array]:
+        """``work(client, arrays)`` of a picture of so many pixels, recorded unless it is large."""
         if pixels > self._most_pixels:
-            return work(client, *arrays)
-        with self._lock:
-            lane = self._idle.pop() if self._idle else _Lane()
+            return work(client, arrays)
+        lane = _popped(self._idle, -1) or _Lane()
         try:
-            key = work, *((each.shape, each.dtype) for each in arrays)
+            # The name alone: what it is a method of has these recordings, and is to be freed.
+            key = work.__name__, *((each.shape, each.dtype) for each in arrays)
             return lane.run(key, work, client, arrays)
         finally:
             self._keep(lane, pixels)
 
     def _keep(self, lane: _Lane, pixels: int) -> None:
-        with self._lock:
-            if lane.memory.bytes > KEPT_BYTES:
-                self._most_pixels = min(self._most_pixels, pixels - 1)
-                return
-            self._idle.append(lane)
-            total = sum(each.memory.bytes for each in self._idle)
-            while total > KEPT_BYTES:
-                total -= self._idle.pop(0).memory.bytes
+        if lane.memory.bytes > KEPT_BYTES:
+            self._most_pixels = min(self._most_pixels, pixels - 1)
+            return
+        self._idle.append(lane)
+        while sum(each.memory.bytes for each in list(self._idle)) > KEPT_BYTES:
+            _popped(self._idle, 0)
+
+
+def _popped(lanes: list[_Lane], at: int) -> _Lane | None:
+    try:
+        return lanes.pop(at)
+    except IndexError:
+        return None
