@@ -238,8 +238,8 @@ class Codec:
     def warmup(self, sizes: Iterable[tuple[int, int]], batch: int = 1) -> None:
         """Prepare for images of these sizes, (width, height) each, in batches of ``batch``.
 
-        On a GPU the first image of a size compiles kernels and the second captures a CUDA graph;
-        after a warm-up neither is left to do. Elsewhere it changes nothing.
+        On a GPU the first image of a size compiles kernels and the second captures a CUDA graph, on
+        a CPU the work on the second is recorded; after a warm-up nothing of that is left to do.
 
         No other thread may synchronise the whole device (``torch.cuda.synchronize()``) while a
         graph is captured: where threads do that, warm up before they start.

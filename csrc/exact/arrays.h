@@ -53,32 +53,35 @@ inline void check_recorded(const py::array& array) {
   if (const auto* recording = exact::Recording::current()) recording->check(array.data());
 }
 
-// Weights, biases and the like, of type T and the given shape: copied if not contiguous and
-// aligned.
+// An array of type T and the given shape, copied if it is not contiguous and aligned.
 template <class T>
-class Constant {
+class Contiguous {
  public:
-  Constant(const py::array& array, const Shape& shape, const char* name) {
-    require_type<T>(array, name);
-    require_shape(array, shape, name);
-    const bool aligned = reinterpret_cast<uintptr_t>(array.data()) % alignof(T) == 0;
-    array_ = contiguous(array) && aligned ? array : py::array(array.attr("copy")());
-    require(array_.is(array) || exact::Recording::current() == nullptr,
-            "constants of recorded calls must be contiguous and aligned");
+  Contiguous(const py::array& array, const Shape& shape, const char* name) {
+    take(array, shape, name);
+    check_recorded(array_);
   }
   const T* data() const { return static_cast<const T*>(array_.data()); }
 
  protected:
+  Contiguous() = default;
+  void take(const py::array& array, const Shape& shape, const char* name) {
+    require_type<T>(array, name);
+    require_shape(array, shape, name);
+    const bool aligned = reinterpret_cast<uintptr_t>(array.data()) % alignof(T) == 0;
+    array_ = contiguous(array) && aligned ? array : py::array(array.attr("copy")());
+  }
+
   py::array array_;
 };
 
-// An array that changes from call to call, copied likewise.
+// Weights, biases and the like, which a recording keeps.
 template <class T>
-class Contiguous : public Constant<T> {
+class Constant : public Contiguous<T> {
  public:
-  Contiguous(const py::array& array, const Shape& shape, const char* name)
-      : Constant<T>(array, shape, name) {
-    check_recorded(this->array_);
+  Constant(const py::array& array, const Shape& shape, const char* name) {
+    this->take(array, shape, name);
+    if (auto* recording = exact::Recording::current()) recording->keep(this->array_);
   }
 };
 

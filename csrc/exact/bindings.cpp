@@ -112,7 +112,7 @@ class Kernels {
     }
     const py::ssize_t count = shape[0] * shape[1] * shape[2];
     if (count == 0) return;
-    perform([=, run = run_] { run.conv(list, positions, count, c); });
+    perform([=, run = run_, kept = weights] { run.conv(list, positions, count, c); });
   }
 
   void depthwise(const py::array& x, const py::array& weights, const py::array& scales, float unit,
@@ -258,8 +258,9 @@ class Kernels {
     perform([=, run = run_] { run.decoded(symbol, mean, stride, clear, latents); });
   }
 
-  // Latents [1, H, W, C].
+  // Latents [1, H, W, C]. What gives a number is not recorded.
   uint32_t digest(const py::array& y, uint64_t first) const {
+    require(exact::Recording::current() == nullptr, "a digest is a step beside the recorded calls");
     const View<float> view(y, "latents");
     require(y.shape(0) == 1, "the latents must be those of one image");
     const py::ssize_t positions = y.shape(1) * y.shape(2), channels = y.shape(3);
@@ -309,7 +310,8 @@ class Kernels {
     const exact::Gdn g{b.data(), gamma.get(), s.data(), square_scale, inverse, out_scale};
     const float *from = input.data(), *add = added.data();
     const py::ssize_t rows = shape[0] * shape[1], width = shape[2];
-    perform([=, run = run_] { exact::gdn(run, g, from, add, spread, rows, width, to); });
+    perform(
+        [=, run = run_, kept = gamma] { exact::gdn(run, g, from, add, spread, rows, width, to); });
   }
 
   void add_half_tanh(const py::array& r, int parity, py::array y) const {
@@ -343,8 +345,9 @@ class Kernels {
     float* to = output<float>(x, shape_of(x), "x");
     const py::ssize_t batch = x.shape(0), height = x.shape(1), width = x.shape(2);
     const py::ssize_t channels = x.shape(3);
-    perform(
-        [=, run = run_] { exact::mixing_blocks(run, list, batch, height, width, channels, to); });
+    perform([=, run = run_, kept = blocks] {
+      exact::mixing_blocks(run, list, batch, height, width, channels, to);
+    });
   }
 
   // Images [B, 3, sH, sW] <-> [B, H, W, 3ss].
@@ -378,8 +381,8 @@ class Kernels {
   }
 
  private:
-  // Makes a call, and keeps it where this thread records. What it captures is plain: pointers,
-  // sizes, numbers.
+  // Makes a call, and keeps it where this thread records. It captures pointers, sizes, numbers, and
+  // the owners of weights.
   template <class Call>
   void perform(const Call& call) const {
     {
@@ -528,17 +531,25 @@ void bind_exact(py::module_& parent) {
       .def_property_readonly("winograd",
                              [](const exact::Weights& w) { return w.winograd(1) != nullptr; });
 
-  py::class_<exact::Recording>(m, "Recording")
+  py::class_<exact::Memory, std::shared_ptr<exact::Memory>>(m, "Memory")
       .def(py::init<>())
-      .def("begin", &exact::Recording::begin)
-      .def("end", &exact::Recording::end)
-      .def("add_memory",
-           [](exact::Recording& recording, const py::array& memory) {
-             recording.add_memory(memory.data(), static_cast<size_t>(memory.nbytes()));
-           })
-      .def("__len__", &exact::Recording::size)
-      .def("replay", &exact::Recording::replay, "begin"_a, "end"_a,
-           py::call_guard<py::gil_scoped_release>());
+      .def_property_readonly("bytes", &exact::Memory::bytes)
+      .def_property_readonly("chunks", [](const exact::Memory& memory) {
+        py::dict sizes;  // by address
+        for (const auto& [begin, size] : memory.chunks()) {
+          sizes[py::int_(reinterpret_cast<uintptr_t>(begin))] = size;
+        }
+        return sizes;
+      });
+  py::class_<exact::Recording>(m, "Recording")
+      .def(py::init<std::shared_ptr<exact::Memory>>(), "memory"_a)
+      .def_static("current", &exact::Recording::current, py::return_value_policy::reference)
+      .def("during", &exact::Recording::during, "work"_a)
+      .def("pause", &exact::Recording::pause, "work"_a)
+      .def("step", &exact::Recording::step, "work"_a)
+      .def("room", &exact::Recording::room, "shape"_a, "dtype"_a)
+      .def("check", [](const exact::Recording& r, const py::array& x) { r.check(x.data()); })
+      .def("replay", &exact::Recording::replay);
 
   py::class_<exact::Pointwise>(m, "Pointwise")
       .def(py::init(&pointwise_of), "weights"_a, "bias"_a, "scales"_a, py::kw_only(), "unit"_a,

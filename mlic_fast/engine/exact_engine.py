@@ -141,9 +141,10 @@ class ExactEngine(PerImageEngine):
 
     def _run(self, work: Work, client: Client, pixels: int, arrays: list[Any]) -> list[Any]:
         """The work for a client, of a picture with so many pixels."""
-        if self._recordings is None:
+        recordings = self._recordings
+        if recordings is None:
             return work(client, arrays)
-        return self._recordings.run(work, client, pixels, arrays)
+        return recordings.run(work, client, pixels, arrays)
 
 
 def cpu_transforms(

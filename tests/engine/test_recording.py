@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import signal
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,9 +21,9 @@ from lively import BLOCKS, SMALL, lively_model, photograph
 from mlic_fast import bitstream
 from mlic_fast._C import exact
 from mlic_fast.codec import Codec, load
-from mlic_fast.engine.cpu import recording
+from mlic_fast.engine.cpu import cpu_kernels, recording
 from mlic_fast.engine.cpu.cpu_operations import CpuOps
-from mlic_fast.engine.cpu.recording import Client, Memory, Recording, Recordings, _Places
+from mlic_fast.engine.cpu.recording import Client, RecordedWork, Recordings
 from mlic_fast.errors import CorruptStreamError
 
 CONFIGS = {**SMALL, "blocks": BLOCKS, "2023": replace(SMALL["mlic_plus"], weight_family="2023")}
@@ -40,6 +42,12 @@ def recordings_of(codec: Codec) -> Recordings:
     return found
 
 
+def recorded(codec: Codec, image: torch.Tensor) -> tuple[bytes, np.ndarray]:
+    """The stream and pixels, and the work is recorded."""
+    coded(codec, image)
+    return coded(codec, image)
+
+
 def coded(codec: Codec, image: torch.Tensor, **how: Any) -> tuple[bytes, np.ndarray]:
     stream = codec.compress(image, **how)
     return stream, codec.decompress(stream, output="numpy")
@@ -48,8 +56,8 @@ def coded(codec: Codec, image: torch.Tensor, **how: Any) -> tuple[bytes, np.ndar
 def poison(codec: Codec) -> None:
     """All memory of the recordings holds garbage."""
     for lane in recordings_of(codec)._idle:
-        for chunk in lane.memory.chunks:
-            chunk[:] = 0xA7
+        for address, size in lane.memory.chunks.items():
+            ctypes.memset(address, 0xA7, size)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -60,7 +68,7 @@ def test_replays_equal_the_work(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         patch.setattr(codec._engine, "_recordings", None)
         expected = [coded(codec, image) for image in images]
     for image, (stream, pixels) in zip(images[:3], expected, strict=False):
-        found = coded(codec, image)
+        found = recorded(codec, image)
         assert found[0] == stream and np.array_equal(found[1], pixels)
     assert len(recordings_of(codec)._idle) == 1  # all on one memory
 
@@ -80,8 +88,8 @@ def test_rates_share_recordings() -> None:
     image = picture(65, 66)
     found = [coded(codec, image, quality=quality) for quality in (1, 50, 100)]
     (lane,) = recordings_of(codec)._idle
-    assert len(lane.recordings) == 4
-    recordings_of(codec)._idle.clear()
+    assert len(lane.works) == 4
+    recordings_of(codec).clear()
     for quality, (stream, pixels) in zip((100, 50, 1), reversed(found), strict=True):
         again = coded(codec, image, quality=quality)
         assert again[0] == stream and np.array_equal(again[1], pixels)
@@ -98,10 +106,10 @@ def test_threads_have_recordings_of_their_own() -> None:
 
 def test_failures_leave_recordings_usable() -> None:
     codec = load(lively_model(BLOCKS), device="cpu", engine="cpu")
-    stream, pixels = coded(codec, picture(200, 130))
+    stream, pixels = recorded(codec, picture(200, 130))
     header, payload = bitstream.read(stream)
     damaged = bitstream.write(header, payload[:-1] + bytes([payload[-1] ^ 1]))
-    recordings_of(codec)._idle.clear()
+    recordings_of(codec).clear()
     for _ in range(2):  # while recording, and in replays
         with pytest.raises(CorruptStreamError):
             codec.decompress(damaged)
@@ -112,7 +120,7 @@ def test_failures_leave_recordings_usable() -> None:
 
 def test_a_codec_that_is_dropped_is_gone() -> None:
     codec = load(lively_model(BLOCKS), device="cpu", engine="cpu")
-    coded(codec, picture(64, 64))
+    recorded(codec, picture(64, 64))
     kernels = weakref.ref(codec._engine._ops)  # type: ignore[attr-defined]
     gc.disable()
     try:
@@ -125,29 +133,108 @@ def test_a_codec_that_is_dropped_is_gone() -> None:
 def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     codec = load(lively_model(BLOCKS), device="cpu", engine="cpu")
     small, large = picture(64, 64), picture(256, 256)
-    expected = [coded(codec, image)[0] for image in (small, large)]
+    expected = [recorded(codec, image)[0] for image in (small, large)]
     (lane,) = recordings_of(codec)._idle
-    needed = lane.memory.bytes
+    limit = lane.memory.bytes // 4
     recordings = Recordings()
     monkeypatch.setattr(codec._engine, "_recordings", recordings)
-    monkeypatch.setattr(recording, "KEPT_BYTES", needed // 4)
-    assert coded(codec, small)[0] == expected[0]
+    monkeypatch.setattr(recording, "KEPT_BYTES", limit)
+    assert recorded(codec, small)[0] == expected[0]
     assert len(recordings._idle) == 1
-    assert coded(codec, large)[0] == expected[1]
+    assert recorded(codec, large)[0] == expected[1]
+    assert recordings._most_pixels == 256 * 256 - 1
     with monkeypatch.context() as patch:
         patch.setattr(recording, "_Lane", None)  # large pictures are not recorded again
         assert coded(codec, large)[0] == expected[1]
     assert coded(codec, small)[0] == expected[0]
-    assert sum(each.memory.bytes for each in recordings._idle) <= needed // 4
+    (lane,) = recordings._idle
+    assert lane.memory.bytes <= limit and lane.pixels == {64 * 64}
+
+
+def test_gaps_of_other_sizes_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory that is too large for what several sizes need may fit each of them."""
+    lane, recordings = recording._Lane(), Recordings()
+    monkeypatch.setattr(recording, "KEPT_BYTES", 1000)
+    exact.Recording(lane.memory).room((2000,), np.dtype(np.uint8))
+    lane.pixels = {64 * 64, 128 * 128}
+    recordings._keep(lane)
+    assert recordings._idle == [] and recordings._most_pixels == recording.RECORDED_PIXELS
+
+
+def test_where_memory_is_short_none_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = load(lively_model(BLOCKS), device="cpu", engine="cpu")
+    image, other = picture(64, 64), picture(130, 70)
+    expected = [recorded(codec, each)[0] for each in (image, other)]
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    for where in ("space_to_depth", "symbols"):
+        recordings_of(codec).clear()
+        recorded(codec, other)
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(CpuOps, where, fail)
+            codec.compress(image)
+        assert recordings_of(codec)._idle == []
+        assert [coded(codec, each)[0] for each in (image, other)] == expected
 
 
 def test_few_recordings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "_RECORDINGS", 5)
     codec = load(lively_model(BLOCKS), device="cpu", engine="cpu")
     for side in (64, 128, 192, 64):
-        coded(codec, picture(side, side))
+        recorded(codec, picture(side, side))
     (lane,) = recordings_of(codec)._idle
-    assert len(lane.recordings) == 5
+    assert len(lane.works) == 5
+    monkeypatch.setattr(recording, "_REMEMBERED", 3)
+    for side in range(64, 64 * 9, 64):
+        coded(codec, picture(64, side))
+    assert len(recordings_of(codec)._seen) <= 12
+
+
+def test_interrupts_and_signal_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt ends a recording or a replay; a handler may use the codec meanwhile."""
+    codec = load(lively_model(BLOCKS), device="cpu", engine="cpu")
+    image, other = picture(130, 70), picture(64, 64)
+    expected, meanwhile = (recorded(codec, each) for each in (image, other))
+    found: list[bytes] = []
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    def handler(*args: Any) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        found.append(codec.compress(other))
+        signal.signal(signal.SIGUSR1, handler)
+
+    for what in (interrupt, handler):
+        before = signal.signal(signal.SIGUSR1, what)
+        digest = CpuOps.digest
+
+        def signalled(ops: CpuOps, y: Any, first: int = 0) -> int:
+            signal.raise_signal(signal.SIGUSR1)
+            return digest(ops, y, first)  # noqa: B023
+
+        def room(shape: Any, dtype: Any) -> Any:
+            signal.raise_signal(signal.SIGUSR1)
+            return exact.Recording.current().room(shape, np.dtype(dtype))
+
+        try:
+            for owner, name, does in ((CpuOps, "digest", signalled), (cpu_kernels, "room", room)):
+                recordings_of(codec).clear()
+                with monkeypatch.context() as patch:
+                    patch.setattr(owner, name, does)
+                    if what is interrupt:
+                        with pytest.raises(KeyboardInterrupt):
+                            codec.compress(image)
+                    elif name == "digest":
+                        assert codec.compress(image) == expected[0]
+                assert exact.Recording.current() is None
+                again = recorded(codec, image)
+                assert again[0] == expected[0] and np.array_equal(again[1], expected[1])
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+    assert found and set(found) == {meanwhile[0]}
 
 
 def test_arrays_elsewhere_are_refused() -> None:
@@ -165,46 +252,52 @@ def test_arrays_elsewhere_are_refused() -> None:
         kernels.quantise(arrays[0], out=out, out_scale=1.0)
         return [out]
 
-    def copies(client: Client, arrays: list[Any]) -> list[np.ndarray]:
+    def gives(client: Client, arrays: list[Any]) -> list[np.ndarray]:
+        return [arrays[0] + 1]
+
+    def digests(client: Client, arrays: list[Any]) -> list[np.ndarray]:
+        kernels.digest(arrays[0], 0)
+        return []
+
+    for work in (reads, writes, gives, digests):
+        with pytest.raises((RuntimeError, ValueError), match="recorded"):
+            RecordedWork([elsewhere], exact.Memory()).run(work, Client(), [elsewhere])
+        assert exact.Recording.current() is None
+    first, second = exact.Recording(exact.Memory()), exact.Recording(exact.Memory())
+    twos = np.full(16, 2, np.float32)
+
+    def scales(client: Client, arrays: list[Any]) -> list[np.ndarray]:
         out = recording.room(elsewhere.shape, np.float32)
-        kernels.scale(arrays[0], np.ones(16, np.float32)[::2], out)
+        kernels.scale(arrays[0], twos[::2].copy(), out)  # constants are kept, copies too
         return [out]
 
-    for work in (reads, writes, copies):
-        with pytest.raises((RuntimeError, ValueError), match="recorded call"):
-            Recording([elsewhere], Memory()).run(work, Client(), [elsewhere])
-        assert recording.room((2,), np.uint8).base is None  # the thread records no more
+    recorded_work = RecordedWork([elsewhere], exact.Memory())
+    for value in range(3):
+        elsewhere[:] = value
+        (scaled,) = recorded_work.run(scales, Client(), [elsewhere])
+        taken = [np.full(8, 9, np.float32) for _ in range(100)]
+        assert np.array_equal(scaled, 2 * elsewhere), taken
     with pytest.raises(RuntimeError, match="already"):
-        first, second = exact.Recording(), exact.Recording()
-        first.begin()
-        try:
-            second.begin()
-        finally:
-            first.end()
+        first.during(lambda: second.during(list))
 
 
-@given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 2000), st.booleans()), max_size=60))
 def test_places(steps: list[tuple[int, bool]]) -> None:
-    memory = Memory()
-    memory.add_chunk(64 * 32)
-    chunks: list[np.ndarray] = []
-    places = _Places(memory, chunks.append)
-    taken: list[tuple[int, int]] = []
-    for number, (blocks, back) in enumerate(steps):
-        if back and taken:
-            places.give_back(*taken.pop(number % len(taken)))
-        at = places.take(64 * blocks)
-        taken.append((at, 64 * blocks))
-        assert at % 64 == 0
-        inside = [
-            c
-            for c in chunks
-            if c.ctypes.data <= at and at + 64 * blocks <= c.ctypes.data + c.nbytes
-        ]
-        assert len(inside) == 1
-        ordered = sorted(taken)
-        assert all(a + size <= b for (a, size), (b, _) in pairwise(ordered))
-    assert [id(each) for each in chunks] == [id(each) for each in memory.chunks]
-    for at, size in taken:
-        places.give_back(at, size)
-    assert places._free == sorted((c.ctypes.data, c.nbytes) for c in chunks)
+    """No two arrays that live at the same time have a byte in common."""
+    memory = exact.Memory()
+    exact.Recording(memory).room((3000,), np.dtype(np.uint8))  # a chunk, which is free again
+    made = exact.Recording(memory)
+    arrays: list[np.ndarray] = []
+    for number, (count, dies) in enumerate(steps):
+        if dies and arrays:
+            arrays.pop(number % len(arrays))
+        arrays.append(made.room((count, 2), np.dtype(np.int16)))
+        assert arrays[-1].shape == (count, 2) and arrays[-1].ctypes.data % 64 == 0
+        arrays[-1][...] = number
+        spans = sorted((each.ctypes.data, each.nbytes) for each in arrays)
+        assert all(at + size <= other for (at, size), (other, _) in pairwise(spans))
+        for at, size in spans:
+            assert any(at >= begin and at + size <= begin + n for begin, n in memory.chunks.items())
+    arrays.clear()
+    whole = [made.room((size,), np.dtype(np.uint8)) for size in memory.chunks.values()]
+    assert memory.bytes == sum(each.nbytes for each in whole)  # all was free, in one piece each

@@ -1,15 +1,13 @@
-"""Work that is done again and again on arrays of the same shapes: recorded once, then replayed.
+"""Work that is done again and again on arrays of the same shapes: recorded, then replayed.
 
 A picture of 768x512 takes some 350 calls of kernels, between which Python takes 8 ms on one thread
-while the others wait. A recording holds these calls with the addresses of their arrays, as a CUDA
-graph does, and C++ makes them again. What has to be done in Python between them are its steps.
+while the others wait. A recording (csrc/exact/recording.h) holds these calls with the addresses of
+their arrays, as a CUDA graph does, and makes them again in C++. What has to be done in Python
+between them are its steps.
 """
 
 from __future__ import annotations
 
-import bisect
-import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,23 +25,22 @@ Work = Callable[["Client", list[Array]], list[Array]]
 RECORDED_PIXELS = 1 << 20
 #: Bytes of memory that are kept when no work is done, at most.
 KEPT_BYTES = 1 << 29
-#: Recordings on one memory, at most.
-_RECORDINGS = 32
-#: Arrays begin at a multiple of this, where no vector of a kernel straddles two cache lines.
-_ALIGNMENT = 64
-
-_thread = threading.local()
+#: Recordings on one memory, at most; and sizes that are remembered.
+_RECORDINGS, _REMEMBERED = 32, 256
 
 
 def room(shape: Sequence[int], dtype: Any) -> Array:
     """An array to be written, as of numpy.empty: in the recording that this thread makes."""
-    recording: Recording | None = getattr(_thread, "recording", None)
-    return np.empty(shape, dtype) if recording is None else recording.room(shape, dtype)
+    recording = exact.Recording.current()
+    if recording is None:
+        return np.empty(shape, dtype)
+    array: Array = recording.room(shape, np.dtype(dtype))
+    return array
 
 
 def step(do: Callable[[], None]) -> None:
     """Do something that is no kernel: at once, and whenever a recording of it is replayed."""
-    recording: Recording | None = getattr(_thread, "recording", None)
+    recording = exact.Recording.current()
     if recording is None:
         do()
     else:
@@ -63,104 +60,18 @@ class Client:
         self.digest = 0
 
 
-class Memory:
-    """Where recordings have their arrays. One of them at a time runs on it, and may write all."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Array] = []
-
-    @property
-    def bytes(self) -> int:
-        """In all."""
-        return sum(each.nbytes for each in self.chunks)
-
-    def add_chunk(self, size: int) -> Array:
-        """A new one of at least so many bytes. No two chunks touch."""
-        size = max(size, self.bytes // 4 // _ALIGNMENT * _ALIGNMENT)
-        whole = np.empty(size + _ALIGNMENT, np.uint8)
-        begin = -whole.ctypes.data % _ALIGNMENT
-        self.chunks.append(whole[begin : begin + size])
-        return self.chunks[-1]
-
-
-class _Places:
-    """Gives parts of a memory to the arrays of one recording, and takes them back.
-
-    Args:
-        memory: all of it is free.
-        told: called with each chunk.
-    """
-
-    def __init__(self, memory: Memory, told: Callable[[Array], None]) -> None:
-        self._memory, self._told = memory, told
-        #: Addresses and sizes of what is free, in order; no two touch.
-        self._free: list[tuple[int, int]] = []
-        for each in memory.chunks:
-            self._add(each)
-
-    def _add(self, chunk: Array) -> None:
-        self._told(chunk)
-        bisect.insort(self._free, (chunk.ctypes.data, chunk.nbytes))
-
-    def take(self, size: int) -> int:
-        """The address of so many bytes: the smallest free place that is large enough."""
-        fitting = [(free, at) for at, free in self._free if free >= size]
-        if not fitting:
-            self._add(self._memory.add_chunk(size))
-            return self.take(size)
-        free, at = min(fitting)
-        self._free.remove((at, free))
-        if free > size:
-            bisect.insort(self._free, (at + size, free - size))
-        return at
-
-    def give_back(self, at: int, size: int) -> None:
-        """The place is free again, and one with what is free beside it."""
-        number = bisect.bisect(self._free, (at, size))
-        if number < len(self._free) and self._free[number][0] == at + size:
-            size += self._free.pop(number)[1]
-        if number > 0 and sum(self._free[number - 1]) == at:
-            at, before = self._free.pop(number - 1)
-            size += before
-        bisect.insort(self._free, (at, size))
-
-
-class _Place:
-    """The base of all arrays that lie in one place; the last one gives it back."""
-
-    def __init__(self, places: _Places, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-        size = math.prod(shape) * dtype.itemsize
-        self._places, self._size = places, -(-size // _ALIGNMENT) * _ALIGNMENT
-        self._at = places.take(self._size)
-        self.__array_interface__ = {
-            "data": (self._at, False),
-            "shape": tuple(shape),
-            "typestr": dtype.str,
-            "version": 3,
-        }
-
-    def __del__(self) -> None:
-        self._places.give_back(self._at, self._size)
-
-
-class Recording:
-    """How a work was done once.
-
-    Its arrays take no more memory than doing the work did: where one was that no array of Python is
-    in any more, others may be. What kernels share with steps stays, since steps hold it.
+class RecordedWork:
+    """How a work was done once, and its arrays.
 
     Args:
         arrays: of the shapes and dtypes that it is done on.
-        memory: where it is done. It lives as long as the recording.
+        memory: where it is done.
     """
 
-    def __init__(self, arrays: Sequence[Array], memory: Memory) -> None:
-        self._memory = memory
-        self._calls = exact.Recording()
-        self._steps: list[tuple[int, Callable[[], None]]] = []
-        self._places = _Places(memory, self._calls.add_memory)
+    def __init__(self, arrays: Sequence[Array], memory: Any) -> None:
+        self._recording = exact.Recording(memory)
         self._client = Client()
-        self._arrays = [self.room(each.shape, each.dtype) for each in arrays]
+        self._arrays = [self._recording.room(each.shape, each.dtype) for each in arrays]
         self._results: list[Array] | None = None
 
     @property
@@ -179,95 +90,99 @@ class Recording:
         self._client.coder, self._client.digest = client.coder, client.digest
         try:
             if self._results is None:
-                self._results = self._record(work)
+                self._results = self._recorded(work)
             else:
-                self._replay()
+                self._recording.replay()
         finally:
             self._client.coder = None
         client.digest = self._client.digest
         return [each.copy() for each in self._results]
 
-    def _record(self, work: Work) -> list[Array]:
-        self._begin()
-        try:
-            return work(self._client, list(self._arrays))
-        finally:
-            self._end()
-
-    def _begin(self) -> None:
-        self._calls.begin()
-        _thread.recording = self
-
-    def _end(self) -> None:
-        _thread.recording = None
-        self._calls.end()
-
-    def _replay(self) -> None:
-        begin = 0
-        for end, do in self._steps:
-            self._calls.replay(begin, end)
-            do()
-            begin = end
-        self._calls.replay(begin, len(self._calls))
-
-    def step(self, do: Callable[[], None]) -> None:
-        """As the function of this name."""
-        self._end()
-        try:
-            do()
-        finally:
-            self._begin()
-        self._steps.append((len(self._calls), do))
-
-    def room(self, shape: Sequence[int], dtype: Any) -> Array:
-        """As the function of this name."""
-        return np.asarray(_Place(self._places, shape, np.dtype(dtype)))
+    def _recorded(self, work: Work) -> list[Array]:
+        results: list[Array] = self._recording.during(
+            lambda: work(self._client, list(self._arrays))
+        )
+        for each in results:
+            self._recording.check(each)
+        return results
 
 
 class _Lane:
-    """A memory and the recordings on it, the latest last: what one thread at a time uses."""
+    """A memory and the works that are recorded on it, the latest last: what one thread at a time
+    uses.
+
+    Attributes:
+        pixels: of all pictures that it has worked on.
+    """
 
     def __init__(self) -> None:
-        self.memory = Memory()
-        self.recordings: dict[Any, Recording] = {}
+        self.memory = exact.Memory()
+        self.works: dict[Any, RecordedWork] = {}
+        self.pixels: set[int] = set()
 
     def run(self, key: Any, work: Work, client: Client, arrays: list[Array]) -> list[Array]:
-        recording = self.recordings.pop(key, None) or Recording(arrays, self.memory)
+        recorded = self.works.pop(key, None) or RecordedWork(arrays, self.memory)
         try:
-            return recording.run(work, client, arrays)
+            return recorded.run(work, client, arrays)
         finally:
-            if recording.complete:
-                self.recordings[key] = recording
-            if len(self.recordings) > _RECORDINGS:
-                del self.recordings[next(iter(self.recordings))]
+            if recorded.complete:
+                self.works[key] = recorded
+            if len(self.works) > _RECORDINGS:
+                del self.works[next(iter(self.works))]
 
 
 class Recordings:
-    """Recordings of the works of a codec, for any number of threads.
+    """The recorded works of a codec, for any number of threads.
 
-    There is no lock, which a process could be forked with: lists are popped and appended to as a
-    whole.
+    There is no lock, which a process could be forked with: lists and dictionaries are changed in
+    single operations.
     """
 
     def __init__(self) -> None:
         self._idle: list[_Lane] = []  # the latest last
         self._most_pixels = RECORDED_PIXELS
+        self._seen: dict[Any, None] = {}
 
     def run(self, work: Work, client: Client, pixels: int, arrays: list[Array]) -> list[Array]:
-        """``work(client, arrays)`` of a picture of so many pixels, recorded unless it is large."""
-        if pixels > self._most_pixels:
-            return work(client, arrays)
-        lane = _popped(self._idle, -1) or _Lane()
-        try:
-            # The name alone: what it is a method of has these recordings, and is to be freed.
-            key = work.__name__, *((each.shape, each.dtype) for each in arrays)
-            return lane.run(key, work, client, arrays)
-        finally:
-            self._keep(lane, pixels)
+        """``work(client, arrays)`` of a picture of so many pixels.
 
-    def _keep(self, lane: _Lane, pixels: int) -> None:
+        It is recorded when arrays of such shapes come for the second time, unless the picture is
+        large: to record takes a little longer, and more memory, than to do it.
+        """
+        # The name alone: what it is a method of has these recordings, and is to be freed.
+        key = work.__name__, *((each.shape, each.dtype) for each in arrays)
+        try:
+            if exact.Recording.current() is not None:  # a signal came while this thread records
+                again: list[Array] = exact.Recording.current().pause(lambda: work(client, arrays))
+                return again
+            if pixels > self._most_pixels or self._is_new(key):
+                return work(client, arrays)
+            lane = _popped(self._idle, -1) or _Lane()
+            lane.pixels.add(pixels)
+            try:
+                return lane.run(key, work, client, arrays)
+            finally:
+                self._keep(lane)
+        except MemoryError:
+            self.clear()  # others may need it more
+            raise
+
+    def clear(self) -> None:
+        """Forget all recordings that are not in use, and free their memory."""
+        self._idle.clear()
+
+    def _is_new(self, key: Any) -> bool:
+        if key in self._seen:
+            return False
+        if len(self._seen) >= _REMEMBERED:
+            self._seen.clear()
+        self._seen[key] = None
+        return True
+
+    def _keep(self, lane: _Lane) -> None:
         if lane.memory.bytes > KEPT_BYTES:
-            self._most_pixels = min(self._most_pixels, pixels - 1)
+            if len(lane.pixels) == 1:  # else part of it are gaps that other sizes left
+                self._most_pixels = min(self._most_pixels, *lane.pixels) - 1
             return
         self._idle.append(lane)
         while sum(each.memory.bytes for each in list(self._idle)) > KEPT_BYTES:
