@@ -22,6 +22,8 @@ from mlic_fast.models.parity import Parity
 INTRA_HEADS = 2
 #: A side branch: the 1x1 layer beside the hidden ones of the context across slices.
 SKIP = "skip"
+#: Layers of h_s that a pixel shuffle follows: :meth:`Operations.subpixel_conv`.
+SUBPIXEL_LAYERS = ("h_s.increase.2.0", "h_s.increase.6.0")
 #: float32 array of the backend.
 Real = Any
 
@@ -322,7 +324,7 @@ class Operations(ABC):
         x = self.hyper_latents(symbols)
         for index in (0, 2, 4, 6):
             name = f"h_s.increase.{index}"
-            if index in (2, 6):
+            if f"{name}.0" in SUBPIXEL_LAYERS:
                 x = self.subpixel_conv(f"{name}.0", x, f"{name}.0")
             else:
                 x = self.conv(name, [x], gelu_after=True, out=name)

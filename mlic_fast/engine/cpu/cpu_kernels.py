@@ -23,7 +23,7 @@ from mlic_fast.engine.arithmetic import (
 )
 from mlic_fast.engine.cpu.instruction_sets import instruction_set
 from mlic_fast.engine.cpu.recording import room, step
-from mlic_fast.engine.operations import Latents
+from mlic_fast.engine.operations import SUBPIXEL_LAYERS, Latents
 from mlic_fast.engine.packing.packed import Layer, Segment
 from mlic_fast.engine.surroundings import thread_count
 from mlic_fast.models.parity import Parity
@@ -70,7 +70,8 @@ class KernelOps(SpecOps):
         #: [3, 3, C] of the layers that can be depthwise.
         self._taps: dict[str, Int16] = {}
         for name, layer in packed.layers.items():
-            self._prepare(name, layer)
+            if name not in SUBPIXEL_LAYERS:  # which are used in another order, if not alone
+                self._prepare(name, layer)
         self._blocks: dict[str, Any] = {}
 
     def _prepare(self, name: str, layer: Layer) -> None:
@@ -80,6 +81,12 @@ class KernelOps(SpecOps):
             weight = layer.segments[0].weight
             taps = np.ascontiguousarray(weight[..., 0].transpose(1, 2, 0))
             self._taps.setdefault(name, taps)
+
+    def _packed(self, name: str) -> list[Any]:
+        """The weights of a layer for each of its inputs, as kernels take them."""
+        if name not in self._weights:
+            self._prepare(name, self._layer(name))
+        return self._weights[name]
 
     def _room(self, shape: tuple[int, ...], out: str) -> tuple[Act, dict[str, Any]]:
         """An activation to be written, and the arguments that tell kernels so."""
@@ -347,7 +354,7 @@ class KernelOps(SpecOps):
         added = residual.q if isinstance(residual, Act) else residual
         self._kernels.conv(
             [x.q for x in inputs],
-            self._weights[layer][used],
+            self._packed(layer)[used],
             [segment.scale for segment in weights.segments[used]],
             [_scale(-x.exponent) for x in inputs],
             at=positions,
@@ -381,9 +388,12 @@ class KernelOps(SpecOps):
             Segment(np.ascontiguousarray(s.weight[channels]), s.scale[channels].copy())
             for s in layer.segments
         )
-        part = Layer(layer.bias[channels].copy(), segments)
-        self._prepare(name, part)
-        self._parts.setdefault(name, part)  # last: other threads look for it
+        bias = layer.bias[channels].copy()
+        self._prepare(name, Layer(bias, segments))
+        # Of the weights, which are packed now, shapes are left.
+        shapes = (np.broadcast_to(np.int16(0), s.weight.shape) for s in segments)
+        left = tuple(Segment(w, s.scale) for w, s in zip(shapes, segments, strict=True))
+        self._parts.setdefault(name, Layer(bias, left))  # last: other threads look for it
 
     def depthwise(self, layer: str, x: Act, *, gelu_after: bool = False, out: str) -> Act:
         weights = self._layer(layer)
