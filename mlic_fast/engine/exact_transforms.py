@@ -79,16 +79,19 @@ class ExactTransforms:
     def synthesis(self, y: Real, factors: Float) -> Any:
         """:meth:`synthesise` of latents [B, H/16, W/16, M] and the second of :meth:`scales`."""
         _, height, width, _ = y.shape
-        images = None
-        for band in bands(height, width, self._config.transform_kind.synthesis_halo(self._config)):
-            part = np.ascontiguousarray(y[:, band.seen])
-            pixels = self.networks.synthesis(self.ops, self.ops.scale(part, factors))
-            if part.shape[1] == height:
-                return pixels
-            if images is None:
-                images = np.empty((len(y), 3, 16 * height, 16 * width), np.uint8)
+
+        def pixels(at: slice) -> Any:
+            part = np.ascontiguousarray(y[:, at])
+            return self.networks.synthesis(self.ops, self.ops.scale(part, factors))
+
+        found = bands(height, width, self._config.transform_kind.synthesis_halo(self._config))
+        if len(found) == 1:
+            return pixels(found[0].seen)
+        images = np.empty((len(y), 3, 16 * height, 16 * width), np.uint8)
+        for band in found:
             inner = slice(16 * band.inner.start, 16 * band.inner.stop)
-            images[:, :, 16 * band.rows.start : 16 * band.rows.stop] = pixels[:, :, inner]
+            rows = slice(16 * band.rows.start, 16 * band.rows.stop)
+            images[:, :, rows] = pixels(band.seen)[:, :, inner]
         return images
 
     def scales(self, rate: Any) -> tuple[Any, Any]:
