@@ -112,7 +112,8 @@ class Kernels {
     }
     const py::ssize_t count = shape[0] * shape[1] * shape[2];
     if (count == 0) return;
-    perform([=, run = run_, kept = weights] { run.conv(list, positions, count, c); });
+    for (const auto& each : weights) keep(each);
+    perform([=, run = run_] { run.conv(list, positions, count, c); });
   }
 
   void depthwise(const py::array& x, const py::array& weights, const py::array& scales, float unit,
@@ -307,11 +308,11 @@ class Kernels {
     const Contiguous<float> added(
         skip, spread ? Shape{shape[0], shape[1] / 2, shape[2] / 2, 4 * shape[3]} : shape, "skip");
     int16_t* to = output<int16_t>(out, shape, "the output");
+    keep(gamma);
     const exact::Gdn g{b.data(), gamma.get(), s.data(), square_scale, inverse, out_scale};
     const float *from = input.data(), *add = added.data();
     const py::ssize_t rows = shape[0] * shape[1], width = shape[2];
-    perform(
-        [=, run = run_, kept = gamma] { exact::gdn(run, g, from, add, spread, rows, width, to); });
+    perform([=, run = run_] { exact::gdn(run, g, from, add, spread, rows, width, to); });
   }
 
   void add_half_tanh(const py::array& r, int parity, py::array y) const {
@@ -340,14 +341,14 @@ class Kernels {
         require(layer->weights->layout() == run_.kernels->layout,
                 "weights are packed for another instruction set");
       }
+      keep(block);
       list.push_back(block.get());
     }
     float* to = output<float>(x, shape_of(x), "x");
     const py::ssize_t batch = x.shape(0), height = x.shape(1), width = x.shape(2);
     const py::ssize_t channels = x.shape(3);
-    perform([=, run = run_, kept = blocks] {
-      exact::mixing_blocks(run, list, batch, height, width, channels, to);
-    });
+    perform(
+        [=, run = run_] { exact::mixing_blocks(run, list, batch, height, width, channels, to); });
   }
 
   // Images [B, 3, sH, sW] <-> [B, H, W, 3ss].
@@ -381,8 +382,13 @@ class Kernels {
   }
 
  private:
-  // Makes a call, and keeps it where this thread records. It captures pointers, sizes, numbers, and
-  // the owners of weights.
+  // Weights live as long as calls that are recorded with them.
+  template <class T>
+  static void keep(const std::shared_ptr<T>& constant) {
+    if (auto* recording = exact::Recording::current()) recording->keep(py::cast(constant));
+  }
+
+  // Makes a call, and keeps it where this thread records. It captures pointers, sizes, numbers.
   template <class Call>
   void perform(const Call& call) const {
     {
